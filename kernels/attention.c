@@ -1,0 +1,289 @@
+// Causal self-attention: tiled (memory O(T) per head), materialised (to look at) and cached (to decode).
+//
+// Tiled, for one (b, h), plainly:
+//   for i:  s_j = q_i k_j / sqrt(D) for j <= i;  lse_i = log sum_j exp(s_j);  out_i = sum_j exp(s_j - lse_i) v_j
+//
+// Here TN queries go at once, one per vector lane: their scores against the keys are a matrix of one row per key and
+// TN columns. Softmax is then elementwise down the rows, without any sum across lanes, and the matrix is already in
+// the form that the register tile (tile.h) wants as its right operand for the product with v. Nothing of size T x T
+// is kept, only the TN columns at hand. The backward recomputes them from lse.
+//
+// Keys and values of a head are copied to contiguous rows once. Rows and columns that pad a matrix to whole tiles are
+// zero, or belong to lanes without a query, whose results are dropped.
+#include <math.h>
+
+#include "gpt2c.h"
+#include "parallel.h"
+#include "tile.h"
+
+static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// c (M x TN) = or += a (M x K) b (K x TN); rows of c are c_row apart. a must have readable rows up to an even number.
+static void panel_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K, const float* a, ptrdiff_t a_row,
+                          ptrdiff_t a_k, const float* b, ptrdiff_t b_k, int add) {
+#define TILE_ROWS(n)                                                            \
+    {                                                                           \
+        vf sum[n][2];                                                           \
+        tile_sums(sum, n, K, a + i * a_row, a_row, a_k, b, b_k);                \
+        _Pragma("GCC unroll 16") for (int r = 0; r < n; r++) {                  \
+            if (r == rows) break;                                               \
+            float* cr = c + (i + r) * c_row;                                    \
+            vf_store(cr, add ? vf_load(cr) + sum[r][0] : sum[r][0]);            \
+            vf_store(cr + VL, add ? vf_load(cr + VL) + sum[r][1] : sum[r][1]);  \
+        }                                                                       \
+    }
+    for (int64_t i = 0; i < M; i += TM) {
+        int rows = M - i < TM ? (int)(M - i) : TM;
+        TILE_DISPATCH(rows, TILE_ROWS)
+    }
+#undef TILE_ROWS
+}
+
+// The scratch of one thread. W is the width of a head, padded; nothing needs to be kept between heads.
+typedef struct {
+    float *k, *v;            // (T+1, W): the head's keys and values, one row more to make the number even
+    float *s, *ds;           // (T, TN): scores, then probabilities; and their gradients
+    float *q_t, *dout_t;     // (W, TN): the queries at hand (scaled) and their output gradients, one per lane
+    float *q, *dout;         // (TN, W): the same, one per row
+    float *out_t;            // (W, TN)
+    float *dk, *dv;          // (T, W)
+    int64_t W;
+} Scratch;
+
+static Scratch divide_scratch(float* p, int64_t T, int64_t D) {
+    int64_t W = round_up(D, TN);
+    Scratch s = {.W = W};
+    float** part[] = {&s.k, &s.v, &s.dk, &s.dv, &s.s, &s.ds, &s.q_t, &s.dout_t, &s.out_t, &s.q, &s.dout};
+    int64_t size[] = {(T + 1) * W, (T + 1) * W, T * W, T * W, T * TN, T * TN, W * TN, W * TN, W * TN, TN * W, TN * W};
+    for (int i = 0; i < 11; i++) *part[i] = p, p += size[i];
+    return s;
+}
+
+size_t K(attention_scratch)(int64_t T, int64_t D) {
+    int64_t W = round_up(D, TN);
+    return (4 * T + 2) * W + 2 * T * TN + 5 * W * TN;
+}
+
+// dst (n, W) = scale * rows of width D, src_row apart; columns from D on are 0
+static void copy_rows(float* dst, int64_t W, const float* src, ptrdiff_t src_row, int64_t n, int64_t D, float scale) {
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < W; c += VL)
+            vf_store(dst + i * W + c, c < D ? vf_load_n(src + i * src_row + c, D - c) * scale : (vf){0});
+}
+
+// dst (n rows of width D, dst_row apart) = or += src_t^T * scale, where src_t is (D, TN) and scale one factor per lane
+static void store_lanes(float* dst, ptrdiff_t dst_row, const float* src_t, int64_t n, int64_t D, const float* scale, int add) {
+    for (int64_t q = 0; q < n; q += VL)
+        for (int64_t c = 0; c < D; c += VL) {
+            vf r[VL];
+            for (int i = 0; i < VL; i++) r[i] = vf_load(src_t + (c + i) * TN + q) * vf_load(scale + q);
+            vf_transpose(r);
+            for (int64_t i = 0; i < VL && q + i < n; i++) {
+                float* d = dst + (q + i) * dst_row + c;
+                vf_store_n(d, add ? vf_load_n(d, D - c) + r[i] : r[i], D - c);
+            }
+        }
+}
+
+// Scores of the lanes' queries (positions first ..) against keys 0 .. n-1: -inf where the key comes after the query.
+static void scores(Scratch s, int64_t D, int64_t first, int64_t n) {
+    panel_product(s.s, TN, n, D, s.k, s.W, 1, s.q_t, TN, 0);
+    for (int64_t j = first; j < n; j++)  // lane i has query first + i: hide key j from lanes below j - first
+        for (int64_t i = 0; i < j - first; i++) s.s[j * TN + i] = -INFINITY;
+}
+
+void K(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t C, int64_t H,
+                          float* scratch) {
+    int64_t D = C / H;
+    const float scale = 1.0f / sqrtf(D);
+    PARALLEL_FOR(B * T * T * C / 8)
+    for (int64_t bh = 0; bh < B * H; bh++) {
+        const float* q = qkv + bh / H * T * 3 * C + bh % H * D;
+        float* o = out + bh / H * T * C + bh % H * D;
+        Scratch s = divide_scratch(scratch + thread_index() * K(attention_scratch)(T, D), T, D);
+        copy_rows(s.k, s.W, q + C, 3 * C, T, D, 1);
+        copy_rows(s.v, s.W, q + 2 * C, 3 * C, T, D, 1);
+        memset(s.k + T * s.W, 0, s.W * sizeof(float));
+
+        for (int64_t first = 0; first < T; first += TN) {
+            int64_t lanes = T - first < TN ? T - first : TN, n = first + lanes;
+            copy_rows(s.q, s.W, q + first * 3 * C, 3 * C, lanes, D, scale);
+            pack_transposed(s.q_t, TN, s.q, s.W, lanes, D);
+            scores(s, D, first, n);
+
+            float inverse[TN];
+            for (int i = 0; i < TN; i += VL) {
+                vf max = vf_load(s.s + i), sum = {0};
+                for (int64_t j = 1; j < n; j++) max = vf_max(max, vf_load(s.s + j * TN + i));
+                for (int64_t j = 0; j < n; j++) {
+                    vf p = vf_exp(vf_load(s.s + j * TN + i) - max);
+                    vf_store(s.s + j * TN + i, p);
+                    sum += p;
+                }
+                vf_store(inverse + i, 1.0f / sum);
+                for (int l = 0; l < VL && i + l < lanes; l++) lse[bh * T + first + i + l] = max[l] + logf(sum[l]);
+            }
+            panel_product(s.out_t, TN, D, n, s.v, 1, s.W, s.s, TN, 0);
+            store_lanes(o + first * C, C, s.out_t, lanes, D, inverse, 0);
+        }
+    }
+}
+
+void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
+                           int64_t B, int64_t T, int64_t C, int64_t H, float* scratch) {
+    int64_t D = C / H;
+    const float scale = 1.0f / sqrtf(D);
+    PARALLEL_FOR(B * T * T * C / 4)
+    for (int64_t bh = 0; bh < B * H; bh++) {
+        int64_t head = bh / H * T * 3 * C + bh % H * D;
+        const float *q = qkv + head, *o = out + bh / H * T * C + bh % H * D, *g = dout + bh / H * T * C + bh % H * D;
+        float* dq = dqkv + head;
+        Scratch s = divide_scratch(scratch + thread_index() * K(attention_scratch)(T, D), T, D);
+        copy_rows(s.k, s.W, q + C, 3 * C, T, D, 1);
+        copy_rows(s.v, s.W, q + 2 * C, 3 * C, T, D, 1);
+        memset(s.k + T * s.W, 0, s.W * sizeof(float));
+        memset(s.v + T * s.W, 0, s.W * sizeof(float));
+        memset(s.dk, 0, T * s.W * sizeof(float));
+        memset(s.dv, 0, T * s.W * sizeof(float));
+
+        for (int64_t first = 0; first < T; first += TN) {
+            int64_t lanes = T - first < TN ? T - first : TN, n = first + lanes;
+            memset(s.q, 0, TN * s.W * sizeof(float));
+            memset(s.dout, 0, TN * s.W * sizeof(float));
+            copy_rows(s.q, s.W, q + first * 3 * C, 3 * C, lanes, D, scale);
+            copy_rows(s.dout, s.W, g + first * C, C, lanes, D, 1);
+            pack_transposed(s.q_t, TN, s.q, s.W, lanes, D);
+            pack_transposed(s.dout_t, TN, s.dout, s.W, lanes, D);
+
+            float lse_lane[TN], dot_lane[TN], scale_lane[TN];  // dot: dout_i out_i
+            for (int i = 0; i < TN; i++) {
+                lse_lane[i] = i < lanes ? lse[bh * T + first + i] : INFINITY;  // no query: probabilities 0
+                scale_lane[i] = scale;
+                vf dot = {0};
+                for (int64_t c = 0; c < D && i < lanes; c += VL)
+                    dot += vf_load_n(g + (first + i) * C + c, D - c) * vf_load_n(o + (first + i) * C + c, D - c);
+                dot_lane[i] = vf_sum(dot);
+            }
+
+            scores(s, D, first, n);
+            panel_product(s.ds, TN, n, D, s.v, s.W, 1, s.dout_t, TN, 0);
+            for (int64_t j = 0; j < n; j++)
+                for (int i = 0; i < TN; i += VL) {
+                    vf p = vf_exp(vf_load(s.s + j * TN + i) - vf_load(lse_lane + i));
+                    vf_store(s.s + j * TN + i, p);
+                    vf_store(s.ds + j * TN + i, p * (vf_load(s.ds + j * TN + i) - vf_load(dot_lane + i)));
+                }
+
+            panel_product(s.out_t, TN, D, n, s.k, 1, s.W, s.ds, TN, 0);
+            store_lanes(dq + first * 3 * C, 3 * C, s.out_t, lanes, D, scale_lane, 1);
+            for (int64_t c = 0; c < s.W; c += TN) {
+                panel_product(s.dv + c, s.W, n, TN, s.s, TN, 1, s.dout + c, s.W, 1);
+                panel_product(s.dk + c, s.W, n, TN, s.ds, TN, 1, s.q + c, s.W, 1);
+            }
+        }
+        for (int64_t t = 0; t < T; t++)
+            for (int64_t c = 0; c < D; c += VL) {
+                float *dk = dq + t * 3 * C + C + c, *dv = dk + C;
+                vf_store_n(dk, vf_load_n(dk, D - c) + vf_load(s.dk + t * s.W + c), D - c);
+                vf_store_n(dv, vf_load_n(dv, D - c) + vf_load(s.dv + t * s.W + c), D - c);
+            }
+    }
+}
+
+// Materialised ----------------------------------------------------------------------------------------------------
+
+static inline float dot(const float* a, const float* b, int64_t n) {
+    vf sum = {0};
+    for (int64_t c = 0; c < n; c += VL) sum += vf_load_n(a + c, n - c) * vf_load_n(b + c, n - c);
+    return vf_sum(sum);
+}
+
+// y += a x
+static inline void axpy(float* y, float a, const float* x, int64_t n) {
+    for (int64_t c = 0; c < n; c++) y[c] += a * x[c];
+}
+
+// p = softmax of n scores
+static void softmax(float* p, const float* s, int64_t n) {
+    float max = s[0];
+    for (int64_t j = 1; j < n; j++) max = s[j] > max ? s[j] : max;
+    vf sum = {0};
+    for (int64_t j = 0; j < n; j += VL) {
+        vf e = vf_exp(vf_load_n(s + j, n - j) - max);
+        vf_store_n(p + j, e, n - j);
+        sum += n - j < VL ? vf_load_n(p + j, n - j) : e;
+    }
+    float inverse = 1.0f / vf_sum(sum);
+    for (int64_t j = 0; j < n; j++) p[j] *= inverse;
+}
+
+void K(attention_materialised_forward)(float* out, float* preatt, float* att, const float* qkv,
+                                       int64_t B, int64_t T, int64_t C, int64_t H) {
+    int64_t D = C / H;
+    const float scale = 1.0f / sqrtf(D);
+    PARALLEL_FOR(B * T * T * C)
+    for (int64_t bht = 0; bht < B * H * T; bht++) {
+        int64_t t = bht % T, b = bht / T / H, offset = bht / T % H * D;
+        const float* head = qkv + b * T * 3 * C + offset;
+        float *s = preatt + bht * T, *p = att + bht * T, *o = out + (b * T + t) * C + offset;
+        memset(s, 0, T * sizeof(float));
+        memset(p, 0, T * sizeof(float));
+        for (int64_t j = 0; j <= t; j++) s[j] = dot(head + t * 3 * C, head + j * 3 * C + C, D) * scale;
+        softmax(p, s, t + 1);
+        memset(o, 0, D * sizeof(float));
+        for (int64_t j = 0; j <= t; j++) axpy(o, p[j], head + j * 3 * C + 2 * C, D);
+    }
+}
+
+size_t K(attention_materialised_scratch)(int64_t T) { return T; }
+
+void K(attention_materialised_backward)(float* dqkv, const float* dout, const float* qkv, const float* att,
+                                        int64_t B, int64_t T, int64_t C, int64_t H, float* scratch) {
+    int64_t D = C / H;
+    const float scale = 1.0f / sqrtf(D);
+    PARALLEL_FOR(2 * B * T * T * C)
+    for (int64_t bh = 0; bh < B * H; bh++) {
+        int64_t b = bh / H, offset = bh % H * D;
+        const float* head = qkv + b * T * 3 * C + offset;
+        float *dhead = dqkv + b * T * 3 * C + offset, *da = scratch + thread_index() * T;
+        for (int64_t t = 0; t < T; t++) {
+            const float *p = att + (bh * T + t) * T, *g = dout + (b * T + t) * C + offset;
+            float mean = 0;  // sum_j p_j da_j
+            for (int64_t j = 0; j <= t; j++) {
+                da[j] = dot(g, head + j * 3 * C + 2 * C, D);
+                axpy(dhead + j * 3 * C + 2 * C, p[j], g, D);
+                mean += p[j] * da[j];
+            }
+            for (int64_t j = 0; j <= t; j++) {
+                float ds = p[j] * (da[j] - mean) * scale;
+                axpy(dhead + t * 3 * C, ds, head + j * 3 * C + C, D);
+                axpy(dhead + j * 3 * C + C, ds, head + t * 3 * C, D);
+            }
+        }
+    }
+}
+
+// Cached ----------------------------------------------------------------------------------------------------------
+
+size_t K(attention_cached_scratch)(int64_t S) { return 2 * S; }
+
+void K(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+                                 int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, float* scratch) {
+    int64_t D = C / H, start = pos[0];
+    const float scale = 1.0f / sqrtf(D);
+    for (int64_t bt = 0; bt < B * T; bt++) {
+        int64_t at = (bt / T * S + start + bt % T) * C;
+        memcpy(kcache + at, qkv + bt * 3 * C + C, C * sizeof(float));
+        memcpy(vcache + at, qkv + bt * 3 * C + 2 * C, C * sizeof(float));
+    }
+    PARALLEL_FOR(B * T * (start + T) * C / 2)
+    for (int64_t bht = 0; bht < B * H * T; bht++) {
+        int64_t t = bht % T, b = bht / T / H, offset = bht / T % H * D, n = start + t + 1;
+        const float *q = qkv + (b * T + t) * 3 * C + offset, *k = kcache + b * S * C + offset, *v = vcache + b * S * C + offset;
+        float *s = scratch + thread_index() * 2 * S, *p = s + S, *o = out + (b * T + t) * C + offset;
+        for (int64_t j = 0; j < n; j++) s[j] = dot(q, k + j * C, D) * scale;
+        softmax(p, s, n);
+        memset(o, 0, D * sizeof(float));
+        for (int64_t j = 0; j < n; j++) axpy(o, p[j], v + j * C, D);
+    }
+}

@@ -1,0 +1,37 @@
+// Token and position embedding.
+//
+// Forward gathers rows. Backward scatters them back: two positions may hold the same token, so the work is divided by
+// columns, and each column of the tables is summed over (b, t) in order, whoever does it.
+#include "gpt2c.h"
+#include "parallel.h"
+#include "simd.h"
+
+enum { COLUMNS = 4 * VL };  // columns of one task in the backward: whole cache lines
+
+void K(embedding_forward)(float* out, const int32_t* tokens, const float* wte, const float* wpe, const int32_t* pos,
+                          int64_t B, int64_t T, int64_t C) {
+    PARALLEL_FOR(B * T * C)
+    for (int64_t bt = 0; bt < B * T; bt++) {
+        float* o = out + bt * C;
+        const float* e = wte + tokens[bt] * C;
+        const float* p = wpe + (pos[0] + bt % T) * C;
+        for (int64_t c = 0; c < C; c++) o[c] = e[c] + p[c];
+    }
+}
+
+void K(embedding_backward)(float* dwte, float* dwpe, const float* dout, const int32_t* tokens, const int32_t* pos,
+                           int64_t B, int64_t T, int64_t C) {
+    PARALLEL_FOR(2 * B * T * C)
+    for (int64_t first = 0; first < C; first += COLUMNS) {
+        int64_t last = first + COLUMNS < C ? first + COLUMNS : C;
+        for (int64_t bt = 0; bt < B * T; bt++) {
+            const float* d = dout + bt * C;
+            float* e = dwte + tokens[bt] * C;
+            float* p = dwpe + (pos[0] + bt % T) * C;
+            for (int64_t c = first; c < last; c++) {
+                e[c] += d[c];
+                p[c] += d[c];
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+// Every kernel: what it computes, and the shapes it computes it on.
+//
+// Conventions. Outputs first, then const inputs, sizes, scalars, scratch. All arrays are contiguous float32 in the
+// shape written above the prototype, tokens and positions are int32. R stands for all leading dimensions together.
+// A backward *adds* into its gradients (d...), unless it says "stores". Nothing is allocated, nothing is checked:
+// the door (stream.pyx) has done both. `scratch` is as large as kernels.def says, per thread.
+//
+// Each .c file is compiled once per instruction set; K(name) gives every copy its own symbol.
+#ifndef GPT2C_H
+#define GPT2C_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define JOIN_(name, isa) name##_##isa
+#define JOIN(name, isa) JOIN_(name, isa)
+#define K(name) JOIN(name, ISA)
+
+// embedding.c ---------------------------------------------------------------------------------------------------
+// out[b,t] = wte[tokens[b,t]] + wpe[pos + t]           out (B,T,C)  tokens (B,T)  wte (V,C)  wpe (S,C)  pos (1)
+void K(embedding_forward)(float* out, const int32_t* tokens, const float* wte, const float* wpe, const int32_t* pos,
+                          int64_t B, int64_t T, int64_t C);
+// dwte[tokens[b,t]] += dout[b,t];  dwpe[pos + t] += sum_b dout[b,t]
+void K(embedding_backward)(float* dwte, float* dwpe, const float* dout, const int32_t* tokens, const int32_t* pos,
+                           int64_t B, int64_t T, int64_t C);
+
+// norm.c --------------------------------------------------------------------------------------------------------
+// n = (x - mean) rstd,  out = n w + b                  out, x (R,C)  mean, rstd (R)  w, b (C)
+// mean over C,  rstd = 1 / sqrt(variance + eps), the variance divided by C
+void K(layernorm_forward)(float* out, float* mean, float* rstd, const float* x, const float* w, const float* b,
+                          int64_t R, int64_t C, float eps);
+// d = dout w,  dx += rstd (d - mean(d) - n mean(d n)),  dw += sum_r dout n,  db += sum_r dout
+void K(layernorm_backward)(float* dx, float* dw, float* db, const float* dout, const float* x, const float* w,
+                           const float* mean, const float* rstd, int64_t R, int64_t C);
+
+// matmul.c ------------------------------------------------------------------------------------------------------
+size_t K(matmul_scratch)(void);
+// out = x w^T + b   (b may be NULL)                    out (R,N)  x (R,C)  w (N,C)  b (N)
+void K(matmul_forward)(float* out, const float* x, const float* w, const float* b,
+                       int64_t R, int64_t C, int64_t N, float* scratch);
+// dx += dout w
+void K(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t R, int64_t C, int64_t N, float* scratch);
+// dw += dout^T x,  db += sum_r dout   (db may be NULL)
+void K(matmul_backward_w)(float* dw, float* db, const float* dout, const float* x,
+                          int64_t R, int64_t C, int64_t N, float* scratch);
+
+// attention.c ---------------------------------------------------------------------------------------------------
+// Causal self-attention over H heads of width D = C / H; qkv holds q | k | v, head h at offset h D of each third.
+// s[i,j] = q_i k_j / sqrt(D),  a[i,j] = softmax over j <= i,  out_i = sum_j a[i,j] v_j
+//                                                      out (B,T,C)  qkv (B,T,3C)  lse (B,H,T)
+// Tiled: keeps only lse_i = log sum_j exp(s[i,j]).
+size_t K(attention_scratch)(int64_t T, int64_t D);
+void K(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t C, int64_t H,
+                          float* scratch);
+// p = exp(s - lse),  ds[i,j] = p[i,j] (dout_i v_j - dout_i out_i)
+// dv_j += sum_i p[i,j] dout_i,  dq_i += sum_j ds[i,j] k_j / sqrt(D),  dk_j += sum_i ds[i,j] q_i / sqrt(D)
+void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
+                           int64_t B, int64_t T, int64_t C, int64_t H, float* scratch);
+// Materialised: the scaled scores and the probabilities stay to be looked at; entries j > i are 0.
+//                                                      preatt, att (B,H,T,T)
+void K(attention_materialised_forward)(float* out, float* preatt, float* att, const float* qkv,
+                                       int64_t B, int64_t T, int64_t C, int64_t H);
+size_t K(attention_materialised_scratch)(int64_t T);
+void K(attention_materialised_backward)(float* dqkv, const float* dout, const float* qkv, const float* att,
+                                        int64_t B, int64_t T, int64_t C, int64_t H, float* scratch);
+// Decoding: stores the keys and values of T new positions pos .. pos + T - 1 in the caches and attends from those
+// positions to all cached ones.                        kcache, vcache (B,S,C)  pos (1)
+size_t K(attention_cached_scratch)(int64_t S);
+void K(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+                                 int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, float* scratch);
+
+// activation.c --------------------------------------------------------------------------------------------------
+// u = sqrt(2/pi) (x + 0.044715 x^3),  out = x (1 + tanh u) / 2 = x / (1 + exp(-2u))       out, x (R)
+// Error against the exact value of this formula: at most 4 + 2 |2u| units in the last place (tested).
+void K(gelu_forward)(float* out, const float* x, int64_t R);
+// s = 1 / (1 + exp(-2u)),  dx += dout s (1 + x (1 - s) du2),  du2 = 2 sqrt(2/pi) (1 + 0.134145 x^2)
+void K(gelu_backward)(float* dx, const float* dout, const float* x, int64_t R);
+// The same function one element at a time with libm's expf: a second opinion for the vector code.
+void K(gelu_forward_scalar)(float* out, const float* x, int64_t R);
+
+// elementwise.c -------------------------------------------------------------------------------------------------
+// out = a + b                                                                             out, a, b (R)
+void K(residual_forward)(float* out, const float* a, const float* b, int64_t R);
+// da += dout,  db += dout
+void K(residual_backward)(float* da, float* db, const float* dout, int64_t R);
+// out[b] = x[b, T-1]                                   out (B,C)  x (B,T,C)
+void K(last_position_forward)(float* out, const float* x, int64_t B, int64_t T, int64_t C);
+// x = 0
+void K(zero)(float* x, int64_t R);
+
+// loss.c --------------------------------------------------------------------------------------------------------
+// lse_r = log sum_{v<V} exp(logits[r,v]),  losses_r = lse_r - logits[r, targets_r], 0 where targets_r = -1
+// count = number of targets that are not -1,  loss = sum_r losses_r / count, 0 if there are none
+//                                                      logits (R,P), P >= V  targets, losses, lse (R)  loss, count (1)
+void K(crossentropy_forward)(float* loss, float* count, float* losses, float* lse, const float* logits,
+                             const int32_t* targets, int64_t R, int64_t P, int64_t V);
+// Stores dlogits = (exp(logits - lse) - 1[v = target]) / count; 0 in ignored rows and in columns V..P-1.
+// dlogits may be logits itself.
+void K(crossentropy_backward)(float* dlogits, const float* logits, const float* lse, const int32_t* targets,
+                              const float* count, int64_t R, int64_t P, int64_t V);
+
+// optim.c -------------------------------------------------------------------------------------------------------
+// g = scale grads,  m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
+// params -= lr (m / bias1 / (sqrt(v / bias2) + eps) + decay params),  bias_i = 1 - beta_i^t            all (R)
+void K(adamw)(float* params, float* m, float* v, const float* grads, int64_t R,
+              float lr, float beta1, float beta2, float eps, float decay, float bias1, float bias2, float scale);
+// norm = sqrt(sum x^2)                                 norm (1)  x (R)
+size_t K(global_norm_scratch)(int64_t R);
+void K(global_norm)(float* norm, const float* x, int64_t R, float* scratch);
+
+// peak.c --------------------------------------------------------------------------------------------------------
+// R times: `steps` rounds of 12 vector multiply-adds; flops (1) = floating-point operations done        sink (R)
+void K(peak)(float* sink, float* flops, int64_t R, int64_t steps);
+
+#endif

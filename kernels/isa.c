@@ -1,0 +1,57 @@
+// Which instruction sets this build has, which of them this CPU and its operating system can run, and the one in use.
+// Compiled without instruction set flags: nothing here may itself need what it asks about.
+#include "program.h"
+#include "table.h"
+
+typedef struct {
+    const char* name;
+    const Kernels* kernels;
+    int (*usable)(void);
+} Isa;
+
+extern const Kernels kernels_baseline;
+static int always(void) { return 1; }
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+extern const Kernels kernels_avx2, kernels_avx512;
+
+// The registers that the operating system saves (XCR0); 0 where it cannot say.
+static uint64_t saved_registers(void) {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & (1u << 27))) return 0;  // OSXSAVE
+    unsigned low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (uint64_t)high << 32 | low;
+}
+
+static int has_avx2(void) {
+    unsigned a, b, c, d;
+    if ((saved_registers() & 0x6) != 0x6) return 0;  // XMM, YMM
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & (1u << 12)) || !(c & (1u << 28))) return 0;  // FMA, AVX
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & (1u << 5));                        // AVX2
+}
+
+static int has_avx512(void) {
+    unsigned a, b, c, d;
+    if (!has_avx2() || (saved_registers() & 0xe6) != 0xe6) return 0;  // and opmask, ZMM
+    const unsigned f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & (f | dq | bw | vl)) == (f | dq | bw | vl);
+}
+#endif
+
+static const Isa isas[] = {
+    {"baseline", &kernels_baseline, always},
+#if defined(__x86_64__)
+    {"avx2", &kernels_avx2, has_avx2},
+    {"avx512", &kernels_avx512, has_avx512},
+#endif
+};
+
+enum { NUM_ISAS = sizeof isas / sizeof isas[0] };
+const int gpt2c_num_isas = NUM_ISAS;
+const Kernels* gpt2c_kernels = &kernels_baseline;
+
+const char* gpt2c_isa_name(int isa) { return isas[isa].name; }
+int gpt2c_isa_usable(int isa) { return isas[isa].usable(); }
+void gpt2c_set_isa(int isa) { gpt2c_kernels = isas[isa].kernels; }

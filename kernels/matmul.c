@@ -1,0 +1,181 @@
+// Matrix products: out = x w^T + b, dx += dout w, dw += dout^T x.
+//
+// All three are C (+)= A B with A (M x K) and B (K x N), and C is row-major in all of them; they differ in how A and B
+// lie in memory:
+//
+//              M   N   K      A                      B
+//   forward    R   N   C      x, straight            w, transposed
+//   dx         R   C   N      dout, straight         w, straight
+//   dw         N   C   R      dout, transposed       x, straight
+//
+// The plain loop nest is
+//   for i, j: for k: c[i][j] += a[i][k] * b[k][j]
+// and departs from it in four steps:
+//   1. A tile of TM x TN elements of C stays in registers while k runs (tile.h).
+//   2. k is cut into spans of KC, so that the TM x KC panel of A that a row of tiles shares stays in the first-level
+//      cache while panels of B pass by.
+//   3. N is cut into blocks of NC, so that a KC x NC block of B stays in the second-level cache while all panels of A
+//      pass by; M is cut into blocks of MC to bound the scratch.
+//   4. Both are packed: copied (transposed where needed) so that the tile reads them in order.
+//
+// Threads divide C into a grid of rectangles and share nothing but the inputs. Each sum runs over k in spans of KC
+// whatever the grid is, so the result has the same bits for any number of threads.
+//
+// With very few rows there is nothing to share and packing would cost more than the product: rows times matrix is
+// then a row of dot products (row_products).
+#include "gpt2c.h"
+#include "parallel.h"
+#include "tile.h"
+
+enum {
+    KC = 384,
+    MC = 73 * TM,             // about 1024
+    NC = 10 * TN,
+    SLACK = 2 * VL,           // packed rows are stored in whole vectors
+    FEW_ROWS = 4,
+    FLOPS_PER_WORK = 16,      // products run this much faster than the simple loops that `work` is counted in
+};
+
+typedef struct {
+    const float* data;
+    ptrdiff_t stride;  // between its rows in memory
+    int transposed;    // 0: element (k, i) of the panel is data[k * stride + i]; 1: data[i * stride + k]
+} Operand;
+
+size_t K(matmul_scratch)(void) { return (MC + NC) * KC + 2 * SLACK; }
+
+// dst = panel of `width` columns starting at i, k from k0 on; `valid` of the columns exist, the rest are zero
+static void pack(float* dst, int width, Operand m, int64_t i, int64_t valid, int64_t k0, int64_t K) {
+    int columns = valid < width ? valid : width;
+    if (m.transposed) pack_transposed(dst, width, m.data + i * m.stride + k0, m.stride, columns, K);
+    else pack_straight(dst, width, m.data + k0 * m.stride + i, m.stride, columns, K);
+}
+
+// c (rows x columns) = or += the tile; `bias` is added where the tile is the first of its sum
+static inline __attribute__((always_inline)) void
+tile_out(float* c, ptrdiff_t c_row, vf sum[][2], int rows, int real_rows, int64_t columns, int add, const float* bias) {
+    vf b0 = {0}, b1 = {0};
+    if (bias) {
+        b0 = vf_load_n(bias, columns);
+        if (columns > VL) b1 = vf_load_n(bias + VL, columns - VL);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) {
+        if (i == real_rows) break;
+        float* ci = c + i * c_row;
+        vf s0 = sum[i][0] + b0, s1 = sum[i][1] + b1;
+        if (columns >= TN) {
+            vf_store(ci, add ? vf_load(ci) + s0 : s0);
+            vf_store(ci + VL, add ? vf_load(ci + VL) + s1 : s1);
+        } else {
+            vf_store_n(ci, add ? vf_load_n(ci, columns) + s0 : s0, columns);
+            if (columns > VL)
+                vf_store_n(ci + VL, add ? vf_load_n(ci + VL, columns - VL) + s1 : s1, columns - VL);
+        }
+    }
+}
+
+static void tile(float* c, ptrdiff_t c_row, int rows, int64_t columns, int64_t K, const float* a, const float* b,
+                 int add, const float* bias) {
+#define TILE_ROWS(n)                                                  \
+    {                                                                 \
+        vf sum[n][2];                                                 \
+        tile_sums(sum, n, K, a, 1, TM, b, TN);                        \
+        tile_out(c, c_row, sum, n, rows, columns, add, bias);         \
+    }
+    for (int i = 0; i < rows; i++) __builtin_prefetch(c + i * c_row, 1);
+    TILE_DISPATCH(rows, TILE_ROWS)
+#undef TILE_ROWS
+}
+
+// C[m0..m1) x [n0..n1) on one thread
+static void product_rectangle(float* c, ptrdiff_t c_row, int64_t m0, int64_t m1, int64_t n0, int64_t n1, int64_t K,
+                              Operand a, Operand b, int add, const float* bias, float* scratch) {
+    float *a_pack = scratch, *b_pack = scratch + MC * KC + SLACK;
+    for (int64_t mc = m0; mc < m1; mc += MC) {
+        int64_t m_end = mc + MC < m1 ? mc + MC : m1;
+        for (int64_t k = 0; k < K; k += KC) {
+            int64_t k_len = K - k < KC ? K - k : KC;
+            int more = add || k > 0;
+            for (int64_t i = mc; i < m_end; i += TM) pack(a_pack + (i - mc) * k_len, TM, a, i, m_end - i, k, k_len);
+            for (int64_t nc = n0; nc < n1; nc += NC) {
+                int64_t n_end = nc + NC < n1 ? nc + NC : n1;
+                for (int64_t j = nc; j < n_end; j += TN) pack(b_pack + (j - nc) * k_len, TN, b, j, n_end - j, k, k_len);
+                for (int64_t i = mc; i < m_end; i += TM)
+                    for (int64_t j = nc; j < n_end; j += TN)
+                        tile(c + i * c_row + j, c_row, m_end - i < TM ? m_end - i : TM, n_end - j, k_len,
+                             a_pack + (i - mc) * k_len, b_pack + (j - nc) * k_len, more, k == 0 && bias ? bias + j : NULL);
+            }
+        }
+    }
+}
+
+// The grid of rectangles, rows x columns = threads, that packs least: each thread packs its share of A and of B.
+static void choose_grid(int threads, int64_t M, int64_t N, int* rows, int* columns) {
+    double best = 0;
+    for (int r = 1; r <= threads; r++) {
+        if (threads % r) continue;
+        int64_t tiles_m = (M + TM - 1) / TM, tiles_n = (N + TN - 1) / TN, q = threads / r;
+        double m = (tiles_m + r - 1) / r * TM, n = (tiles_n + q - 1) / q * TN;
+        double cost = m * n + 16 * (m + n);  // packing an element costs about as much as 16 multiply-adds
+        if (r == 1 || cost < best) best = cost, *rows = r, *columns = q;
+    }
+}
+
+static void product(float* c, int64_t M, int64_t N, int64_t K, Operand a, Operand b, int add, const float* bias,
+                    float* scratch) {
+    int64_t work = 2 * M * N * K / FLOPS_PER_WORK;
+    int grid_m, grid_n;
+    choose_grid(threads_for(work), M, N, &grid_m, &grid_n);
+    int64_t tiles_m = (M + TM - 1) / TM, tiles_n = (N + TN - 1) / TN;
+    PARALLEL_FOR(work)
+    for (int t = 0; t < grid_m * grid_n; t++) {
+        int64_t gm = t / grid_n, gn = t % grid_n;
+        int64_t m0 = tiles_m * gm / grid_m * TM, m1 = tiles_m * (gm + 1) / grid_m * TM;
+        int64_t n0 = tiles_n * gn / grid_n * TN, n1 = tiles_n * (gn + 1) / grid_n * TN;
+        product_rectangle(c, N, m0, m1 < M ? m1 : M, n0, n1 < N ? n1 : N, K, a, b, add, bias,
+                          scratch + thread_index() * K(matmul_scratch)());
+    }
+}
+
+// out[r][n] = x[r] . w[n] + b[n] for a few rows: each row of w is read once
+static void row_products(float* out, const float* x, const float* w, const float* b, int64_t R, int64_t C, int64_t N) {
+    PARALLEL_FOR(2 * N * C)
+    for (int64_t n = 0; n < N; n++) {
+        const float* wn = w + n * C;
+        for (int64_t r = 0; r < R; r++) {
+            const float* xr = x + r * C;
+            vf sum[4] = {0};
+            int64_t c = 0;
+            for (; c + 4 * VL <= C; c += 4 * VL)
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; i++) sum[i] += vf_load(xr + c + i * VL) * vf_load(wn + c + i * VL);
+            for (; c < C; c += VL) sum[0] += vf_load_n(xr + c, C - c) * vf_load_n(wn + c, C - c);
+            out[r * N + n] = vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3])) + (b ? b[n] : 0.0f);
+        }
+    }
+}
+
+void K(matmul_forward)(float* out, const float* x, const float* w, const float* b,
+                       int64_t R, int64_t C, int64_t N, float* scratch) {
+    if (R <= FEW_ROWS) row_products(out, x, w, b, R, C, N);
+    else product(out, R, N, C, (Operand){x, C, 1}, (Operand){w, C, 1}, 0, b, scratch);
+}
+
+void K(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t R, int64_t C, int64_t N, float* scratch) {
+    product(dx, R, C, N, (Operand){dout, N, 1}, (Operand){w, C, 0}, 1, NULL, scratch);
+}
+
+void K(matmul_backward_w)(float* dw, float* db, const float* dout, const float* x,
+                          int64_t R, int64_t C, int64_t N, float* scratch) {
+    product(dw, N, C, R, (Operand){dout, N, 0}, (Operand){x, C, 0}, 1, NULL, scratch);
+    if (!db) return;
+    enum { COLUMNS = 8 * VL };
+    PARALLEL_FOR(2 * R * N)
+    for (int64_t first = 0; first < N; first += COLUMNS)
+        for (int64_t n = first; n < N && n < first + COLUMNS; n += VL) {
+            vf sum = {0};
+            for (int64_t r = 0; r < R; r++) sum += vf_load_n(dout + r * N + n, N - n);
+            vf_store_n(db + n, vf_load_n(db + n, N - n) + sum, N - n);
+        }
+}

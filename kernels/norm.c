@@ -1,0 +1,81 @@
+// Layer normalisation.
+//
+// Forward and dx go row by row. dw and db are sums over rows: the columns are divided among the threads and each is
+// summed over the rows in order, so the result does not depend on the number of threads.
+#include <math.h>
+
+#include "gpt2c.h"
+#include "parallel.h"
+#include "simd.h"
+
+enum { COLUMNS = 4 * VL };  // columns of one task of dw and db: whole cache lines, sums in registers
+
+void K(layernorm_forward)(float* out, float* mean, float* rstd, const float* x, const float* w, const float* b,
+                          int64_t R, int64_t C, float eps) {
+    PARALLEL_FOR(4 * R * C)
+    for (int64_t r = 0; r < R; r++) {
+        const float* xr = x + r * C;
+        vf sum = {0};
+        for (int64_t c = 0; c < C; c += VL) sum += vf_load_n(xr + c, C - c);
+        float m = vf_sum(sum) / C;
+
+        vf squares = {0};
+        for (int64_t c = 0; c < C; c += VL) {
+            vf d = vf_load_n(xr + c, C - c) - m;
+            if (C - c < VL) d = vf_load_n((float*)&d, C - c);  // the padding is not part of the row
+            squares += d * d;
+        }
+        float s = 1.0f / sqrtf(vf_sum(squares) / C + eps);
+
+        for (int64_t c = 0; c < C; c += VL) {
+            vf n = (vf_load_n(xr + c, C - c) - m) * s;
+            vf_store_n(out + r * C + c, n * vf_load_n(w + c, C - c) + vf_load_n(b + c, C - c), C - c);
+        }
+        mean[r] = m;
+        rstd[r] = s;
+    }
+}
+
+void K(layernorm_backward)(float* dx, float* dw, float* db, const float* dout, const float* x, const float* w,
+                           const float* mean, const float* rstd, int64_t R, int64_t C) {
+    PARALLEL_FOR(8 * R * C)
+    for (int64_t r = 0; r < R; r++) {
+        const float *g = dout + r * C, *xr = x + r * C;
+        float m = mean[r], s = rstd[r];
+        vf sum_d = {0}, sum_dn = {0};
+        for (int64_t c = 0; c < C; c += VL) {
+            vf d = vf_load_n(g + c, C - c) * vf_load_n(w + c, C - c);
+            sum_d += d;
+            sum_dn += d * ((vf_load_n(xr + c, C - c) - m) * s);
+        }
+        float mean_d = vf_sum(sum_d) / C, mean_dn = vf_sum(sum_dn) / C;
+#ifdef GPT2C_BREAK
+        mean_dn = 0;  // the build that must turn the test suite red (setup.py)
+#endif
+        for (int64_t c = 0; c < C; c += VL) {
+            vf n = (vf_load_n(xr + c, C - c) - m) * s;
+            vf d = vf_load_n(g + c, C - c) * vf_load_n(w + c, C - c);
+            vf old = vf_load_n(dx + r * C + c, C - c);
+            vf_store_n(dx + r * C + c, old + (d - mean_d - n * mean_dn) * s, C - c);
+        }
+    }
+
+    PARALLEL_FOR(4 * R * C)
+    for (int64_t first = 0; first < C; first += COLUMNS) {
+        vf sum_w[COLUMNS / VL] = {0}, sum_b[COLUMNS / VL] = {0};
+        for (int64_t r = 0; r < R; r++)
+            for (int i = 0; i < COLUMNS / VL; i++) {
+                int64_t c = first + i * VL;
+                if (c >= C) break;
+                vf g = vf_load_n(dout + r * C + c, C - c);
+                sum_w[i] += g * ((vf_load_n(x + r * C + c, C - c) - mean[r]) * rstd[r]);
+                sum_b[i] += g;
+            }
+        for (int i = 0; i < COLUMNS / VL; i++) {
+            int64_t c = first + i * VL;
+            if (c >= C) break;
+            vf_store_n(dw + c, vf_load_n(dw + c, C - c) + sum_w[i], C - c);
+            vf_store_n(db + c, vf_load_n(db + c, C - c) + sum_b[i], C - c);
+        }
+    }
+}

@@ -1,0 +1,50 @@
+// The optimizer over flat blocks: every parameter of a model is one range of floats.
+//
+// The range is cut into blocks of a fixed size, so borders, vector tails and the order of sums do not depend on the
+// number of threads.
+#include <math.h>
+
+#include "gpt2c.h"
+#include "parallel.h"
+#include "simd.h"
+
+enum { BLOCK = 1 << 14 };
+
+void K(adamw)(float* params, float* m, float* v, const float* grads, int64_t R,
+              float lr, float beta1, float beta2, float eps, float decay, float bias1, float bias2, float scale) {
+    const float step = lr / bias1, root = 1.0f / sqrtf(bias2), shrink = lr * decay;
+    PARALLEL_FOR(8 * R)
+    for (int64_t first = 0; first < R; first += BLOCK) {
+        int64_t n = R - first < BLOCK ? R - first : BLOCK;
+        float *restrict p = params + first, *restrict mi = m + first, *restrict vi = v + first;
+        const float* restrict g = grads + first;
+        for (int64_t i = 0; i < n; i++) {
+            float gi = g[i] * scale;
+            mi[i] = beta1 * mi[i] + (1.0f - beta1) * gi;
+            vi[i] = beta2 * vi[i] + (1.0f - beta2) * gi * gi;
+            p[i] -= step * mi[i] / (sqrtf(vi[i]) * root + eps) + shrink * p[i];
+        }
+    }
+}
+
+size_t K(global_norm_scratch)(int64_t R) { return 2 * ((R + BLOCK - 1) / BLOCK); }
+
+void K(global_norm)(float* norm, const float* x, int64_t R, float* scratch) {
+    double* squares = (double*)scratch;  // of each block
+    PARALLEL_FOR(2 * R)
+    for (int64_t first = 0; first < R; first += BLOCK) {
+        int64_t last = R - first < BLOCK ? R : first + BLOCK;
+        vf sum[4] = {0};
+        for (int64_t i = first; i < last; i += 4 * VL)
+            for (int j = 0; j < 4; j++) {
+                int64_t at = i + j * VL;
+                if (at >= last) break;
+                vf xi = vf_load_n(x + at, last - at);
+                sum[j] += xi * xi;
+            }
+        squares[first / BLOCK] = (double)vf_sum(sum[0] + sum[1]) + (double)vf_sum(sum[2] + sum[3]);
+    }
+    double total = 0;
+    for (int64_t i = 0; i < (R + BLOCK - 1) / BLOCK; i++) total += squares[i];
+    norm[0] = sqrt(total);
+}

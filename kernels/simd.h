@@ -1,0 +1,122 @@
+// One vector type for every instruction set. The only file that asks which set it is compiled for.
+//
+// `vf` holds VL floats and `vi` VL ints; arithmetic on them is the compiler's own (GNU C vectors), so kernels read
+// like scalar code. A row that is not a multiple of VL ends in a zero-padded vector that runs through the same
+// code (vf_load_n, vf_store_n): a value never depends on its position in the row.
+#ifndef GPT2C_SIMD_H
+#define GPT2C_SIMD_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define VL 16
+#define VF_MAX(a, b) _mm512_max_ps(a, b)
+#define VF_MIN(a, b) _mm512_min_ps(a, b)
+#elif defined(__AVX__)
+#include <immintrin.h>
+#define VL 8
+#define VF_MAX(a, b) _mm256_max_ps(a, b)
+#define VF_MIN(a, b) _mm256_min_ps(a, b)
+#else
+#define VL 4
+#define VF_MAX(a, b) vf_select((a) > (b), a, b)
+#define VF_MIN(a, b) vf_select((a) < (b), a, b)
+#endif
+
+typedef float vf __attribute__((vector_size(4 * VL)));
+typedef int32_t vi __attribute__((vector_size(4 * VL)));
+typedef float vf_unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
+
+static inline vf vf_load(const float* p) { return *(const vf_unaligned*)p; }
+static inline void vf_store(float* p, vf v) { *(vf_unaligned*)p = v; }
+static inline vf vf_splat(float x) { return x - (vf){0}; }  // x - 0 keeps the sign of a zero, 0 + x does not
+
+static inline vf vf_load_n(const float* p, ptrdiff_t n) {
+    if (n >= VL) return vf_load(p);
+    vf v = {0};
+    memcpy(&v, p, n * sizeof(float));
+    return v;
+}
+
+static inline void vf_store_n(float* p, vf v, ptrdiff_t n) {
+    if (n >= VL) vf_store(p, v);
+    else memcpy(p, &v, n * sizeof(float));
+}
+
+// Lanes of a where the mask is all ones, of b where it is zero (?: on vectors exists only in C++).
+static inline vf vf_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+
+// A NaN in the second operand is kept, as the x86 instructions do.
+static inline vf vf_max(vf a, vf b) { return VF_MAX(a, b); }
+static inline vf vf_min(vf a, vf b) { return VF_MIN(a, b); }
+
+// Sum and maximum over the lanes, halving the vector each time.
+static inline float vf_sum(vf v) {
+    float lane[VL];
+    vf_store(lane, v);
+    for (int n = VL / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) lane[i] += lane[i + n];
+    return lane[0];
+}
+
+static inline float vf_hmax(vf v) {
+    float lane[VL];
+    vf_store(lane, v);
+    for (int n = VL / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) lane[i] = lane[i] > lane[i + n] ? lane[i] : lane[i + n];
+    return lane[0];
+}
+
+// e^x within 1.5 ulp; 0 below -104, inf above 89, NaN stays NaN.
+// x = n ln2 + r with |r| <= ln2 / 2; e^r = 1 + r + r^2 P(r), P of degree 4 fitted to a relative error of 3.1e-9;
+// 2^n is applied in two halves so that it may overflow or become subnormal the way the true value does.
+static inline vf vf_exp(vf x) {
+    const vf magic = vf_splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
+    x = vf_max(vf_splat(-104.0f), vf_min(vf_splat(89.0f), x));
+    vf t = x * 1.44269504f + magic;
+    vi n = (vi)t - (vi)magic;
+    vf k = t - magic;
+    vf r = x - k * 0.693359375f;  // ln2 = 0.693359375 - 2.12194440e-4: the first product is exact
+    r = r + k * 2.12194440e-4f;
+    vf p = r * 1.381445419e-03f + 8.368780266e-03f;
+    p = p * r + 4.166839437e-02f;
+    p = p * r + 1.666652011e-01f;
+    p = p * r + 4.999999341e-01f;
+    p = p * (r * r) + r + 1.0f;
+    vi half = n >> 1;
+    return p * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
+}
+
+// Transposes a square of VL rows: log2(VL) rounds, each exchanging the off-diagonal halves of ever smaller blocks.
+#define LANES4(lane, s, i) lane(i, s), lane(i + 1, s), lane(i + 2, s), lane(i + 3, s)
+#if VL == 16
+#define LANES(lane, s) (vi){LANES4(lane, s, 0), LANES4(lane, s, 4), LANES4(lane, s, 8), LANES4(lane, s, 12)}
+#elif VL == 8
+#define LANES(lane, s) (vi){LANES4(lane, s, 0), LANES4(lane, s, 4)}
+#else
+#define LANES(lane, s) (vi){LANES4(lane, s, 0)}
+#endif
+#define LANE_UPPER(i, s) ((i) & (s) ? VL + (i) - (s) : (i))
+#define LANE_LOWER(i, s) ((i) & (s) ? VL + (i) : (i) + (s))
+#define EXCHANGE_BLOCKS(r, s)                                             \
+    _Pragma("GCC unroll 16") for (int i = 0; i < VL; i++) if (!(i & (s))) { \
+        vf upper = r[i], lower = r[i + (s)];                              \
+        r[i] = __builtin_shuffle(upper, lower, LANES(LANE_UPPER, s));     \
+        r[i + (s)] = __builtin_shuffle(upper, lower, LANES(LANE_LOWER, s)); \
+    }
+
+static inline __attribute__((always_inline)) void vf_transpose(vf r[VL]) {
+#if VL == 16
+    EXCHANGE_BLOCKS(r, 8)
+#endif
+#if VL >= 8
+    EXCHANGE_BLOCKS(r, 4)
+#endif
+    EXCHANGE_BLOCKS(r, 2)
+    EXCHANGE_BLOCKS(r, 1)
+}
+
+#endif

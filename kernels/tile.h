@@ -1,0 +1,75 @@
+// The register tile: the one inner loop that every matrix product here ends in.
+//
+//   c[i][j] (+)= sum_k a[i][k] * b[k][j]        i < rows <= TM, j < TN, k < K
+//
+// A tile of TM x TN sums lives in vector registers while k runs: each step loads TN contiguous floats of b (two
+// vectors) and broadcasts one float of a per row. Every sum runs over k in order, one multiply-add at a time, so an
+// element has the same bits wherever the borders between tiles, or between threads, fall.
+//
+// b is a panel: K rows of TN floats, b_k apart. a is read through two strides, so it may be packed ([k][TM]: a_row 1,
+// a_k TM), a plain matrix (a_row its row length, a_k 1) or a transposed one.
+#ifndef GPT2C_TILE_H
+#define GPT2C_TILE_H
+
+#include "simd.h"
+
+enum {
+    TN = 2 * VL,  // columns: two vectors
+    // rows: 28 sums, 2 of b and 2 spare fill AVX-512's 32 registers; 12 + 2 + 1 AVX's 16; SSE needs one for products
+    TM = VL == 16 ? 14 : VL == 8 ? 6 : 4,
+};
+
+// `rows` is a constant wherever this is inlined, so that `sum` becomes registers.
+static inline __attribute__((always_inline)) void
+tile_sums(vf sum[][2], int rows, int64_t K, const float* a, ptrdiff_t a_row, ptrdiff_t a_k, const float* b, ptrdiff_t b_k) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = (vf){0};
+    for (int64_t k = 0; k < K; k++) {
+        vf b0 = vf_load(b), b1 = vf_load(b + VL);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
+            vf ai = vf_splat(a[i * a_row]);
+            sum[i][0] += ai * b0;
+            sum[i][1] += ai * b1;
+        }
+        a += a_k;
+        b += b_k;
+    }
+}
+
+// Calls TILE_ROWS(n) with the even constant n nearest above `rows`: the last tile of a matrix is seldom full.
+#define TILE_CASE(n, TILE_ROWS) case (n) / 2: TILE_ROWS(n); break;
+#if VL == 16
+#define TILE_CASES(T) TILE_CASE(2, T) TILE_CASE(4, T) TILE_CASE(6, T) TILE_CASE(8, T) TILE_CASE(10, T) TILE_CASE(12, T)
+#elif VL == 8
+#define TILE_CASES(T) TILE_CASE(2, T) TILE_CASE(4, T)
+#else
+#define TILE_CASES(T) TILE_CASE(2, T)
+#endif
+#define TILE_DISPATCH(rows, TILE_ROWS) \
+    switch (((rows) + 1) / 2) { TILE_CASES(TILE_ROWS) default: TILE_ROWS(TM); }
+
+// dst[k][i] = src[i][k] for i < width, k < K: VL x VL squares transposed in registers. Rows of src from `rows` on
+// count as zero. `width` is a multiple of VL, or less than VL: then each row of dst is stored with surplus lanes that
+// the next row overwrites, and dst needs VL floats of slack at its end.
+static inline void pack_transposed(float* dst, int width, const float* src, ptrdiff_t src_row, int rows, int64_t K) {
+    for (int i = 0; i < width; i += VL)
+        for (int64_t k = 0; k < K; k += VL) {
+            ptrdiff_t n = K - k < VL ? K - k : VL;
+            vf r[VL];
+#pragma GCC unroll 16
+            for (int j = 0; j < VL; j++)
+                r[j] = i + j < rows ? vf_load_n(src + (i + j) * src_row + k, n) : (vf){0};
+            vf_transpose(r);
+            for (int j = 0; j < n; j++) vf_store(dst + (k + j) * width + i, r[j]);
+        }
+}
+
+// dst[k][i] = src[k][i] for i < width, k < K; columns of src from `columns` on count as zero. The slack is as above.
+static inline void pack_straight(float* dst, int width, const float* src, ptrdiff_t src_row, int columns, int64_t K) {
+    for (int64_t k = 0; k < K; k++)
+        for (int i = 0; i < width; i += VL)
+            vf_store(dst + k * width + i, i < columns ? vf_load_n(src + k * src_row + i, columns - i) : (vf){0});
+}
+
+#endif

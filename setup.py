@@ -1,0 +1,82 @@
+"""Builds gpt2c._core: the kernels once per instruction set, linked with the door (kernels/stream.pyx).
+
+Environment:
+    CC                     the compiler
+    GPT2C_NO_OPENMP=1      build without threads (otherwise a compiler without OpenMP is an error)
+    GPT2C_SANITIZE=LIST    e.g. address,undefined: instrument the kernels (run with the sanitizer's library preloaded)
+    GPT2C_BREAK=1          build one kernel wrong on purpose: the test suite must turn red
+"""
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+KERNELS = [f"kernels/{name}.c" for name in (
+    "activation", "attention", "elementwise", "embedding", "loss", "matmul", "norm", "optim", "peak", "table")]
+ONCE = ["kernels/isa.c", "kernels/program.c"]  # without instruction set flags
+HEADERS = [str(path) for path in sorted(Path("kernels").iterdir()) if path.suffix in (".h", ".def")]
+
+# No -ffast-math: it breaks NaN checks and changes how the whole process treats subnormals. The two flags that are
+# set only say that nobody reads errno or floating-point exception flags.
+FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall"]
+
+ISAS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    ISAS = {
+        "baseline": ["-march=x86-64-v2"],
+        "avx2": ["-mavx2", "-mfma"],
+        "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"],
+    }
+
+
+class BuildKernels(build_ext):
+    """Compiles each kernel file once per instruction set, each set into a folder of its own."""
+
+    def build_extension(self, ext):
+        flags = FLAGS + self.openmp_flags(ext) + self.switches(ext)
+        folder = Path(self.build_temp) / "-".join(["kernels", *os.environ.get("GPT2C_SANITIZE", "").split(",")])
+        for isa, isa_flags in {**ISAS, None: []}.items():
+            ext.extra_objects += self.compiler.compile(
+                KERNELS if isa else ONCE, output_dir=str(folder / (isa or "once")), depends=HEADERS,
+                macros=[("ISA", isa or "baseline")], extra_postargs=flags + isa_flags)
+        super().build_extension(ext)
+
+    def openmp_flags(self, ext):
+        if os.environ.get("GPT2C_NO_OPENMP", "0") not in ("", "0"):
+            return []
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder) / "probe.c"
+            probe.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            try:
+                objects = self.compiler.compile([str(probe)], output_dir=folder, extra_postargs=["-fopenmp"])
+                self.compiler.link_executable(objects, str(Path(folder) / "probe"), extra_postargs=["-fopenmp"])
+            except Exception as error:
+                raise CompileError(
+                    "the C compiler has no OpenMP, so gpt2c would use one core only. Install it (Debian: gcc brings it; "
+                    "macOS: brew install libomp, and a compiler that finds it in CC), or set GPT2C_NO_OPENMP=1 to build "
+                    f"for one thread. ({error})") from None
+        ext.extra_link_args.append("-fopenmp")
+        return ["-fopenmp"]
+
+    def switches(self, ext):
+        flags = []
+        if sanitizers := os.environ.get("GPT2C_SANITIZE"):
+            ext.extra_link_args.append(f"-fsanitize={sanitizers}")
+            flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
+        if os.environ.get("GPT2C_BREAK", "0") not in ("", "0"):
+            flags.append("-DGPT2C_BREAK")
+        return flags
+
+
+if sys.byteorder != "little":
+    raise SystemExit("gpt2c reads and writes little-endian files in place: a big-endian machine is not supported.")
+
+core = Extension("gpt2c._core", ["kernels/stream.pyx"], include_dirs=["kernels"], define_macros=[("ISA", "baseline")],
+                 depends=HEADERS)
+setup(ext_modules=cythonize([core], build_dir="build"), cmdclass={"build_ext": BuildKernels})
