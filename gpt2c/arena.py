@@ -1,0 +1,159 @@
+"""Memory: an Arena holds named tensors in one block, a Pool hands out pieces of a slab and takes them back."""
+import bisect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpt2c._core import Buffer
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """A parameter tensor: its name, shape, how it starts (a function of a random generator and the shape), and
+    whether weight decay is meant for it."""
+
+    name: str
+    shape: tuple[int, ...]
+    init: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+    decay: bool
+
+    @property
+    def size(self):
+        return math.prod(self.shape)
+
+
+def normal(std):
+    """Initialise from N(0, std)."""
+    return lambda rng, shape: rng.standard_normal(shape, np.float32) * np.float32(std)
+
+
+def constant(value):
+    return lambda rng, shape: np.full(shape, value, np.float32)
+
+
+def aligned(size, dtype=np.float32):
+    """An array of zeros at an aligned address. Its pages come from the system when they are first touched."""
+    extra = ALIGNMENT // np.dtype(dtype).itemsize
+    block = np.zeros(size + extra, dtype)
+    start = -block.ctypes.data % ALIGNMENT // block.itemsize
+    return block[start : start + size]
+
+
+class Arena:
+    """Named float32 tensors in one contiguous block, in the order given, without padding.
+
+    `arena["wte"]` is a view, `arena.flat` the whole block; both are writable and shared. The block is allocated when
+    it is first asked for.
+    """
+
+    def __init__(self, specs: Sequence[ParamSpec], prefix=""):
+        self.specs = tuple(specs)
+        self.prefix = prefix  # of the names in program listings: "d" for gradients
+        self.size = sum(spec.size for spec in specs)
+        self._shapes = {spec.name: spec.shape for spec in specs}
+        self._offsets = dict(zip(self._shapes, np.cumsum([0] + [spec.size for spec in specs]).tolist()))
+        self._flat = None
+
+    @property
+    def flat(self):
+        if self._flat is None:
+            self._flat = aligned(self.size)
+        return self._flat
+
+    @property
+    def nbytes(self):
+        return 4 * self.size
+
+    @property
+    def allocated(self):
+        return self._flat is not None
+
+    def keys(self):
+        return self._shapes.keys()
+
+    def __iter__(self):
+        return iter(self._shapes)
+
+    def __getitem__(self, name):
+        first, shape = self._offsets[name], self._shapes[name]
+        return self.flat[first : first + math.prod(shape)].reshape(shape)
+
+    def range(self, name):
+        """Where a tensor lies in `flat`: (first, last)."""
+        return self._offsets[name], self._offsets[name] + math.prod(self._shapes[name])
+
+    def buffer(self, name, layer=None, address=True):
+        """A tensor, or one layer of it, as the kernels take it; without an address while only planning."""
+        shape = self._shapes[name]
+        first, label = self._offsets[name], self.prefix + name
+        if layer is not None:
+            shape = shape[1:]
+            first, label = first + layer * math.prod(shape), f"{label}[{layer}]"
+        return Buffer(label, shape, self.flat.ctypes.data + 4 * first if address else 0, self._flat)
+
+
+class Pool:
+    """Hands out pieces of one slab, best fit, and takes each back when its last holder is gone.
+
+    Because that happens at a fixed place in the order of calls, a recorded program reuses memory exactly as the
+    recording did. A pool without a slab only plans: its pieces have no memory, and `peak` tells how large the slab
+    must be. `reuse=False` gives every piece memory of its own; `poison=True` fills what comes back with NaN, so that
+    whoever reads it too late finds out.
+    """
+
+    def __init__(self, slab=None, reuse=True, poison=False):
+        self.slab, self.reuse, self.poison = slab, reuse, poison
+        self.base = slab.ctypes.data if slab is not None else 0
+        self.top = self.peak = 0  # bytes
+        self._holes = []  # (offset, size) below top, by offset, none adjacent
+
+    def take(self, shape, name):
+        """A float32 buffer of this shape; what is in it is left over from before."""
+        size = -(-4 * math.prod(shape) // ALIGNMENT) * ALIGNMENT
+        fitting = [hole for hole in self._holes if hole[1] >= size]
+        if fitting:
+            offset, room = min(fitting, key=lambda hole: hole[1])
+            self._holes.remove((offset, room))
+            if room > size:
+                bisect.insort(self._holes, (offset + size, room - size))
+        else:
+            if self._holes and sum(self._holes[-1]) == self.top:
+                self.top = self._holes.pop()[0]
+            offset = self.top
+            self.top += size
+            self.peak = max(self.peak, self.top)
+            if self.slab is not None and self.top > self.slab.nbytes:
+                raise AssertionError("the slab is smaller than planned")
+        return _Piece(self, offset, size, shape, name)
+
+    def give(self, offset, size):
+        if self.poison and self.slab is not None:
+            self.slab[offset // 4 : (offset + size) // 4] = np.nan
+        if not self.reuse or not size:
+            return
+        at = bisect.bisect(self._holes, (offset,))
+        if at < len(self._holes) and self._holes[at][0] == offset + size:
+            size += self._holes.pop(at)[1]
+        if at and sum(self._holes[at - 1]) == offset:
+            offset, room = self._holes.pop(at - 1)
+            size += room
+            at -= 1
+        self._holes.insert(at, (offset, size))
+
+
+class _Piece(Buffer):
+    """A Buffer that goes back to its pool by itself."""
+
+    def __new__(cls, pool, offset, size, shape, name):
+        return Buffer.__new__(cls)
+
+    def __init__(self, pool, offset, size, shape, name):
+        super().__init__(name, shape, pool.base + offset, pool.slab)
+        self._pool, self._offset, self._size = pool, offset, size
+
+    def __del__(self):
+        self._pool.give(self._offset, self._size)

@@ -1,0 +1,125 @@
+"""A model: a family, a configuration, and its parameters, gradients and Adam moments as four flat blocks.
+
+    m = gpt2c.create("gpt2", num_layers=2, channels=64, num_heads=4, vocab_size=97)
+    loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-3, t=1)
+"""
+from collections.abc import Mapping
+
+import numpy as np
+
+from gpt2c._core import Stream
+from gpt2c.arena import Arena
+from gpt2c.engine import Runner, Work
+from gpt2c.errors import UsageError
+from gpt2c.machine import require_memory
+from gpt2c.models import family_named, make_config
+
+# One copy of the parameters each: parameters, gradients, m, v.
+COPIES = 4
+
+
+class Model:
+    """See DESIGN of the whole in README.md: `params`, `grads`, `m`, `v` are Arenas (by name, or `.flat`)."""
+
+    def __init__(self, family, config, tokenizer=None, record=True, reuse=True, poison=False):
+        self.family, self.config, self.tokenizer = family, config, tokenizer
+        self.module = family_named(family)
+        specs = self.module.params(config)
+        self.params, self.grads, self.m, self.v = (Arena(specs, prefix) for prefix in ("", "d", "m.", "v."))
+        require_memory(self.params.nbytes, f"a model of {self.params.size:,} parameters", "choose a smaller one")
+        self._runner = Runner(self, record=record, reuse=reuse, poison=poison)
+        self._stream = Stream()
+        self._last = None  # the Pass of the last forward
+        self._backward_ready = False
+
+    @property
+    def num_parameters(self):
+        return self.params.size
+
+    def initialise(self, seed):
+        """Fills the parameters as the family starts them. Each tensor has its own stream of random numbers."""
+        for number, spec in enumerate(self.params.specs):
+            self.params[spec.name][...] = spec.init(np.random.default_rng([seed, number]), spec.shape)
+        return self
+
+    def forward(self, inputs, targets=None, *, keep=False):
+        """The mean loss over the counted targets (a float); without targets, None: see `logits`.
+
+        inputs and targets are (B, T) token ids, targets -1 where they do not count. `keep` keeps every activation for
+        `acts`. Gradients and parameters stay as they are.
+        """
+        tokens = self._checked("inputs", inputs, lowest=0)
+        B, T = tokens.shape
+        if targets is not None:
+            targets = self._checked("targets", targets, lowest=-1)
+            if targets.shape != tokens.shape:
+                raise UsageError(f"targets have shape {targets.shape}, expected {tokens.shape} as the inputs")
+        self._last = self._runner.prepare(Work(B, T, targets is not None, keep))
+        self._last.tokens[...] = tokens
+        if targets is not None:
+            self._last.targets[...] = targets
+        self._last.forward()
+        self._backward_ready = targets is not None
+        if targets is None:
+            return None
+        loss = float(self._last.output.loss.array[0])
+        self.metrics = {"cross_entropy": loss}
+        return loss
+
+    def _checked(self, name, tokens, lowest):
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+            raise UsageError(f"{name} are {tokens.dtype} of shape {tokens.shape}, expected whole numbers of shape (B, T)")
+        if tokens.shape[1] > self.config.max_seq_len:
+            raise UsageError(f"{name} have {tokens.shape[1]} positions, the model has max_seq_len = {self.config.max_seq_len}")
+        if tokens.size and (tokens.min() < lowest or tokens.max() >= self.config.vocab_size):
+            raise UsageError(f"{name} hold ids from {tokens.min()} to {tokens.max()}, "
+                             f"expected {lowest} to {self.config.vocab_size - 1}")
+        return tokens
+
+    @property
+    def logits(self):
+        """(B, T, columns) of the last forward, until the next forward or backward; the first vocab_size columns count."""
+        return self._last.output.logits.array
+
+    @property
+    def acts(self) -> Mapping[str, np.ndarray]:
+        """Every activation of the last forward(keep=True), by name; attention scores and weights among them."""
+        if self._last is None or not self._last.work.keep:
+            raise UsageError("acts are there after forward(..., keep=True)")
+        return {name: buffer.array for name, buffer in self._last.kept.items()}
+
+    def zero_grad(self):
+        self._stream.zero(self.grads.flat)
+
+    def backward(self):
+        """Adds the gradients of the last forward's loss to `grads`."""
+        if not self._backward_ready:
+            raise UsageError("backward needs a forward with targets before it, and each forward is good for one")
+        self._backward_ready = False
+        if not self.grads.allocated:
+            require_memory(self.grads.nbytes, "the gradients", "choose a smaller model")
+        self._last.backward()
+
+    def update(self, lr=1e-4, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, t=1):
+        """One AdamW step on every tensor, decay included; t counts updates from 1."""
+        if t < 1:
+            raise UsageError(f"t is {t}, the first update has t = 1")
+        if not self.m.allocated:
+            require_memory(self.m.nbytes + self.v.nbytes, "Adam's moments", "choose a smaller model")
+        self._stream.adamw(self.params.flat, self.m.flat, self.v.flat, self.grads.flat,
+                           lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, 1 - beta2**t)
+
+    def program(self, B, T):
+        """The recorded kernel calls of one training step at this shape: print it."""
+        return self._runner.prepare(Work(B, T, True))
+
+    def memory(self, B, T):
+        """Bytes that training at this shape takes, by what for; nothing is allocated to find out."""
+        return {"parameters": self.params.nbytes, "gradients": self.grads.nbytes,
+                "Adam moments": self.m.nbytes + self.v.nbytes, "activations": self._runner.plan(Work(B, T, True))}
+
+
+def create(family, *, seed=1337, **fields):
+    """A new model with random parameters; fields are those of the family's Config."""
+    return Model(family, make_config(family, fields)).initialise(seed)

@@ -1,0 +1,37 @@
+"""The model families. A family is a module with three names:
+
+    Config                            a frozen dataclass: what changes the architecture
+    params(cfg) -> list[ParamSpec]    its parameter tensors, in file order
+    forward(t, p, batch, cfg)         its forward pass on a tape (gpt2c.tape), returning ops.Output;
+                                      p(name, layer=None) is a parameter, batch has tokens and targets (or None)
+
+Everything else (training, checkpoints, generation, flags, memory estimates) works on these.
+"""
+import dataclasses
+from types import ModuleType
+
+from gpt2c.errors import UsageError
+from gpt2c.flags import nearest
+from gpt2c.models import gpt2
+
+FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2}
+
+
+def family_named(name) -> ModuleType:
+    """The module of a family."""
+    if name not in FAMILIES:
+        raise UsageError(f"unknown model family {name!r}; the families are {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def make_config(name, fields):
+    """A family's Config from a dict; a field that it does not have is an error naming the near ones."""
+    family = family_named(name)
+    known = {field.name: field.name for field in dataclasses.fields(family.Config)}
+    for field in fields:
+        if field not in known:
+            raise UsageError(f"{name} has no field {field!r}{nearest(field, known)}; it has {', '.join(known)}")
+    try:
+        return family.Config(**fields)
+    except TypeError as error:
+        raise UsageError(f"{name}: {error}") from None

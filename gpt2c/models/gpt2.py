@@ -1,0 +1,101 @@
+"""GPT-2, with llm.c's tensor names and order: the parameter block is the body of an llm.c checkpoint."""
+import re
+from dataclasses import dataclass, field
+
+from gpt2c import ops
+from gpt2c.arena import ParamSpec, constant, normal
+from gpt2c.errors import UsageError
+
+
+def _size(default, help):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Config:
+    max_seq_len: int = _size(1024, "longest sequence")
+    vocab_size: int = _size(50257, "number of tokens")
+    num_layers: int = _size(12, "transformer blocks")
+    num_heads: int = _size(12, "attention heads")
+    channels: int = _size(768, "width")
+    padded_vocab_size: int = _size(0, "rows of the token table (0: vocab_size rounded up to a multiple of 128)")
+
+    def __post_init__(self):
+        if not self.padded_vocab_size:
+            object.__setattr__(self, "padded_vocab_size", -(-self.vocab_size // 128) * 128)
+        for name in ("max_seq_len", "vocab_size", "num_layers", "num_heads", "channels"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"gpt2: {name} is {getattr(self, name)}, expected at least 1")
+        if self.channels % self.num_heads:
+            raise UsageError(f"gpt2: channels ({self.channels}) must be a multiple of num_heads ({self.num_heads})")
+        if self.padded_vocab_size < self.vocab_size:
+            raise UsageError(
+                f"gpt2: padded_vocab_size ({self.padded_vocab_size}) is below vocab_size ({self.vocab_size})")
+
+
+# llm.c's descriptors d6, d12, ...: layers -> (channels, heads)
+DEPTHS = {6: (384, 6), 12: (768, 12), 24: (1024, 16), 36: (1280, 20), 48: (1600, 25), 60: (1920, 30), 72: (2880, 30),
+          84: (3456, 36)}
+
+
+def describe(text):
+    """The config fields that a descriptor such as d12 or gpt2:d12 stands for; None if it is not one."""
+    match = re.fullmatch(r"(?:gpt2:)?d(\d+)", text)
+    if not match:
+        return None
+    depth = int(match[1])
+    if depth not in DEPTHS:
+        raise UsageError(f"no GPT-2 of depth {depth}; the depths are {', '.join(f'd{d}' for d in DEPTHS)}")
+    channels, heads = DEPTHS[depth]
+    return {"num_layers": depth, "channels": channels, "num_heads": heads}
+
+
+def params(cfg):
+    L, C, V, Vp = cfg.num_layers, cfg.channels, cfg.vocab_size, cfg.padded_vocab_size
+    one, zero, small = constant(1), constant(0), normal(0.02)
+    into_residual = normal(0.02 / (2 * L) ** 0.5)  # 2L of these add up in the residual stream
+
+    def token_table(rng, shape):  # rows that only pad the vocabulary stay 0
+        table = small(rng, shape)
+        table[V:] = 0
+        return table
+
+    return [
+        ParamSpec("wte", (Vp, C), token_table, True),
+        ParamSpec("wpe", (cfg.max_seq_len, C), small, True),
+        ParamSpec("ln1w", (L, C), one, False),
+        ParamSpec("ln1b", (L, C), zero, False),
+        ParamSpec("qkvw", (L, 3 * C, C), small, True),
+        ParamSpec("qkvb", (L, 3 * C), zero, False),
+        ParamSpec("attprojw", (L, C, C), into_residual, True),
+        ParamSpec("attprojb", (L, C), zero, False),
+        ParamSpec("ln2w", (L, C), one, False),
+        ParamSpec("ln2b", (L, C), zero, False),
+        ParamSpec("fcw", (L, 4 * C, C), small, True),
+        ParamSpec("fcb", (L, 4 * C), zero, False),
+        ParamSpec("fcprojw", (L, C, 4 * C), into_residual, True),
+        ParamSpec("fcprojb", (L, C), zero, False),
+        ParamSpec("lnfw", (C,), one, False),
+        ParamSpec("lnfb", (C,), zero, False),
+    ]
+
+
+def forward(t, p, batch, cfg):
+    x = ops.embedding(t, batch.tokens, p("wte"), p("wpe"), name="encoded")
+    for l in range(cfg.num_layers):
+        x = block(t, p, x, l, cfg)
+    x = ops.layernorm(t, x, p("lnfw"), p("lnfb"), name="lnf")
+    return ops.classifier(t, x, p("wte"), batch.targets, cfg.vocab_size)
+
+
+def block(t, p, x, l, cfg):
+    h = ops.layernorm(t, x, p("ln1w", l), p("ln1b", l), name=f"{l}.ln1")
+    h = ops.linear(t, h, p("qkvw", l), p("qkvb", l), name=f"{l}.qkv")
+    h = ops.attention(t, h, cfg.num_heads, name=f"{l}")
+    h = ops.linear(t, h, p("attprojw", l), p("attprojb", l), name=f"{l}.attproj")
+    x = ops.residual(t, x, h, name=f"{l}.residual2")
+    h = ops.layernorm(t, x, p("ln2w", l), p("ln2b", l), name=f"{l}.ln2")
+    h = ops.linear(t, h, p("fcw", l), p("fcb", l), name=f"{l}.fch")
+    h = ops.gelu(t, h, name=f"{l}.fch_gelu")
+    h = ops.linear(t, h, p("fcprojw", l), p("fcprojb", l), name=f"{l}.fcproj")
+    return ops.residual(t, x, h, name=f"{l}.residual3")

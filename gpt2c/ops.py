@@ -1,0 +1,114 @@
+"""The differentiable operations: one function each, forward and backward in one scope.
+
+Each takes the tape first, calls its forward kernel, and leaves a closure with its backward kernel. Formulas and shapes
+are in kernels/gpt2c.h under the kernels' names. Backward kernels add into gradients, so a tensor used twice gets both.
+"""
+from typing import NamedTuple
+
+from gpt2c._core import Buffer
+
+
+class Output(NamedTuple):
+    """What a model's forward returns."""
+
+    loss: Buffer | None  # (1,)
+    logits: Buffer  # (B, T, columns)
+
+
+def embedding(t, tokens, wte, wpe, *, name):
+    """Token plus position embedding: (B, T) -> (B, T, C)."""
+    out = t.new((*tokens.shape, wte.shape[1]), name)
+    t.s.embedding_forward(out.data, tokens, wte.data, wpe.data, t.position)
+    t.on_backward(lambda: t.s.embedding_backward(wte.grad, wpe.grad, out.grad, tokens, t.position))
+    return out
+
+
+def layernorm(t, x, w, b, *, name):
+    out = t.new(x.shape, name)
+    mean, rstd = t.buffer(x.shape[:-1], f"{name}_mean"), t.buffer(x.shape[:-1], f"{name}_rstd")
+    t.s.layernorm_forward(out.data, mean, rstd, x.data, w.data, b.data)
+    t.on_backward(
+        lambda: t.s.layernorm_backward(x.grad, w.grad, b.grad, out.grad, x.data, w.data, mean, rstd))
+    return out
+
+
+def linear(t, x, w, b=None, *, name):
+    """x wᵀ + b: (..., C) -> (..., N) with w (N, C)."""
+    out = t.new((*x.shape[:-1], w.shape[0]), name)
+    t.s.matmul_forward(out.data, x.data, w.data, b and b.data)
+
+    def backward():
+        t.s.matmul_backward_x(x.grad, out.grad, w.data)
+        t.s.matmul_backward_w(w.grad, b and b.grad, out.grad, x.data)
+
+    t.on_backward(backward)
+    return out
+
+
+def attention(t, qkv, num_heads, *, name):
+    """Causal self-attention over num_heads heads: (B, T, 3C) -> (B, T, C).
+
+    Tiled while training. Materialised where everything is kept: `preatt` and `att` are then there to look at. Where
+    the tape has state: against the keys and values cached so far.
+    """
+    B, T, C = *qkv.shape[:2], qkv.shape[2] // 3
+    out = t.new((B, T, C), f"{name}.atty")
+    if t.state is not None:
+        k, v = (t.state(f"{name}.{part}", (B, t.context, C)) for part in ("keys", "values"))
+        t.s.attention_cached_forward(out.data, k, v, qkv.data, t.position, num_heads)
+    elif t.keep:
+        square = (B, num_heads, T, T)
+        preatt, att = t.buffer(square, f"{name}.preatt"), t.buffer(square, f"{name}.att")
+        t.s.attention_materialised_forward(out.data, preatt, att, qkv.data)
+        t.on_backward(lambda: t.s.attention_materialised_backward(qkv.grad, out.grad, qkv.data, att))
+    else:
+        lse = t.buffer((B, num_heads, T), f"{name}.lse")
+        t.s.attention_forward(out.data, lse, qkv.data)
+        t.on_backward(lambda: t.s.attention_backward(qkv.grad, out.grad, qkv.data, out.data, lse))
+    return out
+
+
+def gelu(t, x, *, name):
+    out = t.new(x.shape, name)
+    t.s.gelu_forward(out.data, x.data)
+    t.on_backward(lambda: t.s.gelu_backward(x.grad, out.grad, x.data))
+    return out
+
+
+def residual(t, a, b, *, name):
+    """a + b."""
+    out = t.new(a.shape, name)
+    t.s.residual_forward(out.data, a.data, b.data)
+    t.on_backward(lambda: t.s.residual_backward(a.grad, b.grad, out.grad))
+    return out
+
+
+def classifier(t, x, w, targets, vocab_size):
+    """Logits x wᵀ and, where there are targets, the mean cross-entropy over those that are not -1.
+
+    Only the first vocab_size columns count. The gradient of the logits takes their place, unless they are to be kept.
+    While decoding, only the last position gets logits.
+    """
+    if t.state is not None:
+        x = last_position(t, x)
+    logits = linear(t, x, w, name="logits")
+    if targets is None:
+        return Output(None, logits.data)
+    loss, count = t.buffer((1,), "loss"), t.buffer((1,), "count")
+    losses, lse = t.buffer(targets.shape, "losses"), t.buffer(targets.shape, "lse")
+    t.s.crossentropy_forward(loss, count, losses, lse, logits.data, targets, vocab_size)
+
+    def backward():
+        if not t.keep:
+            logits.grad = logits.data
+        t.s.crossentropy_backward(logits.grad, logits.data, lse, targets, count, vocab_size)
+
+    t.on_backward(backward)
+    return Output(loss, logits.data)
+
+
+def last_position(t, x):
+    """(B, T, C) -> (B, 1, C). It has no gradient: only decoding asks for it."""
+    out = t.new((x.shape[0], 1, x.shape[2]), "last")
+    t.s.last_position_forward(out.data, x.data)
+    return out
