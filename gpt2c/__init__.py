@@ -1,0 +1,58 @@
+"""gpt2c: train and run small language models on a CPU.
+
+    import gpt2c
+    m = gpt2c.load("gpt2_124M.bin")     # or gpt2c.create("gpt2", num_layers=4, channels=128, ...)
+    loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-4, t=1)
+"""
+import os
+
+from gpt2c import _core
+from gpt2c.checkpoint import load
+from gpt2c.data import DataLoader
+from gpt2c.errors import DivergedError, Gpt2cError, InputError, ResourceError, UsageError
+from gpt2c.llmc import load_debug_state
+from gpt2c.machine import cores, cpu_name
+from gpt2c.model import Model, create
+from gpt2c.sampler import generate
+from gpt2c.tokenizer import Tokenizer
+from gpt2c.trainer import TrainConfig, Trainer
+
+__version__ = "0.1.0"
+__all__ = ["DataLoader", "DivergedError", "Gpt2cError", "InputError", "Model", "ResourceError", "Tokenizer",
+           "TrainConfig", "Trainer", "UsageError", "create", "generate", "info", "load", "load_debug_state", "set_isa",
+           "set_num_threads"]
+
+_settings = {}
+
+
+def set_num_threads(n):
+    """Threads that kernels may use, from the next call on; more than there are cores is allowed."""
+    if n < 1:
+        raise UsageError(f"the number of threads is {n}, expected at least 1")
+    _core.use_threads(n)
+    _settings["threads"] = n
+
+
+def set_isa(name):
+    """The instruction set that kernels use, from the next call on: one of info()["isas"]."""
+    try:
+        _core.use_isa(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    _settings["isa"] = name
+
+
+def info():
+    """This machine and this build: isas (usable, best last), isa, threads, cores, openmp, compiler, version, cpu."""
+    return {"isas": _core.isas(), **_settings, "cores": cores(), **_core.build_info(), "version": __version__,
+            "cpu": cpu_name()}
+
+
+def _default_threads():
+    """One per core; OMP_NUM_THREADS can only lower it."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return min(cores(), int(wanted)) if wanted.isdecimal() and int(wanted) else cores()
+
+
+set_num_threads(_default_threads())
+set_isa(os.environ.get("GPT2C_ISA") or _core.isas()[-1])

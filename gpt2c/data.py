@@ -115,19 +115,21 @@ class DataLoader:
 
     A shard of n tokens is cut into (n - 1) // (world * B * T) windows; each rank reads its own B * T tokens
     of a window, and one more for the targets. With `shuffle` each epoch has a new order of shards, and of
-    windows inside each shard. `files` is a path, a glob pattern or a list of paths.
+    windows inside each shard. `files` is a path, a glob pattern or a list of paths; `part` is the range of each
+    shard that is served, as fractions.
     """
 
     SETTINGS = ("B", "T", "rank", "world", "shuffle", "num_tokens")  # what a saved position depends on
 
-    def __init__(self, files, B, T, rank=0, world=1, shuffle=False, vocab_size=None):
+    def __init__(self, files, B, T, rank=0, world=1, shuffle=False, vocab_size=None, part=(0, 1)):
         if min(B, T, world) < 1 or not 0 <= rank < world:
             raise UsageError(f"B = {B}, T = {T}, world = {world}, rank = {rank}: the first three must be at "
                              "least 1, and the rank from 0 to world - 1")
         self.B, self.T, self.rank, self.world, self.shuffle = B, T, rank, world, bool(shuffle)
         self.paths = _expand(files)
         self._window = world * B * T  # tokens all ranks advance together
-        self._counts = [len(read_shard(path, vocab_size).tokens) for path in self.paths]
+        self._part = part
+        self._counts = [len(self._served(read_shard(path, vocab_size).tokens)) for path in self.paths]
         for path, count in zip(self.paths, self._counts):
             if count <= self._window:
                 raise InputError(f"{path} has {count} tokens, but a batch takes world * B * T + 1 = "
@@ -184,10 +186,15 @@ class DataLoader:
         self._shard, self._sample, self._shard_order = shard, sample, order
         self._open_shard()
 
+    def _served(self, tokens):
+        """The part of a shard's tokens that this loader serves."""
+        first, last = (int(fraction * len(tokens)) for fraction in self._part)
+        return tokens[first:last]
+
     def _open_shard(self):
         """Map the current shard, one at a time so that thousands do not use up the file handles."""
         index = self._shard_order[self._shard]
-        self._tokens = _map_shard(self.paths[index]).tokens
+        self._tokens = self._served(_map_shard(self.paths[index]).tokens)
         if len(self._tokens) != self._counts[index]:
             raise InputError(f"{self.paths[index]} changed during the run from {self._counts[index]} to "
                              f"{len(self._tokens)} tokens; start again with the new file")
@@ -240,15 +247,25 @@ def find_datasets(root):
 
 def _dataset(train, root):
     """The data set of one training file: what lies beside it, or for GPT-2 ids GPT-2's tokenizer near by."""
-    folder, file = os.path.split(train)
     stem = train.removesuffix(TRAIN)
-    tokenizers = [f"{stem}_tokenizer.bin"]
-    if _may_hold_gpt2_ids(train):
-        tokenizers += [os.path.normpath(os.path.join(place, "gpt2_tokenizer.bin"))
-                       for place in (folder, root, os.path.join(root, os.pardir), os.curdir)]
-    val = f"{stem}_val.bin"
-    return Dataset(name=file.removesuffix(TRAIN), train=train, val=val if os.path.isfile(val) else None,
-                   tokenizer=next(filter(os.path.isfile, tokenizers), None))
+    tokenizer, val = f"{stem}_tokenizer.bin", f"{stem}_val.bin"
+    if not os.path.isfile(tokenizer):
+        folder = os.path.dirname(train)
+        tokenizer = find_gpt2_tokenizer(folder, root, os.path.join(root, os.pardir)) if _may_hold_gpt2_ids(train) else None
+    return Dataset(os.path.basename(stem), train, val if train.endswith(TRAIN) and os.path.isfile(val) else None, tokenizer)
+
+
+def dataset_of(files):
+    """The data set of a training file, or of those that match a pattern."""
+    first = _dataset(_expand(files)[0], os.path.dirname(files))
+    val = files.removesuffix(TRAIN) + "_val.bin"
+    return first._replace(train=files, val=val if files.endswith(TRAIN) and glob.glob(val) else None)
+
+
+def find_gpt2_tokenizer(*folders):
+    """gpt2_tokenizer.bin in one of these folders, here, or in data/; None if it is in none of them."""
+    places = [os.path.normpath(os.path.join(folder, "gpt2_tokenizer.bin")) for folder in (*folders, "", "data")]
+    return next(filter(os.path.isfile, places), None)
 
 
 def _may_hold_gpt2_ids(path):
@@ -268,8 +285,7 @@ def choose_dataset(datasets, choice):
     if choice.isdecimal() and int(choice) < len(datasets):
         return datasets[int(choice)]
     if os.path.isfile(choice):
-        return next((dataset for dataset in datasets if os.path.samefile(choice, dataset.train)),
-                    _dataset(choice, os.path.dirname(choice)))
+        return next((dataset for dataset in datasets if os.path.samefile(choice, dataset.train)), dataset_of(choice))
     names = [dataset.name for dataset in datasets]
     near = difflib.get_close_matches(choice, names)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(names) or 'none'}"

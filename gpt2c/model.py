@@ -28,7 +28,7 @@ class Model:
         self.params, self.grads, self.m, self.v = (Arena(specs, prefix) for prefix in ("", "d", "m.", "v."))
         require_memory(self.params.nbytes, f"a model of {self.params.size:,} parameters", "choose a smaller one")
         self._runner = Runner(self, record=record, reuse=reuse, poison=poison)
-        self._stream = Stream()
+        self.stream = Stream()
         self._last = None  # the Pass of the last forward
         self._backward_ready = False
 
@@ -90,7 +90,7 @@ class Model:
         return {name: buffer.array for name, buffer in self._last.kept.items()}
 
     def zero_grad(self):
-        self._stream.zero(self.grads.flat)
+        self.stream.zero(self.grads.flat)
 
     def backward(self):
         """Adds the gradients of the last forward's loss to `grads`."""
@@ -107,7 +107,7 @@ class Model:
             raise UsageError(f"t is {t}, the first update has t = 1")
         if not self.m.allocated:
             require_memory(self.m.nbytes + self.v.nbytes, "Adam's moments", "choose a smaller model")
-        self._stream.adamw(self.params.flat, self.m.flat, self.v.flat, self.grads.flat,
+        self.stream.adamw(self.params.flat, self.m.flat, self.v.flat, self.grads.flat,
                            lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, 1 - beta2**t)
 
     def program(self, B, T):

@@ -108,7 +108,7 @@ def classifier(t, x, w, targets, vocab_size):
 
 
 def last_position(t, x):
-    """(B, T, C) -> (B, 1, C). It has no gradient: only decoding asks for it."""
-    out = t.new((x.shape[0], 1, x.shape[2]), "last")
+    """(B, T, C) -> (B, C). It has no gradient: only decoding asks for it."""
+    out = t.new((x.shape[0], x.shape[2]), "last")
     t.s.last_position_forward(out.data, x.data)
     return out

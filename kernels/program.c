@@ -18,6 +18,12 @@ int gpt2c_has_openmp(void) {
 #endif
 }
 
+#ifdef __clang__
+const char* const gpt2c_compiler = __VERSION__;
+#else
+const char* const gpt2c_compiler = "gcc " __VERSION__;
+#endif
+
 enum {
 #define KERNEL(name, door, scratch, arguments) KERNEL_##name,
 #include "kernels.def"

@@ -28,6 +28,7 @@ void gpt2c_set_isa(int isa);
 
 void gpt2c_set_num_threads(int n);
 int gpt2c_has_openmp(void);
+extern const char* const gpt2c_compiler;
 
 // Runs `count` calls in order. `seconds`, if not NULL, receives the time each took. Returns 0, or -1 if there was no
 // memory for the kernels' scratch: then nothing has run.

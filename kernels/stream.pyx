@@ -37,7 +37,7 @@ cdef extern from "program.h":
     void gpt2c_set_num_threads(int n)
     bint gpt2c_has_openmp()
     int gpt2c_run(const Call* calls, int64_t count, double* seconds) nogil
-    const char* COMPILER "__VERSION__"
+    const char* gpt2c_compiler
 
 
 cdef class Buffer:
@@ -215,9 +215,9 @@ cdef class Program:
         return self.count
 
     @property
-    def kernels(self):
-        """The kernel of each call, by name."""
-        return [door.name for door, *_ in self.lines]
+    def calls(self):
+        """(kernel, {size: number}) of each call."""
+        return [(door.name, dict(zip(door.letters, sizes))) for door, names, sizes, scalars in self.lines]
 
     def __str__(self):
         return "\n".join(_line(*line) for line in self.lines)
@@ -316,4 +316,4 @@ def use_threads(int n):
 
 def build_info():
     """How this module was built."""
-    return {"openmp": bool(gpt2c_has_openmp()), "compiler": COMPILER.decode()}
+    return {"openmp": bool(gpt2c_has_openmp()), "compiler": gpt2c_compiler.decode()}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from gpt2c import ops
 from gpt2c.arena import ParamSpec, constant, normal
 from gpt2c.errors import UsageError
+from gpt2c.llmc import gpt2_shapes
 
 
 def _size(default, help):
@@ -51,33 +52,19 @@ def describe(text):
 
 
 def params(cfg):
-    L, C, V, Vp = cfg.num_layers, cfg.channels, cfg.vocab_size, cfg.padded_vocab_size
-    one, zero, small = constant(1), constant(0), normal(0.02)
-    into_residual = normal(0.02 / (2 * L) ** 0.5)  # 2L of these add up in the residual stream
+    """llm.c's tensors; what adds up in the residual stream, 2L times, starts smaller."""
+    weight, residual = normal(0.02), normal(0.02 / (2 * cfg.num_layers) ** 0.5)
 
     def token_table(rng, shape):  # rows that only pad the vocabulary stay 0
-        table = small(rng, shape)
-        table[V:] = 0
+        table = weight(rng, shape)
+        table[cfg.vocab_size :] = 0
         return table
 
-    return [
-        ParamSpec("wte", (Vp, C), token_table, True),
-        ParamSpec("wpe", (cfg.max_seq_len, C), small, True),
-        ParamSpec("ln1w", (L, C), one, False),
-        ParamSpec("ln1b", (L, C), zero, False),
-        ParamSpec("qkvw", (L, 3 * C, C), small, True),
-        ParamSpec("qkvb", (L, 3 * C), zero, False),
-        ParamSpec("attprojw", (L, C, C), into_residual, True),
-        ParamSpec("attprojb", (L, C), zero, False),
-        ParamSpec("ln2w", (L, C), one, False),
-        ParamSpec("ln2b", (L, C), zero, False),
-        ParamSpec("fcw", (L, 4 * C, C), small, True),
-        ParamSpec("fcb", (L, 4 * C), zero, False),
-        ParamSpec("fcprojw", (L, C, 4 * C), into_residual, True),
-        ParamSpec("fcprojb", (L, C), zero, False),
-        ParamSpec("lnfw", (C,), one, False),
-        ParamSpec("lnfb", (C,), zero, False),
-    ]
+    init = dict(wte=token_table, wpe=weight, qkvw=weight, fcw=weight, attprojw=residual, fcprojw=residual,
+                ln1w=constant(1), ln2w=constant(1), lnfw=constant(1))
+    matrices = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")
+    return [ParamSpec(name, shape, init.get(name, constant(0)), name in matrices)
+            for name, shape in gpt2_shapes(cfg).items()]
 
 
 def forward(t, p, batch, cfg):

@@ -1,0 +1,34 @@
+"""gpt2c VERB ...: the same as python -m gpt2c.VERB ..."""
+import runpy
+import sys
+
+from gpt2c.errors import UsageError
+from gpt2c.flags import nearest
+
+VERBS = {
+    "train": "train a model; with no arguments, a small one on the data that is at hand",
+    "generate": "text from a checkpoint",
+}
+ALIASES = {"inference": "generate", "infer": "generate", "sample": "generate"}
+
+
+def main():
+    from gpt2c.cli import run_program
+
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print("usage: gpt2c VERB [flags]      (gpt2c VERB --help lists the flags)\n")
+        print("\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items()))
+        sys.exit(0)
+    verb = ALIASES.get(words[0], words[0])
+    if verb not in VERBS:
+        def unknown(argv):
+            near = nearest(verb, {name: name for name in [*VERBS, *ALIASES]})
+            raise UsageError(f"there is no verb {verb!r}{near}; the verbs are {', '.join(VERBS)}")
+        run_program("gpt2c", unknown)
+    sys.argv[:2] = [f"gpt2c {verb}"]
+    runpy.run_module(f"gpt2c.{verb}", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""How much useful arithmetic a kernel call is: what speeds and shares of peak are counted in."""
+
+# Floating-point operations by sizes; a multiply-add is two. Causal attention counts half of the square. Kernels that
+# are bound by memory rather than arithmetic count as none.
+FLOPS = {
+    "matmul_forward": lambda R, N, C: 2 * R * N * C,
+    "matmul_backward_x": lambda R, N, C: 2 * R * N * C,
+    "matmul_backward_w": lambda R, N, C: 2 * R * N * C,
+    "attention_forward": lambda B, T, C, H: 2 * B * T * (T + 1) * C,
+    "attention_backward": lambda B, T, C, H: 5 * B * T * (T + 1) * C,
+}
+
+
+def flops(program):
+    """Useful floating-point operations of a recorded program."""
+    return sum(FLOPS[kernel](**sizes) for kernel, sizes in program.calls if kernel in FLOPS)

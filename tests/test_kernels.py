@@ -1,0 +1,361 @@
+"""Every kernel against the float64 oracle: each instruction set, several numbers of threads, awkward sizes.
+
+A case is a function with the name of its kernel. It makes arguments for given sizes and says, for every output, what
+it should be and how far off it may be. How far follows from the arithmetic: each operation of float32 is off by at
+most U of its result, so n of them in a row by gamma(n), and a sum by gamma(n) times the sum of the absolute values of
+its terms, in whatever order it is taken. Such a bound is the oracle's own formula with every minus made a plus.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+import reference as ref
+from guarded import STREAM, run
+
+from gpt2c import _core
+
+U = 2.0**-24  # half the distance from 1 to the next float32
+TINY = 2.0**-148  # below 2^-126 a rounding is off by an amount, not a share: a few of these
+
+CASES = {}
+
+
+def gamma(n):
+    return n * U / (1 - n * U)
+
+
+def case(*sizes, large):
+    """Registers a case: its awkward sizes, and sizes that are worth seven threads."""
+
+    def register(make):
+        CASES[make.__name__] = make, sizes, large
+        return make
+
+    return register
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape, np.float32)
+
+
+def unset(*shape):
+    return np.full(shape, np.nan, np.float32)
+
+
+def single(x):
+    """Rounded to float32, as the kernels receive it."""
+    return np.asarray(x, np.float32)
+
+
+# 1, primes, and one less, as many and one more than the lanes of each vector (4, 8, 16) and tile (8, 16, 32)
+LENGTHS = [(n,) for n in (0, 1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97)]
+ROWS = [(0, 5), (1, 1), (3, 1), (1, 3), (2, 4), (3, 5), (1, 7), (5, 8), (2, 9), (7, 15), (3, 16), (2, 17), (5, 31), (3, 63),
+        (2, 64), (13, 65), (3, 257)]  # fmt: skip
+
+
+# ---- embedding
+
+
+@case((0, 3, 5), (1, 1, 1), (2, 7, 3), (1, 5, 17), (3, 4, 65), large=(4, 32, 1801))
+def embedding_forward(rng, B, T, C):
+    V, S, pos = 11, T + 5, 3
+    tokens = rng.integers(V, size=(B, T), dtype=np.int32)
+    wte, wpe = normal(rng, V, C), normal(rng, S, C)
+    args = unset(B, T, C), tokens, wte, wpe, np.array([pos], np.int32)
+    return args, [(single(ref.embedding_forward(tokens, wte, wpe, pos)), 0)]  # one rounding: exact
+
+
+@case((0, 3, 5), (1, 1, 1), (2, 7, 3), (1, 5, 17), (3, 4, 65), large=(4, 32, 1801))
+def embedding_backward(rng, B, T, C):
+    V, S, pos = 5, T + 5, 3  # most tokens occur more than once
+    tokens = rng.integers(V, size=(B, T), dtype=np.int32)
+    dwte, dwpe, dout = normal(rng, V, C), normal(rng, S, C), normal(rng, B, T, C)
+    sums = ref.embedding_backward(dout, tokens, V, S, pos)
+    sizes = ref.embedding_backward(abs(dout), tokens, V, S, pos)
+    args = dwte, dwpe, dout, tokens, np.array([pos], np.int32)
+    return args, [(old + sum, gamma(B * T) * (abs(old) + size)) for old, sum, size in zip((dwte, dwpe), sums, sizes)]
+
+
+# ---- layernorm
+
+
+@case(*ROWS, (3, 63, 1000), large=(64, 1031))
+def layernorm_forward(rng, R, C, center=1):
+    """The mean is off by gamma mean|x|; the variance only by the square of that, and by what its own sum adds."""
+    x, w, b, eps = center + normal(rng, R, C), normal(rng, C), normal(rng, C), single(1e-5)
+    out, mean, rstd = ref.layernorm_forward(x, w, b, float(eps))
+    off_mean = gamma(C + 1) * abs(x.astype(float)).mean(-1)
+    off_rstd = gamma(C + 8) + (off_mean * rstd) ** 2  # as a share
+    n = abs(x - mean[:, None]) * rstd[:, None]
+    off_n = n * (off_rstd[:, None] + gamma(4)) + (off_mean * rstd * (1 + off_rstd))[:, None]
+    bounds = off_n * abs(w) + gamma(2) * (abs(w) * n + abs(b)), off_mean, off_rstd * rstd
+    args = unset(R, C), unset(R), unset(R), x, w, b, eps
+    return args, zip((out, mean, rstd), bounds)
+
+
+@case(*ROWS, large=(64, 1031))
+def layernorm_backward(rng, R, C):
+    x, w, dout = 1 + normal(rng, R, C), normal(rng, C), normal(rng, R, C)
+    dx, dw, db = normal(rng, R, C), normal(rng, C), normal(rng, C)
+    _, mean, rstd = map(single, ref.layernorm_forward(x, w, w))
+    exact = ref.layernorm_backward(dout, x, w, mean, rstd)
+    d, n = abs(dout * w).astype(float), (abs(x - mean[:, None]) * rstd[:, None]).astype(float)
+    sizes = rstd[:, None] * (d + d.mean(-1, keepdims=True) + n * (d * n).mean(-1, keepdims=True)), \
+        ref.sum_rows(abs(dout) * n), ref.sum_rows(abs(dout).astype(float))  # fmt: skip
+    roundings = C + 10, R + 5, R + 1
+    args = dx, dw, db, dout, x, w, mean, rstd
+    return args, [(old + e, gamma(k) * (abs(old) + s)) for old, e, s, k in zip((dx, dw, db), exact, sizes, roundings)]
+
+
+# ---- matmul: products M x K times K x N, across the borders of tiles (M 4, 6, 14; N 8, 16, 32), of spans of K (384) and
+# of blocks (M 292, 438, 1022; N 80, 160, 320)
+
+PRODUCTS = [
+    (0, 5, 3), (1, 1, 1), (2, 3, 5), (4, 17, 33), (5, 16, 32), (3, 770, 7), (13, 31, 31), (14, 383, 32), (15, 384, 33),
+    (29, 385, 17), (7, 770, 11), (6, 8, 16), (12, 9, 15), (5, 3, 323), (299, 2, 3), (1031, 2, 1),
+]  # fmt: skip
+
+
+@case(*PRODUCTS, (4, 65, 3, False), (17, 15, 16, False), large=(97, 385, 61))
+def matmul_forward(rng, R, C, N, bias=True):
+    x, w, b = normal(rng, R, C), normal(rng, N, C), normal(rng, N) if bias else None
+    size = ref.matmul_forward(abs(x), abs(w), abs(b) if bias else None)
+    return (unset(R, N), x, w, b), [(ref.matmul_forward(x, w, b), gamma(C + 2) * size)]
+
+
+@case(*PRODUCTS, large=(97, 385, 61))
+def matmul_backward_x(rng, R, N, C):
+    dx, dout, w = normal(rng, R, C), normal(rng, R, N), normal(rng, N, C)
+    exact, size = ref.matmul_backward(dout, dx, w)[0], ref.matmul_backward(abs(dout), dx, abs(w))[0]
+    return (dx, dout, w), [(dx + exact, gamma(N + 2) * (abs(dx) + size))]
+
+
+@case(*PRODUCTS[1:], (3, 0, 5), (17, 15, 16, False), large=(97, 385, 61))
+def matmul_backward_w(rng, N, R, C, bias=True):
+    dw, db, dout, x = normal(rng, N, C), normal(rng, N), normal(rng, R, N), normal(rng, R, C)
+    exact, sizes = ref.matmul_backward(dout, x, dw)[1:], ref.matmul_backward(abs(dout), abs(x), dw)[1:]
+    expected = [(old + e, gamma(R + 2) * (abs(old) + s)) for old, e, s in zip((dw, db), exact, sizes)]
+    return (dw, db if bias else None, dout, x), expected[: 1 + bias]
+
+
+# ---- attention: B, T, H, D, and how large the entries of q and k are
+
+HEADS = [
+    (0, 3, 1, 4), (1, 1, 1, 1), (2, 1, 3, 2), (1, 2, 1, 3), (2, 7, 2, 5), (1, 8, 2, 8), (1, 9, 1, 7), (3, 15, 1, 16),
+    (1, 16, 2, 15), (1, 17, 1, 17), (1, 31, 2, 33), (1, 32, 1, 31), (2, 33, 1, 64), (1, 67, 1, 13), (1, 33, 1, 4, 30),
+]  # fmt: skip
+
+
+def attention_inputs(rng, B, T, H, D, scale=1):
+    """-> qkv, the oracle's results, and the share by which a probability may be off before it is summed.
+
+    A score s is off by gamma(D + 3) of its absolute terms; exp turns that, and the rounding of s - max or s - lse,
+    into a share, and adds three roundings of its own.
+    """
+    qkv = normal(rng, B, T, 3 * H * D)
+    qkv[..., : 2 * H * D] *= scale
+    out, scores, att, lse = ref.attention_forward(qkv, H)
+    q, k, _ = (ref.split_heads(abs(x.astype(float)), H) for x in np.split(qkv, 3, axis=-1))
+    size = q @ k.swapaxes(-1, -2) / np.sqrt(D) * np.tri(T)
+    off = gamma(D + 3) * size.max(initial=0) + U * (2 * abs(scores).max(initial=0) + abs(lse).max(initial=0) + 3)
+    return qkv, out, scores, att, lse, size, off
+
+
+def attention_value_sizes(qkv, att, H):
+    return ref.merge_heads(att @ ref.split_heads(abs(np.split(qkv, 3, axis=-1)[2].astype(float)), H))
+
+
+@case(*HEADS, large=(2, 65, 7, 33))
+def attention_forward(rng, B, T, H, D, scale=1):
+    qkv, out, _, att, lse, _, off = attention_inputs(rng, B, T, H, D, scale)
+    args = unset(*out.shape), unset(*lse.shape), qkv
+    share = 2 * off + gamma(2 * T + 8)  # of the weighted sum and of the sum of weights
+    return args, [(out, share * attention_value_sizes(qkv, att, H)), (lse, off + gamma(T + 8) * (1 + abs(lse)))]
+
+
+@case(*HEADS, large=(2, 65, 7, 33))
+def attention_materialised_forward(rng, B, T, H, D, scale=1):
+    qkv, out, scores, att, _, size, off = attention_inputs(rng, B, T, H, D, scale)
+    args = unset(*out.shape), unset(*att.shape), unset(*att.shape), qkv
+    share = 2 * off + gamma(2 * T + 8)
+    return args, [(out, share * attention_value_sizes(qkv, att, H)), (scores, gamma(D + 3) * size), (att, share * att)]
+
+
+def attention_backward_case(rng, B, T, H, D, scale):
+    """-> qkv, dout, dqkv, out, att, lse, expected; the kernels get the rounded out and lse, or the rounded att."""
+    qkv, out, _, att, lse, _, off = attention_inputs(rng, B, T, H, D, scale)
+    dqkv, dout = normal(rng, *qkv.shape), normal(rng, *out.shape)
+    q, k, v, dy = (ref.split_heads(abs(x.astype(float)), H) for x in (*np.split(qkv, 3, axis=-1), dout))
+    datt = dy @ v.swapaxes(-1, -2)
+    ds = att * (datt + (att * datt).sum(-1, keepdims=True)) / np.sqrt(D)
+    size = np.concatenate([ref.merge_heads(x) for x in (ds @ k, ds.swapaxes(-1, -2) @ q, att.swapaxes(-1, -2) @ dy)], -1)
+    exact = dqkv + ref.attention_backward(dout, qkv, att, H)
+    bound = (off + gamma(2 * T + D + 16)) * size + gamma(2) * abs(dqkv)
+    return qkv, dout, dqkv, single(out), single(att), single(lse), [(exact, bound)]
+
+
+@case(*HEADS, large=(2, 65, 7, 33))
+def attention_backward(rng, B, T, H, D, scale=1):
+    qkv, dout, dqkv, out, _, lse, expected = attention_backward_case(rng, B, T, H, D, scale)
+    return (dqkv, dout, qkv, out, lse), expected
+
+
+@case(*HEADS, large=(2, 65, 7, 33))
+def attention_materialised_backward(rng, B, T, H, D, scale=1):
+    qkv, dout, dqkv, _, att, _, expected = attention_backward_case(rng, B, T, H, D, scale)
+    return (dqkv, dout, qkv, att), expected
+
+
+@case((0, 1, 1, 3, 0), (1, 1, 1, 1, 0), (2, 1, 3, 5, 8), (2, 3, 2, 8, 13), (1, 17, 1, 33, 2), large=(2, 33, 7, 33, 40))
+def attention_cached_forward(rng, B, T, H, D, pos):
+    """The last T of pos + T positions; the others are in the caches already, and beyond them lies rubbish."""
+    qkv, out, _, att, _, _, off = attention_inputs(rng, B, pos + T, H, D)
+    _, k, v = np.split(qkv, 3, axis=-1)
+    after = np.full((2, B, pos + T + 3, H * D), 1e30, np.float32)
+    after[:, :, : pos + T] = k, v
+    before = after.copy()
+    before[:, :, pos : pos + T] = 1e30
+    bound = (2 * off + gamma(2 * (pos + T) + 8)) * attention_value_sizes(qkv, att, H)
+    args = unset(B, T, H * D), *before, qkv[:, pos:].copy(), np.array([pos], np.int32), H
+    return args, [(out[:, pos:], bound[:, pos:]), (after[0], 0), (after[1], 0)]
+
+
+# ---- activations
+
+
+def gelu_argument(x):
+    """2u"""
+    x = x.astype(float)
+    return 2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+
+
+def gelu_bound(x, exact):
+    """4 + 2 |2u| units of 2^-23 of the value; where exp(-2u) leaves the range of float32, 0 is as good."""
+    u2 = gelu_argument(x)
+    return abs(exact) * np.where(u2 < -126 * np.log(2), 1, (4 + 2 * abs(u2)) * 2 * U) + TINY
+
+
+def gelu_case(rng, R):
+    x = 4 * normal(rng, R)
+    exact = ref.gelu_forward(x)
+    return (unset(R), x), [(exact, gelu_bound(x, exact))]
+
+
+@case(*LENGTHS, large=(30011,))
+def gelu_forward(rng, R):
+    return gelu_case(rng, R)
+
+
+@case(*LENGTHS, large=(30011,))
+def gelu_forward_scalar(rng, R):
+    return gelu_case(rng, R)
+
+
+@case(*LENGTHS, large=(30011,))
+def gelu_backward(rng, R):
+    """exp(-2u) is as far off as in the forward; 1 - s by that times s (1 - s), and by the roundings of s."""
+    dx, dout, x = normal(rng, R), normal(rng, R), 3 * normal(rng, R)
+    u2 = gelu_argument(x)
+    s, rest = ref.sigmoid(u2), ref.sigmoid(-u2)
+    inner = abs(x) * 2 * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x.astype(float) ** 2)
+    off_s = s * (rest * (4 + 2 * abs(u2)) + 2) * 2 * U
+    off_slope = off_s * (1 + rest * inner) + s * inner * off_s + gamma(8) * s * (1 + (rest + U) * inner)
+    exact = ref.gelu_backward(dout, x)
+    return (dx, dout, x), [(dx + exact, abs(dout) * off_slope + gamma(2) * (abs(dx) + abs(exact)) + TINY)]
+
+
+# ---- sums and copies: at most one rounding an element, so the float64 result rounded to float32
+
+
+@case(*LENGTHS, large=(80021,))
+def residual_forward(rng, R):
+    a, b = normal(rng, R), normal(rng, R)
+    return (unset(R), a, b), [(single(ref.residual_forward(a, b)), 0)]
+
+
+@case(*LENGTHS, large=(50021,))
+def residual_backward(rng, R):
+    da, db, dout = normal(rng, R), normal(rng, R), normal(rng, R)
+    return (da, db, dout), [(da + dout, 0), (db + dout, 0)]
+
+
+@case((0, 2, 3), (1, 1, 1), (3, 5, 7), (2, 4, 33), large=(16, 9, 1801))
+def last_position_forward(rng, B, T, C):
+    x = normal(rng, B, T, C)
+    return (unset(B, C), x), [(x[:, -1], 0)]
+
+
+@case(*LENGTHS, large=(240007,))
+def zero(rng, R):
+    return (unset(R),), [(np.zeros(R), 0)]
+
+
+# ---- cross-entropy: R, columns P of which V count, how large the logits are, how many targets in a row are ignored
+
+LOGITS = [
+    (0, 5, 5), (1, 1, 1), (3, 2, 1), (1, 3, 3), (5, 8, 3), (2, 5, 4), (7, 16, 8), (3, 17, 9), (2, 20, 15), (5, 16, 16), (4, 31, 17),
+    (3, 64, 33), (5, 211, 199), (6, 33, 29, 1e4), (5, 9, 7, 1, 5), (9, 40, 37, 30, 2),
+]  # fmt: skip
+
+
+def crossentropy_inputs(rng, R, P, V, scale, ignored):
+    logits, targets = scale * normal(rng, R, P), rng.integers(V, size=R, dtype=np.int32)
+    logits[:, V:] = np.nan  # columns that only pad are not read
+    targets[:ignored] = -1
+    return logits, targets, ref.crossentropy_forward(logits, targets, V)
+
+
+@case(*LOGITS, large=(101, 337, 331))
+def crossentropy_forward(rng, R, P, V, scale=1, ignored=0):
+    logits, targets, (losses, lse, loss) = crossentropy_inputs(rng, R, P, V, scale, ignored)
+    off = gamma(V + 9) * (1 + abs(logits[:, :V].astype(float)).max(-1, initial=0))
+    args = unset(1), unset(1), unset(R), unset(R), logits, targets, V
+    mean = [(loss, off.max(initial=0)), ((targets >= 0).sum(), 0)]
+    return args, mean + [(losses, 2 * off * (targets >= 0)), (lse, off)]
+
+
+@case(*LOGITS, large=(101, 337, 331))
+def crossentropy_backward(rng, R, P, V, scale=1, ignored=0):
+    logits, targets, (_, lse, _) = crossentropy_inputs(rng, R, P, V, scale, ignored)
+    count = (targets >= 0).sum()
+    exact = ref.crossentropy_backward(np.nan_to_num(logits), targets, V)
+    hit = np.arange(P) == targets[:, None]
+    p = exact * max(count, 1) + hit  # the probabilities; 0 in rows and columns that do not count
+    off = U * (np.nan_to_num(abs(logits - lse[:, None])) + abs(lse[:, None])) + gamma(8)
+    args = unset(R, P), logits, single(lse), targets, single([count]), V
+    return args, [(exact, (p * off + gamma(3) * hit) / max(count, 1) + (p > 0) * TINY)]
+
+
+# ---- optimizer
+
+
+@case(*LENGTHS, large=(8 * 16384 + 5,))
+def adamw(rng, R):
+    params, m, grads, v = normal(rng, R), normal(rng, R), normal(rng, R), normal(rng, R) ** 2
+    lr, beta1, beta2, eps, decay, scale = (float(single(x)) for x in (0.1, 0.9, 0.95, 1e-3, 0.3, 0.7))
+    bias1, bias2 = 1 - beta1**3, 1 - beta2**3
+    new, new_m, new_v = ref.adamw(params, grads, m, v, lr, beta1, beta2, eps, decay, t=3, grad_scale=scale)
+    size_m = beta1 * abs(m) + (1 - beta1) * scale * abs(grads)
+    size_step = lr * size_m / bias1 / (np.sqrt(new_v / bias2) + eps)
+    bound = gamma(16) * size_step + gamma(4) * (lr * decay + 1) * abs(params)
+    args = params, m, v, grads, lr, beta1, beta2, eps, decay, bias1, bias2, scale
+    return args, [(new, bound), (new_m, gamma(4) * size_m), (new_v, gamma(5) * new_v)]
+
+
+@case(*LENGTHS, (16383,), (16385,), large=(8 * 16384 + 5,))
+def global_norm(rng, R):
+    """Of whole numbers: every partial sum is exact, in any order, so the norm is too."""
+    x = rng.integers(-9, 10, R).astype(np.float32)
+    return (unset(1), x), [(single(ref.global_norm(x)), 0)]
+
+
+@case((0, 3), (1, 0), (5, 7), large=(64, 300))
+def peak(rng, R, steps):
+    """12 sums per lane grow from 0, 0.1, ... by s x + y; a sink is the sum over them and over the lanes."""
+    lanes = {"baseline": 4, "avx2": 8, "avx512": 16}[_core_isa()]
+    sums = 0.1 * np.arange(12)
+    for _ in range(steps):
+        sums = sums * 1.0001 + 0.0001
+    args = unset(R), unset(1), steps
+    return args, [(np.full(R, lanes * sums.sum()), gamma(2 * steps + 20) * lanes * sums.sum()), (24 * lanes * R * steps, 0)]
