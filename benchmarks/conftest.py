@@ -5,7 +5,6 @@
 Without --benchmark-enable nothing is timed: every case is verified once, at a small size.
 """
 
-import os
 import sys
 from functools import cache
 from itertools import groupby
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2c._core import build_info, use_threads
+import gpt2c
 from gpt2c.peak import measured_bandwidth, measured_peak
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # reference.py
@@ -35,8 +34,8 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def threads(pytestconfig):
-    count = pytestconfig.getoption("--bench-threads", None) or len(os.sched_getaffinity(0))
-    use_threads(count)
+    count = pytestconfig.getoption("--bench-threads", None) or gpt2c.info()["cores"]
+    gpt2c.set_num_threads(count)
     return count
 
 
@@ -52,12 +51,15 @@ def speeds(pytestconfig):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    line = terminalreporter.write_line
+    line, machine = terminalreporter.write_line, gpt2c.info()
     for isa, rows in groupby(config.stash[SPEEDS], itemgetter("isa")):
         rows = list(rows)
         limits = " and ".join(sorted({f"{row['limit']:.0f} {row['unit']}" for row in rows}))
-        terminalreporter.section(f"{isa}, {rows[0]['threads']} threads, {build_info()['compiler']}")
-        line(f"share: of the measured {limits}; arrays that stay in the caches exceed the bandwidth of memory")
-        line(f"{'kernel':<22} {'case':<17} {'shape':<32} {'median ms':>10} {'speed':>14} {'share':>6}")
+        threads = rows[0]["threads"]
+        terminalreporter.section(f"{machine['cpu']}, {isa}, {threads} threads, {machine['compiler']}")
+        line(f"share: of {limits}, measured; arrays that fit in the caches exceed the bandwidth of memory")
+        line(f"{'kernel':<22} {'case':<17} {'shape':<31} {'median ms':>10} {'speed':>14} {'share':>6}")
         for row in rows:
-            line("{kernel:<22} {case:<17} {shape:<32} {ms:>10.3f} {speed:>6.1f} {unit:<7} {share:>6.0%}".format(**row))
+            speed = f"{row['speed']:.1f} {row['unit']:<7}"
+            where = f"{row['kernel']:<22} {row['case']:<17} {row['shape']:<31}"
+            line(f"{where} {row['ms']:>10.3f} {speed:>14} {row['share']:>6.0%}")

@@ -3,20 +3,22 @@
 import numpy as np
 import pytest
 
-from gpt2c._core import Stream, isas, use_isa
+import gpt2c
+from gpt2c import _core
 
 SUMS, ROWS, STEPS = 12, 3, 1000
 
 
-@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("isa", _core.isas())
 def test_the_sums_of_the_peak_kernel_show_the_operations_it_counts(isa):
-    use_isa(isa)
+    gpt2c.set_isa(isa)
     sink, flops = np.empty(ROWS, np.float32), np.empty(1, np.float32)
-    Stream().peak(sink, flops, STEPS)
+    _core.Stream().peak(sink, flops, STEPS)
 
     factor, term = np.float64(np.float32(1.0001)), np.float64(np.float32(0.0001))
     sums = 0.1 * np.arange(SUMS)
     for _ in range(STEPS):
         sums = sums * factor + term
-    lanes = flops[0] / (2 * SUMS * ROWS * STEPS)  # each ends with the same sums: more operations, a larger result
-    assert np.abs(sink / (lanes * sums.sum()) - 1).max() <= (2 * STEPS + SUMS) * 2.0**-24  # every one of them rounds
+    lanes = flops[0] / (2 * SUMS * ROWS * STEPS)  # each holds the same sums, and the result is their total
+    roundings = 2 * STEPS + SUMS
+    assert np.abs(sink / (lanes * sums.sum()) - 1).max() <= roundings * 2.0**-24

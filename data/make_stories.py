@@ -22,8 +22,8 @@ LENGTHS = range(60, 201)  # words in a story
 VOCAB_SIZE = 4096
 EOT = b"<|endoftext|>"
 PRONOUNS = {"girl": "she her her", "boy": "he him his"}
-ALWAYS_BOUND = ["season=season:spring,summer,autumn", "scene", "relative", "elder", "job", "pet", "petname", "house",
-                "toy"]
+ALWAYS_BOUND = ["season=season:spring,summer,autumn", "scene", "relative", "elder", "job", "pet", "petname",
+                "house", "toy"]
 
 
 def read_words(path):
@@ -100,7 +100,7 @@ class Story:
             if self.rng.random() < 0.5:
                 return ""
             lines = lines[1:]
-        return self.expand(re.sub(r"(@\w+)(\??)", self.shared, self.fresh(lines))).strip()
+        return capital(self.expand(re.sub(r"(@\w+)(\??)", self.shared, self.fresh(lines))).strip())
 
     def shared(self, match):
         name, optional = match.groups()
@@ -131,7 +131,7 @@ class Story:
         return capital(text) if form == "cap" or written != key else text
 
     def friend(self, match):
-        """The friend's name; at first "his friend Name", but not in direct speech or where it says so anyway."""
+        """The friend's name; first "his friend Name", but not in direct speech or where it says so anyway."""
         line, name = match.string, self.bound["friend"]
         spoken = line.count('"', 0, match.start()) % 2
         if self.met or spoken:
@@ -141,7 +141,7 @@ class Story:
 
 
 def capital(text):
-    return text[0].upper() + text[1:]
+    return text[:1].upper() + text[1:]
 
 
 def plural(noun):

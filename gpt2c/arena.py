@@ -1,6 +1,7 @@
 """Memory: an Arena holds named tensors in one block, a Pool hands out pieces of a slab and takes them back."""
 import bisect
 import math
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 from gpt2c._core import Buffer
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+LARGE = 1 << 22  # bytes: from here on an array gets pages of its own from the system
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,19 @@ def constant(value):
 
 
 def aligned(size, dtype=np.float32):
-    """An array of zeros at an aligned address. Its pages come from the system when they are first touched."""
-    extra = ALIGNMENT // np.dtype(dtype).itemsize
-    block = np.zeros(size + extra, dtype)
-    start = -block.ctypes.data % ALIGNMENT // block.itemsize
-    return block[start : start + size]
+    """An array of zeros at an aligned address. Its pages come from the system when they are first touched.
+
+    Large ones ask for huge pages: a step walks through all of them, and small pages cost it and the first touch time.
+    """
+    size_bytes = size * np.dtype(dtype).itemsize
+    if size_bytes >= LARGE:
+        block = mmap.mmap(-1, size_bytes)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            block.madvise(mmap.MADV_HUGEPAGE)
+        return np.frombuffer(block, dtype, size)
+    block = np.zeros(size_bytes + ALIGNMENT, np.uint8)
+    start = -block.ctypes.data % ALIGNMENT
+    return block[start : start + size_bytes].view(dtype)
 
 
 class Arena:

@@ -19,7 +19,10 @@ COPIES = 4
 
 
 class Model:
-    """See DESIGN of the whole in README.md: `params`, `grads`, `m`, `v` are Arenas (by name, or `.flat`)."""
+    """`params`, `grads`, `m` and `v` are Arenas: m.params["wte"] is a view, m.params.flat all of them in one array.
+
+    `record`, `reuse` and `poison` are the Runner's and the Pool's, for debugging.
+    """
 
     def __init__(self, family, config, tokenizer=None, record=True, reuse=True, poison=False):
         self.family, self.config, self.tokenizer = family, config, tokenizer
@@ -109,6 +112,12 @@ class Model:
             require_memory(self.m.nbytes + self.v.nbytes, "Adam's moments", "choose a smaller model")
         self.stream.adamw(self.params.flat, self.m.flat, self.v.flat, self.grads.flat,
                            lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, 1 - beta2**t)
+
+    def save(self, path, version=3):
+        """The weights: a name in .bin makes a gpt2 model an llm.c file (version 3, or 5 for bf16), else a checkpoint."""
+        from gpt2c.checkpoint import save_model  # which needs Model to load
+
+        save_model(self, path, version)
 
     def program(self, B, T):
         """The recorded kernel calls of one training step at this shape: print it."""

@@ -6,12 +6,12 @@ from gpt2c._core import Stream, use_isa
 from gpt2c.arena import aligned
 
 RUNS = 20
-ROWS, STEPS = 4096, 2000  # of the peak kernel: many equal rows, so that any number of threads shares them evenly
+ROWS, STEPS = 4096, 2000  # of the peak kernel: many rows, for any number of threads to share evenly
 FLOATS = 1 << 26  # 256 MB in each array: more than caches hold
 
 
 def measured_peak(isa):
-    """The most floating-point operations that `isa` does on the threads in use, in GFLOP/s.
+    """Floating-point operations per second, in GFLOP/s: the most that `isa` does on the threads in use.
 
     Independent multiply-adds in registers, nothing from memory. `isa` stays the instruction set in use.
     """
@@ -22,16 +22,17 @@ def measured_peak(isa):
 
 
 def measured_bandwidth():
-    """The most bytes that the threads in use move between memory and the processor, in GB/s.
+    """Bytes per second, in GB/s: the most that the threads in use move between memory and processor.
 
-    The better of reading one array (global_norm) and of reading two and writing a third (residual_forward).
+    The better of reading one array (global_norm) and of adding one to another (residual_forward in place, so that
+    nothing is fetched only to be overwritten).
     """
-    norm, a, b, out = aligned(1), aligned(FLOATS), aligned(FLOATS), aligned(FLOATS)
+    norm, a, b = aligned(1), aligned(FLOATS), aligned(FLOATS)
     a.fill(1)  # untouched zeros all share one page, which the caches do hold
     b.fill(1)
     read = a.nbytes / _fastest("global_norm", norm, a)
-    stream = 3 * a.nbytes / _fastest("residual_forward", out, a, b)
-    return max(read, stream) / 1e9
+    update = 3 * a.nbytes / _fastest("residual_forward", a, a, b)
+    return max(read, update) / 1e9
 
 
 def _fastest(kernel, *args):

@@ -240,7 +240,7 @@ def _read_tokens(file, header, path):
 
     tokens = []
     for i in range(n):
-        length = int.from_bytes(file.read(1))
+        length = int.from_bytes(file.read(1), "little")
         token = file.read(length)
         if not token or len(token) < length:
             raise InputError(f"{path} has {len(token)} bytes for token {i} of {n}; "

@@ -1,5 +1,8 @@
 """What any test can ask for: each instruction set, several numbers of threads, random numbers."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -12,17 +15,36 @@ DEFAULT = gpt2c.info()
 @pytest.fixture(params=_core.isas())
 def isa(request):
     _core.use_isa(request.param)
-    yield request.param
-    _core.use_isa(DEFAULT["isa"])
+    return request.param
 
 
 @pytest.fixture(params=[1, 2, 3])
 def threads(request):
     _core.use_threads(request.param)
-    yield request.param
-    _core.use_threads(DEFAULT["threads"])
+    return request.param
 
 
 @pytest.fixture
 def rng():
     return np.random.default_rng(1)
+
+
+@pytest.fixture(autouse=True)
+def default_settings():
+    """Whatever a test chose, the next one starts with the defaults."""
+    yield
+    gpt2c.set_num_threads(DEFAULT["threads"])
+    gpt2c.set_isa(DEFAULT["isa"])
+
+
+@pytest.fixture
+def golden_file():
+    """Compares a text with tests/golden/NAME; GPT2C_WRITE_GOLDEN=1 writes it instead."""
+
+    def check(name, text):
+        path = Path(__file__).parent / "golden" / name
+        if os.environ.get("GPT2C_WRITE_GOLDEN"):
+            path.write_text(text + "\n")
+        assert text + "\n" == path.read_text()
+
+    return check
