@@ -7,7 +7,7 @@ from gpt2c.arena import aligned
 
 RUNS = 20
 ROWS, STEPS = 4096, 2000  # of the peak kernel: many rows, for any number of threads to share evenly
-FLOATS = 1 << 26  # 256 MB in each array: more than caches hold
+FLOATS = 70_000_000  # more than caches hold; a power of two would make the arrays contend for cache sets
 
 
 def measured_peak(isa):
@@ -24,8 +24,8 @@ def measured_peak(isa):
 def measured_bandwidth():
     """Bytes per second, in GB/s: the most that the threads in use move between memory and processor.
 
-    The better of reading one array (global_norm) and of adding one to another (residual_forward in place, so that
-    nothing is fetched only to be overwritten).
+    The better of reading an array (global_norm) and of adding one to another (residual_forward in place, so
+    that nothing is fetched only to be overwritten).
     """
     norm, a, b = aligned(1), aligned(FLOATS), aligned(FLOATS)
     a.fill(1)  # untouched zeros all share one page, which the caches do hold

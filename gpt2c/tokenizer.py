@@ -10,7 +10,7 @@ import codecs
 import os
 import struct
 from functools import cached_property
-from itertools import pairwise
+from itertools import count, pairwise, takewhile
 
 from gpt2c.errors import InputError, UsageError
 from gpt2c.files import atomic_write, open_input
@@ -135,10 +135,9 @@ class Tokenizer:
             raise InputError(f"the tokenizers library refuses this tokenizer.json: {error}") from None
         library.no_truncation()
         library.no_padding()
-        n = library.get_vocab_size()
-        strings = [library.id_to_token(i) for i in range(n)]
-        if None in strings:
-            raise InputError(f"this tokenizer.json has {n} tokens but no id {strings.index(None)}; "
+        strings = list(takewhile(lambda s: s is not None, map(library.id_to_token, count())))
+        if len(strings) < (n := library.get_vocab_size()):
+            raise InputError(f"this tokenizer.json has {n} tokens but no id {len(strings)}; "
                              f"expected the ids 0 to {n - 1}")
         byte_level = isinstance(library.decoder, decoders.ByteLevel)
         specials = {t.content: i for i, t in library.get_added_tokens_decoder().items() if t.special}

@@ -1,0 +1,85 @@
+"""What setup.py can build besides the plain module: each in a copy of the source tree, with a suite to judge it."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of what setup.py and the kernel tests need.
+
+    Where the last build left Cython's translation of the door (build/kernels), it comes along: it is used if it is up
+    to date and saves half of the time.
+    """
+    skip = shutil.ignore_patterns("*.so", "__pycache__")
+    for folder in "kernels", "gpt2c", "build/kernels":
+        if (ROOT / folder).exists():
+            shutil.copytree(ROOT / folder, tmp_path / folder, ignore=skip)
+    for file in "setup.py", "pyproject.toml", "README.md":
+        if (ROOT / file).exists():
+            shutil.copy2(ROOT / file, tmp_path)
+    (tmp_path / "tests").mkdir()
+    for file in "conftest.py", "reference.py", "guarded.py", "test_kernels.py":
+        shutil.copy2(ROOT / "tests" / file, tmp_path / "tests")
+    return tmp_path
+
+
+def run(tree, *command, **variables):
+    """Python in a tree, without the settings of this session -> the finished process; its output is in stdout."""
+    ours = ("GPT2C_", "PYTEST_", "CC", "CFLAGS", "LDFLAGS")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    env |= {"PYTHONPATH": str(tree), **variables}
+    return subprocess.run([sys.executable, *command], cwd=tree, env=env, text=True, check=False,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+
+def build(tree, **variables):
+    """The kernels set their own -O; the door need not be fast."""
+    return run(tree, "setup.py", "-q", "build_ext", "--inplace", CFLAGS="-O0", **variables)
+
+
+def run_kernel_tests(tree, *which, **variables):
+    where = run(tree, "-c", "from gpt2c import _core; print(_core.__file__)", **variables)
+    assert where.stdout.startswith(str(tree)), where.stdout
+    return run(tree, "-m", "pytest", "-q", "--tb=short", "tests/test_kernels.py", *which, **variables)
+
+
+def test_a_kernel_built_wrong_turns_the_tests_red(tree):
+    built = build(tree, GPT2C_BREAK="1")
+    assert built.returncode == 0, built.stdout
+    tests = run_kernel_tests(tree, "-k", "oracle and layernorm")
+    assert tests.returncode == pytest.ExitCode.TESTS_FAILED, tests.stdout
+    failed = [line for line in tests.stdout.splitlines() if line.startswith("FAILED")]
+    assert failed and all("layernorm_backward" in line for line in failed)
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing(tree):
+    library = subprocess.check_output([os.environ.get("CC", "cc"), "-print-file-name=libasan.so"], text=True).strip()
+    if not Path(library).is_absolute():
+        pytest.skip("the compiler brings no address sanitizer")
+    built = build(tree, GPT2C_SANITIZE="address,undefined")
+    assert built.returncode == 0, built.stdout
+    tests = run_kernel_tests(tree, LD_PRELOAD=library, ASAN_OPTIONS="detect_leaks=0")
+    assert tests.returncode == 0 and "Sanitizer" not in tests.stdout, tests.stdout
+
+
+def test_a_compiler_without_openmp_is_an_error_that_says_what_to_do(tree):
+    compiler = tree / "compiler"
+    compiler.write_text(
+        '#!/bin/sh\ncase " $* " in *" -fopenmp "*) echo "no such flag: -fopenmp" >&2; exit 1;; esac\nexec cc "$@"\n'
+    )
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    built = build(tree, CC=str(compiler))
+    assert built.returncode != 0
+    assert "the C compiler has no OpenMP, so gpt2c would use one core only" in built.stdout
+    assert "GPT2C_NO_OPENMP=1" in built.stdout
+    assert not list((tree / "gpt2c").glob("*.so"))
