@@ -6,6 +6,10 @@
 """
 import os
 
+# How long libgomp's threads spin before they sleep; it reads this once, when it is loaded. Its own value, hundreds of
+# times longer, makes a thread that waits keep the one it waits for from running wherever cores are shared (SPEED.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 from gpt2c import _core
 from gpt2c.checkpoint import load
 from gpt2c.data import DataLoader

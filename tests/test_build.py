@@ -1,10 +1,11 @@
-"""What setup.py can build besides the plain module: each in a copy of the source tree, with a suite to judge it."""
+"""What setup.py can build besides the plain module, each in a copy of the source tree."""
 
 import os
+import shlex
 import shutil
-import stat
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,7 @@ ROOT = Path(__file__).parent.parent
 def tree(tmp_path):
     """A copy of what setup.py and the kernel tests need.
 
-    Where the last build left Cython's translation of the door (build/kernels), it comes along: it is used if it is up
-    to date and saves half of the time.
+    Cython's translation of the door comes along where a build left one: if it is up to date it saves time.
     """
     skip = shutil.ignore_patterns("*.so", "__pycache__")
     for folder in "kernels", "gpt2c", "build/kernels":
@@ -33,9 +33,8 @@ def tree(tmp_path):
 
 
 def run(tree, *command, **variables):
-    """Python in a tree, without the settings of this session -> the finished process; its output is in stdout."""
-    ours = ("GPT2C_", "PYTEST_", "CC", "CFLAGS", "LDFLAGS")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    """Python in a tree, with none of this process's settings -> the result, with all output in stdout."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("GPT2C_", "PYTEST_"))}
     env |= {"PYTHONPATH": str(tree), **variables}
     return subprocess.run([sys.executable, *command], cwd=tree, env=env, text=True, check=False,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
@@ -63,23 +62,40 @@ def test_a_kernel_built_wrong_turns_the_tests_red(tree):
 
 @pytest.mark.slow
 def test_sanitizers_find_nothing(tree):
-    library = subprocess.check_output([os.environ.get("CC", "cc"), "-print-file-name=libasan.so"], text=True).strip()
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC"))
+    library = subprocess.check_output([*compiler, "-print-file-name=libasan.so"], text=True).strip()
     if not Path(library).is_absolute():
         pytest.skip("the compiler brings no address sanitizer")
     built = build(tree, GPT2C_SANITIZE="address,undefined")
     assert built.returncode == 0, built.stdout
-    tests = run_kernel_tests(tree, LD_PRELOAD=library, ASAN_OPTIONS="detect_leaks=0")
+    tests = run_kernel_tests(tree, "--capture=sys", LD_PRELOAD=library, ASAN_OPTIONS="detect_leaks=0")
     assert tests.returncode == 0 and "Sanitizer" not in tests.stdout, tests.stdout
 
 
-def test_a_compiler_without_openmp_is_an_error_that_says_what_to_do(tree):
-    compiler = tree / "compiler"
-    compiler.write_text(
-        '#!/bin/sh\ncase " $* " in *" -fopenmp "*) echo "no such flag: -fopenmp" >&2; exit 1;; esac\nexec cc "$@"\n'
-    )
-    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
-    built = build(tree, CC=str(compiler))
+@pytest.fixture
+def compiler_without_openmp(tree):
+    script = tree / "compiler"
+    script.write_text("""#!/bin/sh
+case " $* " in *" -fopenmp "*) echo "unknown option -fopenmp" >&2; exit 1;; esac
+exec cc "$@"
+""")
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_a_compiler_without_openmp_is_an_error_that_says_what_to_do(tree, compiler_without_openmp):
+    built = build(tree, CC=compiler_without_openmp)
     assert built.returncode != 0
     assert "the C compiler has no OpenMP, so gpt2c would use one core only" in built.stdout
     assert "GPT2C_NO_OPENMP=1" in built.stdout
     assert not list((tree / "gpt2c").glob("*.so"))
+
+
+@pytest.mark.slow
+def test_without_openmp_on_request(tree, compiler_without_openmp):
+    built = build(tree, CC=compiler_without_openmp, GPT2C_NO_OPENMP="1")
+    assert built.returncode == 0, built.stdout
+    info = run(tree, "-c", "import gpt2c; print(gpt2c.info()['openmp'])")
+    assert info.stdout == "False\n"
+    tests = run_kernel_tests(tree)
+    assert tests.returncode == 0, tests.stdout
