@@ -39,6 +39,7 @@ class BuildKernels(build_ext):
     """Compiles each kernel file once per instruction set, each set into a folder of its own."""
 
     def build_extension(self, ext):
+        self.force = True  # setuptools does not look at the kernels' objects when it decides whether to link again
         flags = FLAGS + self.openmp_flags(ext) + self.switches(ext)
         folder = Path(self.build_temp) / "-".join(["kernels", *os.environ.get("GPT2C_SANITIZE", "").split(",")])
         for isa, isa_flags in {**ISAS, None: []}.items():

@@ -2,8 +2,9 @@
 //
 // Conventions. Outputs first, then const inputs, sizes, scalars, scratch. All arrays are contiguous float32 in the
 // shape written above the prototype, tokens and positions are int32. R stands for all leading dimensions together.
-// A backward *adds* into its gradients (d...), unless it says "stores". Nothing is allocated, nothing is checked:
-// the door (stream.pyx) has done both. `scratch` is as large as kernels.def says, per thread.
+// A backward *adds* into its gradients (d...), unless it says "stores". Nothing is allocated and nothing checked: the
+// door (stream.pyx) has checked the sizes, and whoever takes token ids and positions in (model.py) their values.
+// `scratch` is as large as kernels.def says, per thread.
 //
 // Each .c file is compiled once per instruction set; K(name) gives every copy its own symbol.
 #ifndef GPT2C_H
@@ -71,7 +72,8 @@ void K(attention_cached_forward)(float* out, float* kcache, float* vcache, const
 
 // activation.c --------------------------------------------------------------------------------------------------
 // u = sqrt(2/pi) (x + 0.044715 x^3),  out = x (1 + tanh u) / 2 = x / (1 + exp(-2u))       out, x (R)
-// Error against the exact value of this formula: at most 4 + 2 |2u| units in the last place (tested).
+// Against the exact value of this formula: relative error at most (4 + 2 |2u|) 2^-23, that is 4 units in the last
+// place, growing with |2u|; where exp(-2u) leaves float32's range (x below -10) the result may be 0. Tested.
 void K(gelu_forward)(float* out, const float* x, int64_t R);
 // s = 1 / (1 + exp(-2u)),  dx += dout s (1 + x (1 - s) du2),  du2 = 2 sqrt(2/pi) (1 + 0.134145 x^2)
 void K(gelu_backward)(float* dx, const float* dout, const float* x, int64_t R);

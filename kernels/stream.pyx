@@ -10,6 +10,7 @@ recorded is a Program: it replays in C with the GIL released and no Python in be
     s = Stream("record"); ...; program = s.program(); program.run(); print(program)
 """
 import inspect
+import operator
 import re
 import threading
 
@@ -65,18 +66,20 @@ class _View:
         self.__array_interface__, self.buffer = interface, buffer
 
 
-def buffer_of(str name, array, bint writable=True):
+def buffer_of(str name, array, bint writable=True, str where=""):
     """A Buffer on the memory of a NumPy array (C-contiguous float32 or int32)."""
-    kind = {"<f4": "f", "<i4": "i"}.get(array.dtype.str)
-    if kind is None or not array.flags.c_contiguous or (writable and not array.flags.writeable):
-        raise TypeError(f"{name}: expected a contiguous{' writable' if writable else ''} float32 or int32 array, "
-                        f"found {array.dtype}{'' if array.flags.c_contiguous else ', not contiguous'}")
+    kind, flags = {"<f4": "f", "<i4": "i"}.get(array.dtype.str), array.flags
+    if kind is None or not flags.c_contiguous or (writable and not flags.writeable):
+        faults = ("" if flags.c_contiguous else ", not contiguous") + ("" if flags.writeable or not writable else ", read-only")
+        raise TypeError(f"{where}{name}: expected a contiguous{' writable' if writable else ''} float32 or int32 array, "
+                        f"found {array.dtype}{faults}")
     return Buffer(name, array.shape, array.ctypes.data, array, kind)
 
 
 # What a kernel's line in kernels.def asks of its arguments.
 _ARRAY = re.compile(r"(\w+)(\??):([^:\s]+)(:i)?$")
 _SCALAR = re.compile(r"(\w+):([nf])(?:=(\S+))?$")
+_RULE = re.compile(r"(\w+)(%|<=|>=)(\w+)$")
 
 
 class Door:
@@ -87,7 +90,8 @@ class Door:
         self.arrays = []   # (name, optional, [(factor, letter) or int], kind, writable)
         self.letters = []  # sizes, in order of appearance
         self.scalars = []  # (name, kind, default)
-        outputs, inputs, *rest = [part.split() for part in text.split("|")]
+        outputs, inputs, scalars, rules = [part.split() for part in (text + "| | |").split("|")[:4]]
+        self.rules = [_RULE.match(rule).groups() for rule in rules]  # (size, "%", "<=" or ">=", size or number)
         for i, item in enumerate(outputs + inputs):
             array, optional, dims, integer = _ARRAY.match(item).groups()
             shape = []
@@ -100,7 +104,7 @@ class Door:
                 if letter not in self.letters:
                     self.letters.append(letter)
             self.arrays.append((array, bool(optional), shape, "i" if integer else "f", i < len(outputs)))
-        for item in (rest[0] if rest else []):
+        for item in scalars:
             scalar, kind, default = _SCALAR.match(item).groups()
             self.scalars.append((scalar, kind, default and (int if kind == "n" else float)(default)))
         empty, anywhere = inspect.Parameter.empty, inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -110,7 +114,7 @@ class Door:
 
     def bind(self, args, kwargs):
         """Every argument in order, defaults filled in."""
-        if len(args) == len(self.arrays) + len(self.scalars):
+        if not kwargs and len(args) == len(self.arrays) + len(self.scalars):
             return args
         try:
             bound = self.signature.bind(*args, **kwargs)
@@ -151,6 +155,15 @@ class Door:
                 known = ", ".join(f"{l} = {v} from {source[l]}" for l, v in value.items())
                 raise ValueError(f"{self.name}: {name} has shape {a.shape}, expected ({expected})" + (f" with {known}" if known else ""))
         return [value[letter] for letter in self.letters]
+
+    def check_rules(self, sizes, scalars):
+        """An error where sizes that fit the arrays still make no sense together."""
+        value = dict(zip(self.letters, sizes)) | {scalar[0]: number for scalar, number in zip(self.scalars, scalars)}
+        for left, sign, right in self.rules:
+            a, b = value[left], int(right) if right.isdigit() else value[right]
+            if not ((b > 0 and a % b == 0) if sign == "%" else a <= b if sign == "<=" else a >= b):
+                wanted = f"a multiple of {right} = {b}" if sign == "%" else f"{sign} {right}" + ("" if right.isdigit() else f" = {b}")
+                raise ValueError(f"{self.name}: {left} = {a}, expected {wanted}")
 
 
 _TYPE = {"f": "float32", "i": "int32"}
@@ -252,9 +265,10 @@ cdef int _call(Program program, str mode, door, args) except -1:
     for i in range(num_arrays):
         a = args[i]
         if a is not None and not isinstance(a, Buffer):
-            a = buffer_of(door.arrays[i][0], np.asarray(a), door.arrays[i][4])
+            a = buffer_of(door.arrays[i][0], np.asarray(a), door.arrays[i][4], f"{door.name}: ")
         arrays.append(a)
     sizes, scalars = door.sizes(arrays), args[num_arrays:]
+    door.check_rules(sizes, scalars)
     if mode == "plan":
         return 0
     call.kernel = door.number
@@ -266,7 +280,7 @@ cdef int _call(Program program, str mode, door, args) except -1:
     n, f = len(sizes), 0
     for (name, kind, default), value in zip(door.scalars, scalars):
         if kind == "n":
-            call.n[<int>n] = value
+            call.n[<int>n] = operator.index(value)
             n += 1
         else:
             call.f[<int>f] = value

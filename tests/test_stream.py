@@ -39,7 +39,7 @@ REFUSED = {
         "last_position_forward: out has shape (6,), expected (B, C)"),
     "float64": (
         "gelu_forward", (floats(3), np.zeros(3)), TypeError,
-        "x: expected a contiguous float32 or int32 array, found float64"),
+        "gelu_forward: x: expected a contiguous float32 or int32 array, found float64"),
     "integers for reals": (
         "gelu_forward", (floats(3), ints(3)), TypeError,
         "gelu_forward: x holds int32, expected float32"),
@@ -48,16 +48,25 @@ REFUSED = {
         "crossentropy_backward: targets holds float32, expected int32"),
     "not contiguous": (
         "gelu_forward", (floats(3), floats(6)[::2]), TypeError,
-        "x: expected a contiguous float32 or int32 array, found float32, not contiguous"),
+        "gelu_forward: x: expected a contiguous float32 or int32 array, found float32, not contiguous"),
     "None": (
         "matmul_forward", (floats(3, 7), None, floats(7, 4), None), TypeError,
         "matmul_forward: x is None, expected an array"),
-    "too few": (
-        "matmul_forward", (floats(3, 7), floats(3, 5), floats(7, 5)), TypeError,
-        "matmul_forward: missing a required argument: 'b'"),
+    "a rule on sizes": (
+        "attention_forward", (floats(1, 2, 5), floats(1, 2, 2), floats(1, 2, 15)), ValueError,
+        "attention_forward: C = 5, expected a multiple of H = 2"),
+    "no heads": (
+        "attention_forward", (floats(1, 2, 5), floats(1, 0, 2), floats(1, 2, 15)), ValueError,
+        "attention_forward: C = 5, expected a multiple of H = 0"),
+    "a rule on a scalar": (
+        "crossentropy_backward", (floats(3, 5), floats(3, 5), floats(3), ints(3), floats(1), 6), ValueError,
+        "crossentropy_backward: V = 6, expected <= P = 5"),
     "too many": (
         "gelu_forward", (floats(3), floats(3), floats(3)), TypeError,
         "gelu_forward: too many positional arguments"),
+    "too few": (
+        "matmul_forward", (floats(3, 7), floats(3, 5), floats(7, 5)), TypeError,
+        "matmul_forward: missing a required argument: 'b'"),
 }  # fmt: skip
 
 
@@ -75,7 +84,8 @@ def test_outputs_must_be_writable():
     x = floats(3)
     x.flags.writeable = False
     _core.Stream().gelu_forward(floats(3), x)
-    with pytest.raises(TypeError, match="^out: expected a contiguous writable float32 or int32 array"):
+    message = "^gelu_forward: out: expected a contiguous writable float32 or int32 array, found float32, read-only$"
+    with pytest.raises(TypeError, match=message):
         _core.Stream().gelu_forward(x, floats(3))
 
 
@@ -88,6 +98,8 @@ def test_names_that_do_not_exist():
         _core.use_isa("mmx")
     with pytest.raises(TypeError, match="^gelu_forward: missing a required argument: 'x'$"):
         _core.Stream().gelu_forward(out=floats(3), y=floats(3))
+    with pytest.raises(TypeError, match="^gelu_forward: multiple values for argument 'out'$"):
+        _core.Stream().gelu_forward(floats(3), floats(3), out=floats(3))
 
 
 # ---- what is accepted
