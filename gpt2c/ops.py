@@ -1,7 +1,8 @@
 """The differentiable operations: one function each, forward and backward in one scope.
 
 Each takes the tape first, calls its forward kernel, and leaves a closure with its backward kernel. Formulas and shapes
-are in kernels/gpt2c.h under the kernels' names. Backward kernels add into gradients, so a tensor used twice gets both.
+are in kernels/gpt2c.h under the kernels' names. The first backward kernel to reach a tensor stores its gradient and the
+others add, so a tensor used twice gets both.
 """
 from typing import NamedTuple
 
@@ -27,8 +28,12 @@ def layernorm(t, x, w, b, *, name):
     out = t.new(x.shape, name)
     mean, rstd = t.buffer(x.shape[:-1], f"{name}_mean"), t.buffer(x.shape[:-1], f"{name}_rstd")
     t.s.layernorm_forward(out.data, mean, rstd, x.data, w.data, b.data)
-    t.on_backward(
-        lambda: t.s.layernorm_backward(x.grad, w.grad, b.grad, out.grad, x.data, w.data, mean, rstd))
+
+    def backward():
+        dx, add = x.sink()
+        t.s.layernorm_backward(dx, w.grad, b.grad, out.grad, x.data, w.data, mean, rstd, add)
+
+    t.on_backward(backward)
     return out
 
 
@@ -38,7 +43,8 @@ def linear(t, x, w, b=None, *, name):
     t.s.matmul_forward(out.data, x.data, w.data, b and b.data)
 
     def backward():
-        t.s.matmul_backward_x(x.grad, out.grad, w.data)
+        dx, add = x.sink()
+        t.s.matmul_backward_x(dx, out.grad, w.data, add)
         t.s.matmul_backward_w(w.grad, b and b.grad, out.grad, x.data)
 
     t.on_backward(backward)
@@ -56,22 +62,34 @@ def attention(t, qkv, num_heads, *, name):
     if t.state is not None:
         k, v = (t.state(f"{name}.{part}", (B, t.context, C)) for part in ("keys", "values"))
         t.s.attention_cached_forward(out.data, k, v, qkv.data, t.position, num_heads)
-    elif t.keep:
-        square = (B, num_heads, T, T)
-        preatt, att = t.buffer(square, f"{name}.preatt"), t.buffer(square, f"{name}.att")
+        return out
+    if t.keep:
+        preatt, att = (t.buffer((B, num_heads, T, T), f"{name}.{part}") for part in ("preatt", "att"))
         t.s.attention_materialised_forward(out.data, preatt, att, qkv.data)
-        t.on_backward(lambda: t.s.attention_materialised_backward(qkv.grad, out.grad, qkv.data, att))
     else:
         lse = t.buffer((B, num_heads, T), f"{name}.lse")
         t.s.attention_forward(out.data, lse, qkv.data)
-        t.on_backward(lambda: t.s.attention_backward(qkv.grad, out.grad, qkv.data, out.data, lse))
+
+    def backward():
+        dqkv, add = qkv.sink()
+        if t.keep:
+            t.s.attention_materialised_backward(dqkv, out.grad, qkv.data, att, add)
+        else:
+            t.s.attention_backward(dqkv, out.grad, qkv.data, out.data, lse, add)
+
+    t.on_backward(backward)
     return out
 
 
 def gelu(t, x, *, name):
     out = t.new(x.shape, name)
     t.s.gelu_forward(out.data, x.data)
-    t.on_backward(lambda: t.s.gelu_backward(x.grad, out.grad, x.data))
+
+    def backward():
+        dx, add = x.sink()
+        t.s.gelu_backward(dx, out.grad, x.data, add)
+
+    t.on_backward(backward)
     return out
 
 
@@ -79,7 +97,12 @@ def residual(t, a, b, *, name):
     """a + b."""
     out = t.new(a.shape, name)
     t.s.residual_forward(out.data, a.data, b.data)
-    t.on_backward(lambda: t.s.residual_backward(a.grad, b.grad, out.grad))
+
+    def backward():
+        (da, add_a), (db, add_b) = a.sink(), b.sink()
+        t.s.residual_backward(da, db, out.grad, add_a, add_b)
+
+    t.on_backward(backward)
     return out
 
 
@@ -100,8 +123,9 @@ def classifier(t, x, w, targets, vocab_size):
 
     def backward():
         if not t.keep:
-            logits.grad = logits.data
-        t.s.crossentropy_backward(logits.grad, logits.data, lse, targets, count, vocab_size)
+            logits.grad_overwrites()
+        dlogits, _ = logits.sink()
+        t.s.crossentropy_backward(dlogits, logits.data, lse, targets, count, vocab_size)
 
     t.on_backward(backward)
     return Output(loss, logits.data)

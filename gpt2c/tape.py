@@ -23,15 +23,22 @@ class Tensor:
 
     @property
     def grad(self) -> Buffer:
-        """The gradient's buffer, taken and zeroed for its first writer."""
-        if self._grad is None:
-            self._grad = self.tape.buffer(self.shape, f"d{self.name}")
-            self.tape.s.zero(self._grad)
-        return self._grad
+        """The gradient, for who reads it or adds to it: zeroed if nothing has been written yet."""
+        buffer, add = self.sink()
+        if not add:
+            self.tape.s.zero(buffer)
+        return buffer
 
-    @grad.setter
-    def grad(self, buffer):
-        self._grad = buffer
+    def sink(self):
+        """(the gradient's buffer, add): where a backward kernel puts its part. The first one stores, the others add."""
+        if self._grad is not None:
+            return self._grad, 1
+        self._grad = self.tape.buffer(self.shape, f"d{self.name}")
+        return self._grad, 0
+
+    def grad_overwrites(self):
+        """From now on the gradient takes the place of the value."""
+        self._grad = self.data
 
 
 class Tape:

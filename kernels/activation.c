@@ -31,13 +31,14 @@ void K(gelu_forward)(float* out, const float* x, int64_t R) {
     }
 }
 
-void K(gelu_backward)(float* dx, const float* dout, const float* x, int64_t R) {
+void K(gelu_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add) {
     FOR_BLOCKS(R, 8) {
         vf xi = vf_load_n(x + i, R - i);
         vf s = gelu_gate(xi);
         vf du2 = (xi * xi * (3 * GELU_CUBIC) + 1.0f) * GELU_SCALE;
         vf slope = s * (xi * (1.0f - s) * du2 + 1.0f);
-        vf_store_n(dx + i, vf_load_n(dx + i, R - i) + vf_load_n(dout + i, R - i) * slope, R - i);
+        vf old = add ? vf_load_n(dx + i, R - i) : (vf){0};
+        vf_store_n(dx + i, old + vf_load_n(dout + i, R - i) * slope, R - i);
     }
 }
 

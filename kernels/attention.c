@@ -130,7 +130,7 @@ void K(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, i
 }
 
 void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
-                           int64_t B, int64_t T, int64_t C, int64_t H, float* scratch) {
+                           int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch) {
     int64_t D = C / H;
     const float scale = 1.0f / sqrtf(D);
     PARALLEL_FOR(B * T * T * C / 4)
@@ -175,7 +175,7 @@ void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, con
                 }
 
             panel_product(s.out_t, TN, D, n, s.k, 1, s.W, s.ds, TN, 0);
-            store_lanes(dq + first * 3 * C, 3 * C, s.out_t, lanes, D, scale_lane, 1);
+            store_lanes(dq + first * 3 * C, 3 * C, s.out_t, lanes, D, scale_lane, add);
             for (int64_t c = 0; c < s.W; c += TN) {
                 panel_product(s.dv + c, s.W, n, TN, s.s, TN, 1, s.dout + c, s.W, 1);
                 panel_product(s.dk + c, s.W, n, TN, s.ds, TN, 1, s.q + c, s.W, 1);
@@ -184,8 +184,9 @@ void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, con
         for (int64_t t = 0; t < T; t++)
             for (int64_t c = 0; c < D; c += VL) {
                 float *dk = dq + t * 3 * C + C + c, *dv = dk + C;
-                vf_store_n(dk, vf_load_n(dk, D - c) + vf_load(s.dk + t * s.W + c), D - c);
-                vf_store_n(dv, vf_load_n(dv, D - c) + vf_load(s.dv + t * s.W + c), D - c);
+                vf k = vf_load(s.dk + t * s.W + c), v = vf_load(s.dv + t * s.W + c);
+                vf_store_n(dk, add ? vf_load_n(dk, D - c) + k : k, D - c);
+                vf_store_n(dv, add ? vf_load_n(dv, D - c) + v : v, D - c);
             }
     }
 }
@@ -238,7 +239,7 @@ void K(attention_materialised_forward)(float* out, float* preatt, float* att, co
 size_t K(attention_materialised_scratch)(int64_t T) { return T; }
 
 void K(attention_materialised_backward)(float* dqkv, const float* dout, const float* qkv, const float* att,
-                                        int64_t B, int64_t T, int64_t C, int64_t H, float* scratch) {
+                                        int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch) {
     int64_t D = C / H;
     const float scale = 1.0f / sqrtf(D);
     PARALLEL_FOR(2 * B * T * T * C)
@@ -246,6 +247,8 @@ void K(attention_materialised_backward)(float* dqkv, const float* dout, const fl
         int64_t b = bh / H, offset = bh % H * D;
         const float* head = qkv + b * T * 3 * C + offset;
         float *dhead = dqkv + b * T * 3 * C + offset, *da = scratch + thread_index() * T;
+        for (int64_t t = 0; !add && t < T; t++)
+            for (int third = 0; third < 3; third++) memset(dhead + (t * 3 + third) * C, 0, D * sizeof(float));
         for (int64_t t = 0; t < T; t++) {
             const float *p = att + (bh * T + t) * T, *g = dout + (b * T + t) * C + offset;
             float mean = 0;  // sum_j p_j da_j

@@ -13,13 +13,13 @@ void K(residual_forward)(float* out, const float* a, const float* b, int64_t R) 
         for (int64_t i = first; i < block_end(first, R); i++) out[i] = a[i] + b[i];
 }
 
-void K(residual_backward)(float* da, float* db, const float* dout, int64_t R) {
+void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, int64_t add_a, int64_t add_b) {
     PARALLEL_FOR(5 * R)
     for (int64_t first = 0; first < R; first += BLOCK)
         for (int64_t i = first; i < block_end(first, R); i++) {
             float g = dout[i];
-            da[i] += g;
-            db[i] += g;  // a and b may be one tensor: then it gets both
+            da[i] = add_a ? da[i] + g : g;
+            db[i] = add_b ? db[i] + g : g;  // b may be a: then its `add` is 1 and it gets both
         }
 }
 

@@ -2,7 +2,8 @@
 //
 // Conventions. Outputs first, then const inputs, sizes, scalars, scratch. All arrays are contiguous float32 in the
 // shape written above the prototype, tokens and positions are int32. R stands for all leading dimensions together.
-// A backward *adds* into its gradients (d...), unless it says "stores". Nothing is allocated and nothing checked: the
+// A backward *adds* into its gradients (d...). Where it has an argument `add`, 0 makes it store instead: the first to
+// write a gradient need not find zeros there. Nothing is allocated and nothing checked: the
 // door (stream.pyx) has checked the sizes, and whoever takes token ids and positions in (model.py) their values.
 // `scratch` is as large as kernels.def says, per thread.
 //
@@ -32,7 +33,7 @@ void K(layernorm_forward)(float* out, float* mean, float* rstd, const float* x, 
                           int64_t R, int64_t C, float eps);
 // d = dout w,  dx += rstd (d - mean(d) - n mean(d n)),  dw += sum_r dout n,  db += sum_r dout
 void K(layernorm_backward)(float* dx, float* dw, float* db, const float* dout, const float* x, const float* w,
-                           const float* mean, const float* rstd, int64_t R, int64_t C);
+                           const float* mean, const float* rstd, int64_t R, int64_t C, int64_t add);
 
 // matmul.c ------------------------------------------------------------------------------------------------------
 size_t K(matmul_scratch)(void);
@@ -40,7 +41,8 @@ size_t K(matmul_scratch)(void);
 void K(matmul_forward)(float* out, const float* x, const float* w, const float* b,
                        int64_t R, int64_t C, int64_t N, float* scratch);
 // dx += dout w
-void K(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t R, int64_t C, int64_t N, float* scratch);
+void K(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t R, int64_t C, int64_t N, int64_t add,
+                          float* scratch);
 // dw += dout^T x,  db += sum_r dout   (db may be NULL)
 void K(matmul_backward_w)(float* dw, float* db, const float* dout, const float* x,
                           int64_t R, int64_t C, int64_t N, float* scratch);
@@ -56,14 +58,14 @@ void K(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, i
 // p = exp(s - lse),  ds[i,j] = p[i,j] (dout_i v_j - dout_i out_i)
 // dv_j += sum_i p[i,j] dout_i,  dq_i += sum_j ds[i,j] k_j / sqrt(D),  dk_j += sum_i ds[i,j] q_i / sqrt(D)
 void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
-                           int64_t B, int64_t T, int64_t C, int64_t H, float* scratch);
+                           int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch);
 // Materialised: the scaled scores and the probabilities stay to be looked at; entries j > i are 0.
 //                                                      preatt, att (B,H,T,T)
 void K(attention_materialised_forward)(float* out, float* preatt, float* att, const float* qkv,
                                        int64_t B, int64_t T, int64_t C, int64_t H);
 size_t K(attention_materialised_scratch)(int64_t T);
 void K(attention_materialised_backward)(float* dqkv, const float* dout, const float* qkv, const float* att,
-                                        int64_t B, int64_t T, int64_t C, int64_t H, float* scratch);
+                                        int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch);
 // Decoding: stores the keys and values of T new positions pos .. pos + T - 1 in the caches and attends from those
 // positions to all cached ones.                        kcache, vcache (B,S,C)  pos (1)
 size_t K(attention_cached_scratch)(int64_t S);
@@ -76,15 +78,15 @@ void K(attention_cached_forward)(float* out, float* kcache, float* vcache, const
 // place, growing with |2u|; where exp(-2u) leaves float32's range (x below -10) the result may be 0. Tested.
 void K(gelu_forward)(float* out, const float* x, int64_t R);
 // s = 1 / (1 + exp(-2u)),  dx += dout s (1 + x (1 - s) du2),  du2 = 2 sqrt(2/pi) (1 + 0.134145 x^2)
-void K(gelu_backward)(float* dx, const float* dout, const float* x, int64_t R);
+void K(gelu_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add);
 // The same function one element at a time with libm's expf: a second opinion for the vector code.
 void K(gelu_forward_scalar)(float* out, const float* x, int64_t R);
 
 // elementwise.c -------------------------------------------------------------------------------------------------
 // out = a + b                                                                             out, a, b (R)
 void K(residual_forward)(float* out, const float* a, const float* b, int64_t R);
-// da += dout,  db += dout
-void K(residual_backward)(float* da, float* db, const float* dout, int64_t R);
+// da += dout,  db += dout, each with an `add` of its own
+void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, int64_t add_a, int64_t add_b);
 // out[b] = x[b, T-1]                                   out (B,C)  x (B,T,C)
 void K(last_position_forward)(float* out, const float* x, int64_t B, int64_t T, int64_t C);
 // x = 0

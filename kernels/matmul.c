@@ -46,9 +46,8 @@ size_t K(matmul_scratch)(void) { return (MC + NC) * KC + 2 * SLACK; }
 
 // dst = panel of `width` columns starting at i, k from k0 on; `valid` of the columns exist, the rest are zero
 static void pack(float* dst, int width, Operand m, int64_t i, int64_t valid, int64_t k0, int64_t K) {
-    int columns = valid < width ? valid : width;
-    if (m.transposed) pack_transposed(dst, width, m.data + i * m.stride + k0, m.stride, columns, K);
-    else pack_straight(dst, width, m.data + k0 * m.stride + i, m.stride, columns, K);
+    if (m.transposed) pack_transposed(dst, width, m.data + i * m.stride + k0, m.stride, valid < width ? valid : width, K);
+    else pack_straight(dst, width, m.data + k0 * m.stride + i, m.stride, valid, K);
 }
 
 // c (rows x columns) = or += the tile; `bias` is added where the tile is the first of its sum
@@ -162,8 +161,9 @@ void K(matmul_forward)(float* out, const float* x, const float* w, const float* 
     else product(out, R, N, C, (Operand){x, C, 1}, (Operand){w, C, 1}, 0, b, scratch);
 }
 
-void K(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t R, int64_t C, int64_t N, float* scratch) {
-    product(dx, R, C, N, (Operand){dout, N, 1}, (Operand){w, C, 0}, 1, NULL, scratch);
+void K(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t R, int64_t C, int64_t N, int64_t add,
+                          float* scratch) {
+    product(dx, R, C, N, (Operand){dout, N, 1}, (Operand){w, C, 0}, add, NULL, scratch);
 }
 
 void K(matmul_backward_w)(float* dw, float* db, const float* dout, const float* x,

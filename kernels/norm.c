@@ -37,7 +37,7 @@ void K(layernorm_forward)(float* out, float* mean, float* rstd, const float* x, 
 }
 
 void K(layernorm_backward)(float* dx, float* dw, float* db, const float* dout, const float* x, const float* w,
-                           const float* mean, const float* rstd, int64_t R, int64_t C) {
+                           const float* mean, const float* rstd, int64_t R, int64_t C, int64_t add) {
     PARALLEL_FOR(8 * R * C)
     for (int64_t r = 0; r < R; r++) {
         const float *g = dout + r * C, *xr = x + r * C;
@@ -55,7 +55,7 @@ void K(layernorm_backward)(float* dx, float* dw, float* db, const float* dout, c
         for (int64_t c = 0; c < C; c += VL) {
             vf n = (vf_load_n(xr + c, C - c) - m) * s;
             vf d = vf_load_n(g + c, C - c) * vf_load_n(w + c, C - c);
-            vf old = vf_load_n(dx + r * C + c, C - c);
+            vf old = add ? vf_load_n(dx + r * C + c, C - c) : (vf){0};
             vf_store_n(dx + r * C + c, old + (d - mean_d - n * mean_dn) * s, C - c);
         }
     }

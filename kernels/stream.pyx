@@ -238,7 +238,7 @@ cdef class Program:
 
 def _line(door, names, sizes, scalars):
     values = [f"{letter}={n}" for letter, n in zip(door.letters, sizes)]
-    values += [f"{name}={value:g}" for (name, kind, default), value in zip(door.scalars, scalars)]
+    values += [f"{name}={value:g}" for (name, kind, default), value in zip(door.scalars, scalars) if value != default]
     return f"{door.name}({', '.join(names + values)})"
 
 

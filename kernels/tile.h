@@ -65,8 +65,9 @@ static inline void pack_transposed(float* dst, int width, const float* src, ptrd
         }
 }
 
-// dst[k][i] = src[k][i] for i < width, k < K; columns of src from `columns` on count as zero. The slack is as above.
-static inline void pack_straight(float* dst, int width, const float* src, ptrdiff_t src_row, int columns, int64_t K) {
+// dst[k][i] = src[k][i] for i < width, k < K; columns of src from `columns` on (it may be more than width) count as
+// zero. The slack is as above.
+static inline void pack_straight(float* dst, int width, const float* src, ptrdiff_t src_row, int64_t columns, int64_t K) {
     for (int64_t k = 0; k < K; k++)
         for (int i = 0; i < width; i += VL)
             vf_store(dst + k * width + i, i < columns ? vf_load_n(src + k * src_row + i, columns - i) : (vf){0});

@@ -478,3 +478,21 @@ def test_peak_counts_what_it_does(isa):
     total = lanes * sums.sum()
     expected = [(np.full(R, total), gamma(2 * steps + 20) * total), (2 * 12 * lanes * R * steps, 0)]
     assert_within(run("peak", unset(R), unset(1), steps), expected)
+
+
+STORING = {name: [scalar for scalar, *_ in door.scalars if scalar.startswith("add")]
+           for name, door in _core.DOORS.items() if name in CASES}
+
+
+@pytest.mark.parametrize("name", [name for name, flags in STORING.items() if flags])
+def test_storing_is_adding_to_zeros(name, isa, rng):
+    """With add = 0 it does not matter what was in the gradient."""
+    make, sizes, large = CASES[name]
+    for size in (*sizes, large):
+        args = make(rng, *size)[0]
+        stored = len(STORING[name])  # the first outputs are those that can be stored
+        zeros, nans = ([fill(a) for a in args[:stored]] for fill in (np.zeros_like, lambda a: np.full_like(a, np.nan)))
+        added = call(name, (*zeros, *args[stored:]))
+        found = call(name, (*nans, *args[stored:], *[0] * stored))
+        for a, b in zip(added, found, strict=True):
+            np.testing.assert_array_equal(a, b)
