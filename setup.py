@@ -28,11 +28,9 @@ FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-con
 
 ISAS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
-    ISAS = {
-        "baseline": ["-march=x86-64-v2"],
-        "avx2": ["-mavx2", "-mfma"],
-        "avx512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"],
-    }
+    AVX2 = ["-mavx2", "-mfma"]
+    AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
+    ISAS = {"baseline": ["-march=x86-64-v2"], "avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 
 
 class BuildKernels(build_ext):

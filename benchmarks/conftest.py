@@ -5,20 +5,15 @@
 Without --benchmark-enable nothing is timed: every case is verified once, at a small size.
 """
 
-import sys
 from functools import cache
-from itertools import groupby
-from operator import itemgetter
-from pathlib import Path
 
 import pytest
 
 import gpt2c
-from gpt2c.peak import measured_bandwidth, measured_peak
+from gpt2c import _core, benchmarks, tables
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # reference.py
-
-SPEEDS = pytest.StashKey[list[dict]]()  # one row of the table for each case that was timed
+ROWS = pytest.StashKey[list[dict]]()  # one for each case that was timed
+MACHINE = pytest.StashKey[dict]()
 
 
 def pytest_addoption(parser):
@@ -28,38 +23,33 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.stash[SPEEDS] = []
+    config.stash[ROWS] = []
     config.option.benchmark_quiet = True  # pytest-benchmark's own table does not know flops and bytes
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def threads(pytestconfig):
-    count = pytestconfig.getoption("--bench-threads", None) or gpt2c.info()["cores"]
-    gpt2c.set_num_threads(count)
-    return count
+    gpt2c.set_num_threads(pytestconfig.getoption("--bench-threads", None) or gpt2c.info()["cores"])
 
 
 @pytest.fixture(scope="session")
-def limit(threads):
-    """limit(isa, unit): what this machine can do at most, measured in this session."""
-    return cache(lambda isa, unit: measured_peak(isa) if unit == "GFLOP/s" else measured_bandwidth())
+def machine(pytestconfig, threads):
+    """machine(): what this machine can do at most, measured when it is first asked for."""
+    @cache
+    def measured():
+        pytestconfig.stash[MACHINE] = benchmarks.machine(_core.isas())
+        return pytestconfig.stash[MACHINE]
+
+    return measured
 
 
 @pytest.fixture
 def speeds(pytestconfig):
-    return pytestconfig.stash[SPEEDS]
+    return pytestconfig.stash[ROWS]
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    line, machine = terminalreporter.write_line, gpt2c.info()
-    for isa, rows in groupby(config.stash[SPEEDS], itemgetter("isa")):
-        rows = list(rows)
-        limits = " and ".join(sorted({f"{row['limit']:.0f} {row['unit']}" for row in rows}))
-        threads = rows[0]["threads"]
-        terminalreporter.section(f"{machine['cpu']}, {isa}, {threads} threads, {machine['compiler']}")
-        line(f"share: of {limits}, measured; arrays that fit in the caches exceed the bandwidth of memory")
-        line(f"{'kernel':<22} {'case':<17} {'shape':<31} {'median ms':>10} {'speed':>14} {'share':>6}")
-        for row in rows:
-            speed = f"{row['speed']:.1f} {row['unit']:<7}"
-            where = f"{row['kernel']:<22} {row['case']:<17} {row['shape']:<31}"
-            line(f"{where} {row['ms']:>10.3f} {speed:>14} {row['share']:>6.0%}")
+    if rows := config.stash[ROWS]:
+        terminalreporter.section("kernels")
+        for line in [*tables.header(config.stash[MACHINE]).splitlines(), tables.titles("kernels"), *map(tables.line, rows)]:
+            terminalreporter.write_line(line)

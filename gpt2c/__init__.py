@@ -24,7 +24,7 @@ from gpt2c.trainer import TrainConfig, Trainer
 __version__ = "0.1.0"
 __all__ = ["DataLoader", "DivergedError", "Gpt2cError", "InputError", "Model", "ResourceError", "Tokenizer",
            "TrainConfig", "Trainer", "UsageError", "create", "generate", "info", "load", "load_debug_state", "set_isa",
-           "set_num_threads"]
+           "set_matmul_precision", "set_num_threads"]
 
 _settings = {}
 
@@ -46,8 +46,17 @@ def set_isa(name):
     _settings["isa"] = name
 
 
+def set_matmul_precision(name):
+    """fp32, or bf16: operands of matrix products are rounded to bf16, their sums stay float32. From the next call on."""
+    if name not in ("fp32", "bf16"):
+        raise UsageError(f"unknown matmul precision {name!r}, expected fp32 or bf16")
+    _core.use_matmul_bf16(name == "bf16")
+    _settings["matmul_precision"] = name
+
+
 def info():
-    """This machine and this build: isas (usable, best last), isa, threads, cores, openmp, compiler, version, cpu."""
+    """This machine and this build: isas (usable, best last), isa, threads,
+    matmul_precision, cores, openmp, compiler, version, cpu."""
     return {"isas": _core.isas(), **_settings, "cores": cores(), **_core.build_info(), "version": __version__,
             "cpu": cpu_name()}
 
@@ -59,4 +68,5 @@ def _default_threads():
 
 
 set_num_threads(_default_threads())
+set_matmul_precision("fp32")
 set_isa(os.environ.get("GPT2C_ISA") or _core.isas()[-1])

@@ -23,12 +23,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Work:
-    """A shape of work: batch, length, whether there are targets (and so a backward), whether everything is kept."""
+    """A shape of work: batch, length, whether there are targets (and so a backward), whether everything is kept, and
+    whether the backward finds fresh gradients, whose contents do not count."""
 
     B: int
     T: int
     targets: bool
     keep: bool = False
+    fresh: bool = False
 
 
 class Runner:
@@ -57,12 +59,16 @@ class Runner:
         """Calls the model's forward on a new tape."""
         model, (batch, position) = self.model, inputs
         backward = work.targets and self.context is None
-        tape = Tape(stream, pool, position, grad=backward, keep=work.keep,
+        tape = Tape(stream, pool, position, grad=backward, keep=work.keep, recompute=0 if work.keep else model.recompute,
                     state=self._state_of(planning) if self.context else None, context=self.context or 0)
+        tensors = {}
 
         def parameter(name, layer=None):
-            data = model.params.buffer(name, layer, address=not planning)
-            return Tensor(tape, data.name, data, model.grads.buffer(name, layer, address=not planning) if backward else None)
+            if (name, layer) not in tensors:
+                data = model.params.buffer(name, layer, address=not planning)
+                grad = model.grads.buffer(name, layer, address=not planning) if backward else None
+                tensors[name, layer] = Tensor(tape, data.name, data, grad, work.fresh)
+            return tensors[name, layer]
 
         return tape, model.module.forward(tape, parameter, batch, model.config)
 

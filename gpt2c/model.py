@@ -21,11 +21,12 @@ COPIES = 4
 class Model:
     """`params`, `grads`, `m` and `v` are Arenas: m.params["wte"] is a view, m.params.flat all of them in one array.
 
-    `record`, `reuse` and `poison` are the Runner's and the Pool's, for debugging.
+    `recompute` trades time for memory in training (Tape). `record`, `reuse` and `poison` are the Runner's and the
+    Pool's, for debugging.
     """
 
-    def __init__(self, family, config, tokenizer=None, record=True, reuse=True, poison=False):
-        self.family, self.config, self.tokenizer = family, config, tokenizer
+    def __init__(self, family, config, tokenizer=None, *, recompute=0, record=True, reuse=True, poison=False):
+        self.family, self.config, self.tokenizer, self.recompute = family, config, tokenizer, recompute
         self.module = family_named(family)
         specs = self.module.params(config)
         self.params, self.grads, self.m, self.v = (Arena(specs, prefix) for prefix in ("", "d", "m.", "v."))
@@ -51,13 +52,22 @@ class Model:
         inputs and targets are (B, T) token ids, targets -1 where they do not count. `keep` keeps every activation for
         `acts`. Gradients and parameters stay as they are.
         """
+        return self._forward(inputs, targets, keep=keep)
+
+    def loss_and_grad(self, inputs, targets, add=False):
+        """forward and backward in one: the loss; its gradients take the place of `grads`, or are added to them."""
+        loss = self._forward(inputs, targets, fresh=not add)
+        self.backward()
+        return loss
+
+    def _forward(self, inputs, targets, **how):
         tokens = self._checked("inputs", inputs, lowest=0)
         B, T = tokens.shape
         if targets is not None:
             targets = self._checked("targets", targets, lowest=-1)
             if targets.shape != tokens.shape:
                 raise UsageError(f"targets have shape {targets.shape}, expected {tokens.shape} as the inputs")
-        self._last = self._runner.prepare(Work(B, T, targets is not None, keep))
+        self._last = self._runner.prepare(Work(B, T, targets is not None, **how))
         self._last.tokens[...] = tokens
         if targets is not None:
             self._last.targets[...] = targets
@@ -121,7 +131,7 @@ class Model:
 
     def program(self, B, T):
         """The recorded kernel calls of one training step at this shape: print it."""
-        return self._runner.prepare(Work(B, T, True))
+        return self._runner.prepare(Work(B, T, True, fresh=True))
 
     def memory(self, B, T):
         """Bytes that training at this shape takes, by what for; nothing is allocated to find out."""

@@ -27,12 +27,16 @@ def embedding(t, tokens, wte, wpe, *, name):
 def layernorm(t, x, w, b, *, name):
     out = t.new(x.shape, name)
     mean, rstd = t.buffer(x.shape[:-1], f"{name}_mean"), t.buffer(x.shape[:-1], f"{name}_rstd")
-    t.s.layernorm_forward(out.data, mean, rstd, x.data, w.data, b.data)
+
+    def forward(out):
+        t.s.layernorm_forward(out, mean, rstd, x.data, w.data, b.data)
 
     def backward():
         dx, add = x.sink()
         t.s.layernorm_backward(dx, w.grad, b.grad, out.grad, x.data, w.data, mean, rstd, add)
 
+    forward(out.data)
+    out.remade_by(forward)
     t.on_backward(backward)
     return out
 
@@ -45,8 +49,10 @@ def linear(t, x, w, b=None, *, name):
     def backward():
         dx, add = x.sink()
         t.s.matmul_backward_x(dx, out.grad, w.data, add)
-        t.s.matmul_backward_w(w.grad, b and b.grad, out.grad, x.data)
+        dw, add = w.sink()
+        t.s.matmul_backward_w(dw, b and b.sink()[0], out.grad, x.data, add)
 
+    x.forget()
     t.on_backward(backward)
     return out
 
@@ -83,12 +89,16 @@ def attention(t, qkv, num_heads, *, name):
 
 def gelu(t, x, *, name):
     out = t.new(x.shape, name)
-    t.s.gelu_forward(out.data, x.data)
+
+    def forward(out):
+        t.s.gelu_forward(out, x.data)
 
     def backward():
         dx, add = x.sink()
         t.s.gelu_backward(dx, out.grad, x.data, add)
 
+    forward(out.data)
+    out.remade_by(forward)
     t.on_backward(backward)
     return out
 
@@ -123,7 +133,7 @@ def classifier(t, x, w, targets, vocab_size):
 
     def backward():
         if not t.keep:
-            logits.grad_overwrites()
+            logits.grad_is(logits.data)
         dlogits, _ = logits.sink()
         t.s.crossentropy_backward(dlogits, logits.data, lse, targets, count, vocab_size)
 

@@ -11,7 +11,8 @@ import json
 from datetime import datetime
 from pathlib import Path
 
-from gpt2c.errors import UsageError
+from gpt2c.errors import InputError, UsageError
+from gpt2c.files import open_input
 
 
 class Run:
@@ -77,26 +78,22 @@ class Run:
         for path in self.checkpoints()[: -count or None] if count else []:
             path.unlink()
 
-    def metrics(self):
-        """The rows of metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
 
-
-def plot(run):
-    """loss.png of a run; False where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    rows = run.metrics()
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot(xlabel="update", ylabel="loss", title=run.folder.name)
-    for key, label, style in (("loss", "training", {"lw": 1, "alpha": 0.7}), ("val_loss", "validation", {"marker": "o", "ms": 4})):
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        if points:
-            axes.plot(*zip(*points), label=label, **style)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(run.folder / "loss.png", dpi=120)
-    return True
+def read_metrics(folder):
+    """The rows of a run's metrics.jsonl. A last line that is cut short does not count: the run may be going on."""
+    path = Path(folder) / "metrics.jsonl"
+    with open_input(path) as file:
+        lines = file.read().split(b"\n")[:-1]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            for key in {"step", "loss", "val_loss"} & {"step", *row}:
+                float(row[key] + 0)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            raise InputError(f"line {number} of {path} is not a row of a run: expected an object with numbers for step, "
+                             "loss and val_loss") from None
+        rows.append(row)
+    if not rows:
+        raise InputError(f"{path} has no rows yet: the run has not done an update")
+    return rows

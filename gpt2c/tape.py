@@ -11,15 +11,32 @@ from gpt2c.arena import Pool
 
 
 class Tensor:
-    """A value and, once something flows back into it, its gradient."""
+    """A value and, once something flows back into it, its gradient.
 
-    def __init__(self, tape, name, data, grad=None):
-        self.tape, self.name, self.data = tape, name, data
-        self._grad = grad
+    A parameter comes with the buffer of its gradient; `fresh` says that what is in it does not count.
+    """
+
+    def __init__(self, tape, name, data, grad=None, fresh=False):
+        self.tape, self.name, self.shape = tape, name, data.shape
+        self._data, self._remake = data, None
+        self._grad, self._written = grad, grad is not None and not fresh
 
     @property
-    def shape(self):
-        return self.data.shape
+    def data(self) -> Buffer:
+        if self._data is None:
+            self._data = self.tape.buffer(self.shape, self.name)
+            self._remake(self._data)
+        return self._data
+
+    def remade_by(self, forward: Callable[[Buffer], None]):
+        """Where the tape recomputes, `forward` can write the value again after forget()."""
+        if self.tape.recompute:
+            self._remake = forward
+
+    def forget(self):
+        """Gives the value's memory back, if it can be computed again when the backward pass needs it."""
+        if self._remake and self.tape.grad:
+            self._data = None
 
     @property
     def grad(self) -> Buffer:
@@ -31,30 +48,51 @@ class Tensor:
 
     def sink(self):
         """(the gradient's buffer, add): where a backward kernel puts its part. The first one stores, the others add."""
-        if self._grad is not None:
-            return self._grad, 1
-        self._grad = self.tape.buffer(self.shape, f"d{self.name}")
-        return self._grad, 0
+        add, self._written = int(self._written), True
+        if self._grad is None:
+            self._grad = self.tape.buffer(self.shape, f"d{self.name}")
+        return self._grad, add
 
-    def grad_overwrites(self):
-        """From now on the gradient takes the place of the value."""
-        self._grad = self.data
+    def grad_is(self, buffer):
+        """The gradient is what is, or will be, in this buffer."""
+        self._grad, self._written = buffer, True
 
 
 class Tape:
     """What ops write to: the stream that runs or records, the pool, and the closures of the backward pass.
 
     Without `grad`, nothing is left for a backward pass and values go back to the pool as soon as they are used up.
-    With `keep`, every buffer stays, by name, in `kept`, and ops store what they otherwise fold away. `state(name,
-    shape)` gives buffers that live on between calls, for models that continue where they were (None: they start
-    anew); `context` is how many positions they may hold. `position` holds the sequence's first position.
+    With `keep`, every buffer stays, by name, in `kept`, and ops store what they otherwise fold away. With `recompute`,
+    memory is saved by computing again in the backward pass: 1 what is cheap (norms, activations, and the logits, a few
+    rows at a time), 2 whole blocks as well. `state(name, shape)` gives buffers that live on between calls, for models
+    that continue where they were (None: they start anew); `context` is how many positions they may hold. `position`
+    holds the sequence's first position.
     """
 
-    def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, state=None, context=0):
+    def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, recompute=0, state=None,
+                 context=0):
         self.s, self.pool, self.position = stream, pool, position
-        self.grad, self.keep, self.state, self.context = grad, keep, state, context
+        self.grad, self.keep, self.recompute, self.state, self.context = grad, keep, recompute, state, context
         self.kept = {}
         self._closures = []
+
+    def block(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """forward(x), of which only the result is kept if whole blocks are recomputed."""
+        if self.recompute < 2 or not self.grad:
+            return forward(x)
+        self.grad = False
+        out = forward(x)
+        self.grad = True
+
+        def backward():
+            later, self._closures = self._closures, []
+            again = forward(x)
+            again.grad_is(out.grad)
+            self.backward()
+            self._closures = later
+
+        self.on_backward(backward)
+        return out
 
     def buffer(self, shape, name) -> Buffer:
         """Memory for one value, without a gradient."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gpt2c
-from gpt2c import data, flags, runs
+from gpt2c import data, flags, pictures, runs
 from gpt2c.checkpoint import load_run
 from gpt2c.cli import run_program
 from gpt2c.errors import InputError, UsageError
@@ -55,6 +55,8 @@ class RunConfig:
     log_every: int = flag(1, "print every Nth update", "--log-interval")
     dry_run: bool = flag(False, "print what the run would take in memory and stop")
     threads: int = flag(0, "threads to use", default_text="one per core")
+    matmul_precision: str = flag("fp32", "bf16 rounds the operands of matrix products: faster, nearly the same losses",
+                                 choices=("fp32", "bf16"))
 
     sample_every: int = flag(20, "write a sample every N updates (0: never)", "-s", group="samples")
     sample_len: int = flag(64, "tokens in a sample", "-g")
@@ -77,6 +79,7 @@ def main(argv):
         return 0
     if run.threads:
         gpt2c.set_num_threads(run.threads)
+    gpt2c.set_matmul_precision(run.matmul_precision)
 
     folder = runs.Run(run.out_dir) if run.out_dir else None
     model, state, origin = initial_model(run, folder, shape, given, scratch=starter or size or start == "scratch")
@@ -238,7 +241,8 @@ def train(trainer, run, folder):
     folder.retain(run.keep)
     if run.sample_every and not stop.signal:
         show_sample(trainer, run, folder)
-    pictured = runs.plot(folder)
+    if pictured := pictures.available():
+        pictures.loss_curves({folder.folder.name: runs.read_metrics(folder.folder)}, folder.folder / "loss.png")
     print(f"{'stopped: ' + trainer.stopped if trainer.stopped else 'done'}: step {trainer.step} of {trainer.total_steps} in "
           f"{duration(time.monotonic() - began)}, peak memory "
           f"{in_units(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)}; checkpoint "

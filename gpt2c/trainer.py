@@ -113,12 +113,10 @@ class Trainer:
         val_loss = self._validate_if_due()
         start = time.perf_counter()
         config, model = self.config, self.model
-        model.zero_grad()
         loss = 0.0
-        for _ in range(self.micro_steps):
+        for micro_step in range(self.micro_steps):
             x, y = self._first_batch or self.loader.next_batch()
-            loss += model.forward(x, y) / self.micro_steps
-            model.backward()
+            loss += model.loss_and_grad(x, y, add=micro_step > 0) / self.micro_steps
         norm = self._optimizer.norm() / self.micro_steps
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(f"at step {self.step} the loss is {loss} and the gradient norm {norm}: lower the learning "

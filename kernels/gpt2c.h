@@ -45,7 +45,7 @@ void K(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t 
                           float* scratch);
 // dw += dout^T x,  db += sum_r dout   (db may be NULL)
 void K(matmul_backward_w)(float* dw, float* db, const float* dout, const float* x,
-                          int64_t R, int64_t C, int64_t N, float* scratch);
+                          int64_t R, int64_t C, int64_t N, int64_t add, float* scratch);
 
 // attention.c ---------------------------------------------------------------------------------------------------
 // Causal self-attention over H heads of width D = C / H; qkv holds q | k | v, head h at offset h D of each third.

@@ -14,7 +14,7 @@ static int always(void) { return 1; }
 
 #if defined(__x86_64__)
 #include <cpuid.h>
-extern const Kernels kernels_avx2, kernels_avx512;
+extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512bf16;
 
 // The registers that the operating system saves (XCR0); 0 where it cannot say.
 static uint64_t saved_registers(void) {
@@ -38,6 +38,11 @@ static int has_avx512(void) {
     const unsigned f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & (f | dq | bw | vl)) == (f | dq | bw | vl);
 }
+
+static int has_avx512bf16(void) {
+    unsigned a, b, c, d;
+    return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+}
 #endif
 
 static const Isa isas[] = {
@@ -45,6 +50,7 @@ static const Isa isas[] = {
 #if defined(__x86_64__)
     {"avx2", &kernels_avx2, has_avx2},
     {"avx512", &kernels_avx512, has_avx512},
+    {"avx512bf16", &kernels_avx512bf16, has_avx512bf16},
 #endif
 };
 

@@ -21,11 +21,16 @@
 // Threads divide C into a grid of rectangles and share nothing but the inputs. Each sum runs over k in spans of KC
 // whatever the grid is, so the result has the same bits for any number of threads.
 //
+// With gpt2c_matmul_bf16 both operands are rounded to bf16 while they are packed, and the sums stay float32. Where the
+// CPU multiplies pairs of bf16 numbers the panels hold such pairs; elsewhere they hold the rounded numbers as float32.
+//
 // With very few rows there is nothing to share and packing would cost more than the product: rows times matrix is
-// then a row of dot products (row_products).
+// then a row of dot products (row_products), always in float32.
 #include "gpt2c.h"
 #include "parallel.h"
 #include "tile.h"
+
+extern int gpt2c_matmul_bf16;  // set through gpt2c_set_matmul_bf16 (program.c)
 
 enum {
     KC = 384,
@@ -44,11 +49,34 @@ typedef struct {
 
 size_t K(matmul_scratch)(void) { return (MC + NC) * KC + 2 * SLACK; }
 
-// dst = panel of `width` columns starting at i, k from k0 on; `valid` of the columns exist, the rest are zero
-static void pack(float* dst, int width, Operand m, int64_t i, int64_t valid, int64_t k0, int64_t K) {
-    if (m.transposed) pack_transposed(dst, width, m.data + i * m.stride + k0, m.stride, valid < width ? valid : width, K);
-    else pack_straight(dst, width, m.data + k0 * m.stride + i, m.stride, valid, K);
+// dst = panels of `width` columns, i0 to i1, over K steps of k from k0 on
+static void pack(float* dst, int width, Operand m, int64_t i0, int64_t i1, int64_t k0, int64_t K) {
+    if (!m.transposed) pack_straight(dst, width, m.data + k0 * m.stride + i0, m.stride, i1 - i0, K);
+    else
+        for (int64_t i = i0; i < i1; i += width)
+            pack_transposed(dst + (i - i0) * K, width, m.data + i * m.stride + k0, m.stride, i1 - i < width ? i1 - i : width, K);
 }
+
+#ifdef __AVX512BF16__
+enum { PAIRS = 2 };  // steps of k that one element of a bf16 panel holds
+
+static void pack_bf16(float* dst, int width, Operand m, int64_t i0, int64_t i1, int64_t k0, int64_t K) {
+    int32_t* pairs = (int32_t*)dst;
+    if (!m.transposed) pack_straight_bf16(pairs, width, m.data + k0 * m.stride + i0, m.stride, i1 - i0, K);
+    else
+        for (int64_t i = i0; i < i1; i += width)
+            pack_transposed_bf16(pairs + (i - i0) * ((K + 1) / 2), width, m.data + i * m.stride + k0, m.stride,
+                                 i1 - i < width ? i1 - i : width, K);
+}
+#else
+enum { PAIRS = 1 };
+
+static void pack_bf16(float* dst, int width, Operand m, int64_t i0, int64_t i1, int64_t k0, int64_t K) {
+    pack(dst, width, m, i0, i1, k0, K);
+    int64_t columns = (i1 - i0 + width - 1) / width * width;
+    for (int64_t n = 0; n < K * columns; n += VL) vf_store(dst + n, vf_round_bf16(vf_load(dst + n)));
+}
+#endif
 
 // c (rows x columns) = or += the tile; `bias` is added where the tile is the first of its sum
 static inline __attribute__((always_inline)) void
@@ -87,23 +115,49 @@ static void tile(float* c, ptrdiff_t c_row, int rows, int64_t columns, int64_t K
 #undef TILE_ROWS
 }
 
+#ifdef __AVX512BF16__
+static void tile_bf16(float* c, ptrdiff_t c_row, int rows, int64_t columns, int64_t K, const float* a, const float* b,
+                      int add, const float* bias) {
+#define TILE_ROWS(n)                                                                      \
+    {                                                                                     \
+        vf sum[n][2];                                                                     \
+        tile_sums_bf16(sum, n, (K + 1) / 2, (const int32_t*)a, (const int32_t*)b);        \
+        tile_out(c, c_row, sum, n, rows, columns, add, bias);                             \
+    }
+    for (int i = 0; i < rows; i++) __builtin_prefetch(c + i * c_row, 1);
+    TILE_DISPATCH(rows, TILE_ROWS)
+#undef TILE_ROWS
+}
+#else
+#define tile_bf16 tile
+#endif
+
+// n cut into equal blocks of at most `most`, each but the last a multiple of `step`
+static int64_t block_size(int64_t n, int64_t most, int64_t step) {
+    int64_t blocks = (n + most - 1) / most, size = blocks ? (n + blocks - 1) / blocks : step;
+    return (size + step - 1) / step * step;
+}
+
 // C[m0..m1) x [n0..n1) on one thread
 static void product_rectangle(float* c, ptrdiff_t c_row, int64_t m0, int64_t m1, int64_t n0, int64_t n1, int64_t K,
                               Operand a, Operand b, int add, const float* bias, float* scratch) {
     float *a_pack = scratch, *b_pack = scratch + MC * KC + SLACK;
-    for (int64_t mc = m0; mc < m1; mc += MC) {
-        int64_t m_end = mc + MC < m1 ? mc + MC : m1;
-        for (int64_t k = 0; k < K; k += KC) {
-            int64_t k_len = K - k < KC ? K - k : KC;
-            int more = add || k > 0;
-            for (int64_t i = mc; i < m_end; i += TM) pack(a_pack + (i - mc) * k_len, TM, a, i, m_end - i, k, k_len);
-            for (int64_t nc = n0; nc < n1; nc += NC) {
-                int64_t n_end = nc + NC < n1 ? nc + NC : n1;
-                for (int64_t j = nc; j < n_end; j += TN) pack(b_pack + (j - nc) * k_len, TN, b, j, n_end - j, k, k_len);
+    const int bf16 = gpt2c_matmul_bf16, pairs = bf16 ? PAIRS : 1;
+    const int64_t MB = block_size(m1 - m0, MC, TM), NB = block_size(n1 - n0, NC, TN), KB = pairs * KC;
+    for (int64_t mc = m0; mc < m1; mc += MB) {
+        int64_t m_end = mc + MB < m1 ? mc + MB : m1;
+        for (int64_t k = 0; k < K; k += KB) {
+            int64_t k_len = K - k < KB ? K - k : KB;
+            int64_t packed = (k_len + pairs - 1) / pairs;  // length of a packed column
+            (bf16 ? pack_bf16 : pack)(a_pack, TM, a, mc, m_end, k, k_len);
+            for (int64_t nc = n0; nc < n1; nc += NB) {
+                int64_t n_end = nc + NB < n1 ? nc + NB : n1;
+                (bf16 ? pack_bf16 : pack)(b_pack, TN, b, nc, n_end, k, k_len);
                 for (int64_t i = mc; i < m_end; i += TM)
                     for (int64_t j = nc; j < n_end; j += TN)
-                        tile(c + i * c_row + j, c_row, m_end - i < TM ? m_end - i : TM, n_end - j, k_len,
-                             a_pack + (i - mc) * k_len, b_pack + (j - nc) * k_len, more, k == 0 && bias ? bias + j : NULL);
+                        (bf16 ? tile_bf16 : tile)(c + i * c_row + j, c_row, m_end - i < TM ? m_end - i : TM, n_end - j,
+                                                  k_len, a_pack + (i - mc) * packed, b_pack + (j - nc) * packed,
+                                                  add || k > 0, k == 0 && bias ? bias + j : NULL);
             }
         }
     }
@@ -167,8 +221,8 @@ void K(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t 
 }
 
 void K(matmul_backward_w)(float* dw, float* db, const float* dout, const float* x,
-                          int64_t R, int64_t C, int64_t N, float* scratch) {
-    product(dw, N, C, R, (Operand){dout, N, 0}, (Operand){x, C, 0}, 1, NULL, scratch);
+                          int64_t R, int64_t C, int64_t N, int64_t add, float* scratch) {
+    product(dw, N, C, R, (Operand){dout, N, 0}, (Operand){x, C, 0}, add, NULL, scratch);
     if (!db) return;
     enum { COLUMNS = 8 * VL };
     PARALLEL_FOR(2 * R * N)
@@ -176,6 +230,6 @@ void K(matmul_backward_w)(float* dw, float* db, const float* dout, const float* 
         for (int64_t n = first; n < N && n < first + COLUMNS; n += VL) {
             vf sum = {0};
             for (int64_t r = 0; r < R; r++) sum += vf_load_n(dout + r * N + n, N - n);
-            vf_store_n(db + n, vf_load_n(db + n, N - n) + sum, N - n);
+            vf_store_n(db + n, add ? vf_load_n(db + n, N - n) + sum : sum, N - n);
         }
 }

@@ -1,4 +1,4 @@
-// The replay loop, the kernels' scratch, and the choice of threads. Compiled once, without instruction set flags.
+// The replay loop, the kernels' scratch, and what is set for all kernels: threads, precision. Compiled once, without instruction set flags.
 #include "program.h"
 
 #include <stdlib.h>
@@ -9,6 +9,9 @@
 
 int gpt2c_num_threads = 1;
 void gpt2c_set_num_threads(int n) { gpt2c_num_threads = n; }
+
+int gpt2c_matmul_bf16 = 0;
+void gpt2c_set_matmul_bf16(int on) { gpt2c_matmul_bf16 = on; }
 
 int gpt2c_has_openmp(void) {
 #ifdef _OPENMP

@@ -27,6 +27,7 @@ int gpt2c_isa_usable(int isa);
 void gpt2c_set_isa(int isa);
 
 void gpt2c_set_num_threads(int n);
+void gpt2c_set_matmul_bf16(int on);
 int gpt2c_has_openmp(void);
 extern const char* const gpt2c_compiler;
 

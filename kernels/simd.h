@@ -53,6 +53,12 @@ static inline vf vf_select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (
 static inline vf vf_max(vf a, vf b) { return VF_MAX(a, b); }
 static inline vf vf_min(vf a, vf b) { return VF_MIN(a, b); }
 
+// Rounded to bf16, the upper half of a float32: to nearest, ties to even; a NaN stays one.
+static inline vf vf_round_bf16(vf x) {
+    vi bits = (vi)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & (int32_t)0xffff0000;
+    return vf_select(x == x, (vf)rounded, x);
+}
+
 // Sum and maximum over the lanes, halving the vector each time.
 static inline float vf_sum(vf v) {
     float lane[VL];

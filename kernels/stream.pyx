@@ -36,6 +36,7 @@ cdef extern from "program.h":
     bint gpt2c_isa_usable(int isa)
     void gpt2c_set_isa(int isa)
     void gpt2c_set_num_threads(int n)
+    void gpt2c_set_matmul_bf16(bint on)
     bint gpt2c_has_openmp()
     int gpt2c_run(const Call* calls, int64_t count, double* seconds) nogil
     const char* gpt2c_compiler
@@ -326,6 +327,11 @@ def use_isa(str name):
 def use_threads(int n):
     """Makes all kernels run on up to n threads."""
     gpt2c_set_num_threads(n)
+
+
+def use_matmul_bf16(bint on):
+    """Whether products of matrices round their operands to bf16."""
+    gpt2c_set_matmul_bf16(on)
 
 
 def build_info():

@@ -37,6 +37,28 @@ tile_sums(vf sum[][2], int rows, int64_t K, const float* a, ptrdiff_t a_row, ptr
     }
 }
 
+#ifdef __AVX512BF16__
+// The same on pairs: a and b hold the bf16 numbers of steps k and k + 1 side by side in 32 bits, and one instruction
+// adds both products. `pairs` is half the number of steps; rows of a are TM, of b TN pairs.
+static inline __attribute__((always_inline)) void
+tile_sums_bf16(vf sum[][2], int rows, int64_t pairs, const int32_t* a, const int32_t* b) {
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) sum[i][0] = sum[i][1] = (vf){0};
+    for (int64_t k = 0; k < pairs; k++) {
+        __m512bh b0 = (__m512bh)_mm512_loadu_si512(b), b1 = (__m512bh)_mm512_loadu_si512(b + VL);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) {
+            __m512bh ai = (__m512bh)_mm512_set1_epi32(a[i]);
+            sum[i][0] = _mm512_dpbf16_ps(sum[i][0], ai, b0);
+            sum[i][1] = _mm512_dpbf16_ps(sum[i][1], ai, b1);
+        }
+        a += TM;
+        b += TN;
+    }
+}
+
+#endif
+
 // Calls TILE_ROWS(n) with the even constant n nearest above `rows`: the last tile of a matrix is seldom full.
 #define TILE_CASE(n, TILE_ROWS) case (n) / 2: TILE_ROWS(n); break;
 #if VL == 16
@@ -65,12 +87,56 @@ static inline void pack_transposed(float* dst, int width, const float* src, ptrd
         }
 }
 
-// dst[k][i] = src[k][i] for i < width, k < K; columns of src from `columns` on (it may be more than width) count as
-// zero. The slack is as above.
+// dst = panels of `width` columns, each K x width: dst[p][k][i] = src[k][p width + i] for all `columns` of src; the last
+// panel is filled up with zeros. A few rows at a time: src is then read along its rows, which memory likes, and dst in
+// pieces long enough for the cache. The last row of a panel must not spill into the next panel.
+enum { PACK_ROWS = 8 };
+
 static inline void pack_straight(float* dst, int width, const float* src, ptrdiff_t src_row, int64_t columns, int64_t K) {
-    for (int64_t k = 0; k < K; k++)
-        for (int i = 0; i < width; i += VL)
-            vf_store(dst + k * width + i, i < columns ? vf_load_n(src + k * src_row + i, columns - i) : (vf){0});
+    for (int64_t k0 = 0; k0 < K; k0 += PACK_ROWS)
+        for (int64_t c = 0; c < columns; c += width)
+            for (int64_t k = k0; k < K && k < k0 + PACK_ROWS; k++)
+                for (int i = 0; i < width; i += VL) {
+                    int64_t left = columns - c - i;
+                    vf v = left > 0 ? vf_load_n(src + k * src_row + c + i, left) : (vf){0};
+                    vf_store_n(dst + c * K + k * width + i, v, k + 1 < K ? VL : width - i);
+                }
 }
+
+#ifdef __AVX512BF16__
+// The same two for pairs: dst[k/2][i] = the bf16 of steps k and k + 1. Steps from K on count as zero.
+static inline void pack_transposed_bf16(int32_t* dst, int width, const float* src, ptrdiff_t src_row, int rows, int64_t K) {
+    for (int i = 0; i < width; i += VL)
+        for (int64_t k = 0; k < K; k += 2 * VL) {
+            vf r[VL];
+#pragma GCC unroll 16
+            for (int j = 0; j < VL; j++) {
+                const float* row = src + (i + j) * src_row + k;
+                vf low = i + j < rows ? vf_load_n(row, K - k) : (vf){0};
+                vf high = i + j < rows && K - k > VL ? vf_load_n(row + VL, K - k - VL) : (vf){0};
+                r[j] = (vf)_mm512_cvtne2ps_pbh(high, low);
+            }
+            vf_transpose(r);
+            for (int j = 0; j < VL && k + 2 * j < K; j++) vf_store((float*)dst + (k / 2 + j) * width + i, r[j]);
+        }
+}
+
+static inline void pack_straight_bf16(int32_t* dst, int width, const float* src, ptrdiff_t src_row, int64_t columns, int64_t K) {
+    int64_t pairs = (K + 1) / 2;
+    for (int64_t k0 = 0; k0 < K; k0 += PACK_ROWS)
+        for (int64_t c = 0; c < columns; c += width)
+            for (int64_t k = k0; k < K && k < k0 + PACK_ROWS; k += 2)
+                for (int i = 0; i < width; i += VL) {
+                    int64_t left = columns - c - i;
+                    const float* step = src + k * src_row + c + i;
+                    vf even = left > 0 ? vf_load_n(step, left) : (vf){0};
+                    vf odd = left > 0 && k + 1 < K ? vf_load_n(step + src_row, left) : (vf){0};
+                    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
+                    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd));
+                    vf both = (vf)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+                    vf_store_n((float*)dst + c * pairs + k / 2 * width + i, both, k + 2 < K ? VL : width - i);
+                }
+}
+#endif
 
 #endif

@@ -70,7 +70,7 @@ def params(cfg):
 def forward(t, p, batch, cfg):
     x = ops.embedding(t, batch.tokens, p("wte"), p("wpe"), name="encoded")
     for l in range(cfg.num_layers):
-        x = block(t, p, x, l, cfg)
+        x = t.block(lambda x, l=l: block(t, p, x, l, cfg), x)
     x = ops.layernorm(t, x, p("lnfw"), p("lnfb"), name="lnf")
     return ops.classifier(t, x, p("wte"), batch.targets, cfg.vocab_size)
 
