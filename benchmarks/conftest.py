@@ -35,6 +35,7 @@ def threads(pytestconfig):
 @pytest.fixture(scope="session")
 def machine(pytestconfig, threads):
     """machine(): what this machine can do at most, measured when it is first asked for."""
+
     @cache
     def measured():
         pytestconfig.stash[MACHINE] = benchmarks.machine(_core.isas())
@@ -51,5 +52,9 @@ def speeds(pytestconfig):
 def pytest_terminal_summary(terminalreporter, config):
     if rows := config.stash[ROWS]:
         terminalreporter.section("kernels")
-        for line in [*tables.header(config.stash[MACHINE]).splitlines(), tables.titles("kernels"), *map(tables.line, rows)]:
+        for line in [
+            *tables.header(config.stash[MACHINE]).splitlines(),
+            tables.titles("kernels"),
+            *map(tables.line, rows),
+        ]:
             terminalreporter.write_line(line)

@@ -1,9 +1,10 @@
-"""One training step of GPT-2 as a user of PyTorch writes it: what `gpt2c bench --compare torch` takes turns with.
+"""One training step of GPT-2 in plain PyTorch: what `gpt2c bench --compare torch` takes turns with.
 
     python torch_gpt2.py MODE THREADS CONFIG      CONFIG: JSON with B, T and the fields of gpt2c's GPT-2
 
-MODE is eager, compile or bf16+compile. For each line of standard input it does a step and prints the seconds it took.
+MODE is eager, compile or bf16+compile. For each line of standard input it does a step and prints its seconds.
 """
+
 import json
 import sys
 import time
@@ -22,7 +23,9 @@ class Block(nn.Module):
         self.fc, self.fcproj = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
 
     def forward(self, x):  # (B, T, C)
-        q, k, v = self.qkv(self.ln1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
+        q, k, v = (
+            self.qkv(self.ln1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        )  # (B, H, T, D)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.attproj(attended.transpose(1, 2).flatten(-2))
         return x + self.fcproj(F.gelu(self.fc(self.ln2(x)), approximate="tanh"))

@@ -1,8 +1,9 @@
 """How fast kernels and models are, beside what this machine can do at most.
 
-A measurement is a row: a dict of plain values, None where there is nothing to say. machine() has the facts that the rows
-of one session share. Models run in processes of their own (Worker), so that their peak memory is theirs.
+A measurement is a row: a dict of plain values, None where there is nothing to say. machine() has the facts
+that the rows of a session share. Models run in processes of their own (Worker): their peak memory is theirs.
 """
+
 import json
 import os
 import statistics
@@ -32,7 +33,7 @@ from gpt2c.trainer import TrainConfig, Trainer
 from gpt2c.work import FLOPS, flops
 
 RUNS = 5  # at least so many give a median
-PAUSE = 0.2  # seconds after which the threads of the side that ran last sleep; OpenBLAS lets its own spin for half of that
+PAUSE = 0.2  # seconds until the threads of who ran last sleep; OpenBLAS lets its own spin for half of that
 ROOT = Path(__file__).parents[1]
 TORCH_SCRIPT = ROOT / "benchmarks" / "torch_gpt2.py"
 TORCH_MODES = ("eager", "compile", "bf16+compile")
@@ -52,14 +53,17 @@ class ModelCase(NamedTuple):
 
 SMALL = {"max_seq_len": 64, "vocab_size": 65, "num_layers": 4, "num_heads": 4, "channels": 128}
 MEDIUM = {"max_seq_len": 256, "vocab_size": 65, "num_layers": 6, "num_heads": 6, "channels": 384}
-MODEL_CASES = {case.name: case for case in (
-    ModelCase("train", "gpt2-t64", 4, 64, {}),
-    ModelCase("train", "gpt2-t1024", 4, 1024, {}),
-    ModelCase("train", "char-0.8M", 12, 64, SMALL),
-    ModelCase("train", "char-10M", 16, 256, MEDIUM),
-    ModelCase("generate", "gpt2", 1, 1, {}),
-    ModelCase("prefill", "gpt2-t512", 1, 512, {}),
-)}
+MODEL_CASES = {
+    case.name: case
+    for case in (
+        ModelCase("train", "gpt2-t64", 4, 64, {}),
+        ModelCase("train", "gpt2-t1024", 4, 1024, {}),
+        ModelCase("train", "char-0.8M", 12, 64, SMALL),
+        ModelCase("train", "char-10M", 16, 256, MEDIUM),
+        ModelCase("generate", "gpt2", 1, 1, {}),
+        ModelCase("prefill", "gpt2-t512", 1, 512, {}),
+    )
+}
 SHAPES = tuple(case.shape for case in MODEL_CASES.values() if case.work == "train")
 
 
@@ -68,12 +72,17 @@ def machine(isas):
     about = gpt2c.info()
     facts = {name: about[name] for name in ("version", "cpu", "cores", "threads", "compiler", "openmp")}
     peak = {isa: measured_peak(isa) for isa in isas}
-    return {"date": f"{datetime.now():%Y-%m-%d %H:%M}", "commit": commit(), **facts, "peak": peak,
-            "bandwidth": measured_bandwidth()}
+    return {
+        "date": f"{datetime.now():%Y-%m-%d %H:%M}",
+        "commit": commit(),
+        **facts,
+        "peak": peak,
+        "bandwidth": measured_bandwidth(),
+    }
 
 
 def commit():
-    """The commit of the source tree that this module lies in, if it lies in one; "-dirty" where files differ from it."""
+    """The commit of the source tree that this module lies in, if any; "-dirty" where files differ from it."""
     if not (ROOT / ".git").exists():
         return ""
     command = ["git", "-C", ROOT, "describe", "--always", "--dirty"]
@@ -87,8 +96,8 @@ def commit():
 def medians(steps, seconds):
     """The median seconds of each step: a function that does its work once and returns how long that took.
 
-    At least RUNS runs and `seconds` each. Several take turns, so that a machine that drifts does so for all of them. The
-    first run of a turn warms up.
+    At least RUNS runs and `seconds` each. Several take turns, so that a machine that drifts does so for all.
+    The first run of a turn warms up.
     """
     turns, times = RUNS if len(steps) > 1 else 1, [[] for _ in steps]
     for turn in range(1, turns + 1):
@@ -111,6 +120,7 @@ def call_seconds(program):
 
 def clocked(function):
     """The function as a step for medians()."""
+
     def step():
         start = time.perf_counter()
         function()
@@ -183,12 +193,15 @@ def model_flops(case):
         work = model.program(case.B, case.T)
         return flops(work.forward_program) + flops(work.backward_program)
     work = Runner(model, context=case.T).prepare(Work(case.B, case.T, targets=False))
-    attention = FLOPS["attention_forward"](case.B, case.T, config.channels, config.num_heads)  # the cached kernel's too
+    attention = FLOPS["attention_forward"](
+        case.B, case.T, config.channels, config.num_heads
+    )  # the cached kernel's too
     return flops(work.forward_program) + config.num_layers * attention
 
 
 def serve(name, isa, threads):
     """The other end of a Worker: a step of MODEL_CASES[name] for each line of standard input."""
+
     def main(argv):
         gpt2c.set_isa(isa)
         gpt2c.set_num_threads(threads)
@@ -201,20 +214,27 @@ def serve(name, isa, threads):
 
 
 class Worker:
-    """A process that does a step for each line it is sent and answers with the seconds it took. Calling it is a step."""
+    """A process that does a step for each line it is sent and answers with the seconds it took.
+
+    Calling it is a step.
+    """
 
     def __init__(self, command, env=None):
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
-                                        start_new_session=True)  # Ctrl-C is for this process, which then ends the other
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
+        )  # Ctrl-C is for this process, which then ends the other
 
     def __call__(self):
         try:
             print(file=self.process.stdin, flush=True)
             return float(self.process.stdout.readline())
         except (OSError, ValueError):
-            code = self.process.wait()
-            error = Gpt2cError(f"the process {' '.join(self.process.args)} ended with code {code} before it was measured; "
-                               "what it printed tells why")
+            self.process.communicate()  # whatever it still prints
+            code = self.process.returncode
+            error = Gpt2cError(
+                f"the process {' '.join(self.process.args)} ended with code {code} before it was measured; "
+                "what it printed tells why"
+            )
             error.exit_code = code if code in (2, 5) else 1
             raise error from None
 
@@ -239,7 +259,8 @@ def gpt2c_worker(case, isa, machine):
 
 def torch_worker(case, mode, python, machine):
     config = {"B": case.B, "T": case.T, **asdict(make_config("gpt2", case.config))}
-    env = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}  # ours (see __init__.py)
+    env = dict(os.environ)
+    env.pop("GOMP_SPINCOUNT", None)  # which gpt2c has set for itself
     return Worker([python, str(TORCH_SCRIPT), mode, str(machine["threads"]), json.dumps(config)], env)
 
 
@@ -258,13 +279,16 @@ def torch_version(python):
 
 
 def model_row(case, isa, machine, seconds, worker, system, ratio=None):
-    """A step of a model that took so long. Generating reads every weight for each token: its share is of bandwidth."""
+    """A step of a model that took so long. Generating reads all weights per token: a share of bandwidth."""
     by_memory = case.work == "generate"
-    operations, weights = model_flops(case), 4 * Model("gpt2", make_config("gpt2", case.config)).num_parameters
+    operations, weights = (
+        model_flops(case),
+        4 * Model("gpt2", make_config("gpt2", case.config)).num_parameters,
+    )
     speed = (weights if by_memory else operations) / seconds / 1e9
     return {
-        "section": "models", "isa": isa, "work": case.work, "model": case.shape, "system": system, "ms": 1e3 * seconds,
-        "tok_s": case.B * case.T / seconds, "gflop_s": operations / seconds / 1e9,
+        "section": "models", "isa": isa, "work": case.work, "model": case.shape, "system": system,
+        "ms": 1e3 * seconds, "tok_s": case.B * case.T / seconds, "gflop_s": operations / seconds / 1e9,
         "bound": "memory" if by_memory else "arithmetic",
         "share": speed / (machine["bandwidth"] if by_memory else machine["peak"][isa]),
         "peak_memory": worker.peak_memory(), "ratio": ratio,
@@ -280,14 +304,16 @@ def measure_torch(case, mode, python, isa, machine, seconds):
     """PyTorch's row; its ratio is to gpt2c, which takes turns with it."""
     with gpt2c_worker(case, isa, machine) as ours, torch_worker(case, mode, python, machine) as theirs:
         our_seconds, their_seconds = medians([ours, theirs], seconds)
-        return model_row(case, isa, machine, their_seconds, theirs, f"torch {mode}", their_seconds / our_seconds)
+        return model_row(
+            case, isa, machine, their_seconds, theirs, f"torch {mode}", their_seconds / our_seconds
+        )
 
 
 # ---- where a training step's time goes
 
 
 def profile(case, isa, machine):
-    """One row per kernel of a training step, the longest first, and one of all together; medians of RUNS steps."""
+    """One row per kernel of a training step, the longest first, and one of all; medians of RUNS steps."""
     model = create("gpt2", **case.config)
     step = model.program(case.B, case.T)
     step.tokens[...], step.targets[...] = batch(case)
@@ -307,8 +333,9 @@ def profile(case, isa, machine):
     totals = {"all": sum(totals.values()), **totals}
     whole, peak = totals["all"][1], machine["peak"][isa]
     rows = [{
-        "section": "profile", "isa": isa, "model": case.shape, "kernel": kernel, "calls": int(count), "ms": 1e3 * seconds,
-        "part": seconds / whole, "gflop_s": operations / seconds / 1e9 if operations else None,
+        "section": "profile", "isa": isa, "model": case.shape, "kernel": kernel, "calls": int(count),
+        "ms": 1e3 * seconds, "part": seconds / whole,
+        "gflop_s": operations / seconds / 1e9 if operations else None,
         "share": operations / seconds / 1e9 / peak if operations else None,
     } for kernel, (count, seconds, operations) in totals.items()]  # fmt: skip
     return sorted(rows, key=lambda row: (row["kernel"] == "all", -row["ms"]))

@@ -1,8 +1,9 @@
 """The kernels at the shapes of a GPT-2: what to call, what should come out, and how much work it is.
 
-A setup makes the arrays, gives the calls to a recording stream, and returns a Subject. What the kernels should compute
-is written out in float64 here; where an array is large, a sample of its rows is compared.
+A setup makes the arrays, gives the calls to a recording stream, and returns a Subject. What the kernels
+should compute is written out in float64 here; where an array is large, a sample of its rows is compared.
 """
+
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +15,15 @@ from gpt2c.arena import aligned
 from gpt2c.errors import Gpt2cError
 from gpt2c.work import flops
 
-GPT2_124M = {"B": 4, "lengths": (64, 1024), "C": 768, "H": 12, "V": 50257, "P": 50304, "parameters": 124_475_904}
+GPT2_124M = {
+    "B": 4,
+    "lengths": (64, 1024),
+    "C": 768,
+    "H": 12,
+    "V": 50257,
+    "P": 50304,
+    "parameters": 124_475_904,
+}
 HALF_UNIT = 2.0**-24  # what rounding to float32 changes at most, relatively
 START = np.zeros(1, np.int32)  # position
 
@@ -87,24 +96,27 @@ def gpt2_cases(B, lengths, C, H, V, P, parameters):
 
 
 def prepare(case):
-    """(the recorded calls of a case, what does the same with NumPy or None), once the calls' results are verified."""
+    """(the recorded calls of a case, the same with NumPy or None), once the results are verified."""
     stream = Stream("record")
     checks, numpy = case.setup(stream, **case.sizes)
     program = stream.program()
     program.run()
     for got, want, roundings in checks:
         # Independent roundings add up like the root of their number; 4 is room for those within the terms.
-        error, allowed = np.linalg.norm(got() - want) / np.linalg.norm(want), 4 * HALF_UNIT * math.sqrt(roundings)
+        error = np.linalg.norm(got() - want) / np.linalg.norm(want)
+        allowed = 4 * HALF_UNIT * math.sqrt(roundings)
         if not error <= allowed:
-            raise Gpt2cError(f"{case.name} is wrong by {error:.1e} of its norm, expected at most {allowed:.1e}: it is not "
-                             "timed; please report this with the output of gpt2c.info()")
+            raise Gpt2cError(
+                f"{case.name} is wrong by {error:.1e} of its norm, expected at most {allowed:.1e}: it is not "
+                "timed; please report this with the output of gpt2c.info()"
+            )
     return program, numpy
 
 
 def amount(case, program):
     """(floating-point operations, bytes to and from memory) of a case.
 
-    An element counts 4 bytes when it must be read and 4 when it must be written, however often the caches miss it.
+    An element counts 4 bytes when it must be read and 4 when it must be written, whatever the caches do.
     """
     count = OPERATIONS.get(case.setup)
     return count(**case.sizes) if count else flops(program), BYTES[case.setup](**case.sizes)
@@ -157,15 +169,18 @@ def matmul_forward(s, R, C, N, bias):
         if bias:
             np.add(out, b, out=out)
 
-    return Subject([Check(lambda: out[rows], x[rows].astype(np.float64) @ w.T + (b if bias else 0), C)], numpy)
+    return Subject(
+        [Check(lambda: out[rows], x[rows].astype(np.float64) @ w.T + (b if bias else 0), C)], numpy
+    )
 
 
 def matmul_backward_x(s, R, C, N):
     dx, dout, w = zeros(R, C), normal(R, N), normal(N, C)
     s.matmul_backward_x(dx, dout, w)
     rows = sample(R)
-    return Subject([Check(lambda: dx[rows], dout[rows].astype(np.float64) @ w, N)],
-                   lambda: np.add(dx, dout @ w, out=dx))
+    return Subject(
+        [Check(lambda: dx[rows], dout[rows].astype(np.float64) @ w, N)], lambda: np.add(dx, dout @ w, out=dx)
+    )
 
 
 def matmul_backward_w(s, R, C, N, bias):
@@ -208,7 +223,7 @@ def by_head(x, H, C, chosen):
 
 
 def attend(qkv):
-    """Causal attention of heads (n, T, 3D) in float64 -> q, k, v, weights (n, T, T), log of their sums (n, T)."""
+    """Causal attention of heads (n, T, 3D) in float64 -> q, k, v, weights (n, T, T), logs of sums (n, T)."""
     q, k, v = np.split(qkv.astype(np.float64), 3, axis=-1)
     scores = q @ k.swapaxes(1, 2) / math.sqrt(q.shape[-1])
     scores[:, ~np.tri(qkv.shape[1], dtype=bool)] = -np.inf
@@ -221,8 +236,12 @@ def attention_forward(s, B, T, C, H):
     s.attention_forward(out, lse, qkv)
     heads = sample(B * H, 4)
     _, _, v, att, want_lse = attend(by_head(qkv, H, C, heads))
-    return Subject([Check(lambda: by_head(out, H, C, heads), att @ v, T + C // H),
-                    Check(lambda: lse.reshape(B * H, T)[heads], want_lse, T + C // H)])
+    return Subject(
+        [
+            Check(lambda: by_head(out, H, C, heads), att @ v, T + C // H),
+            Check(lambda: lse.reshape(B * H, T)[heads], want_lse, T + C // H),
+        ]
+    )
 
 
 def attention_backward(s, B, T, C, H):
@@ -266,8 +285,13 @@ def layernorm_forward(s, R, C):
     s.layernorm_forward(out, mean, rstd, x, w, b)
     rows = sample(R)
     n, want_mean, want_rstd = standardise(x[rows])
-    return Subject([Check(lambda: out[rows], n * w + b, C), Check(lambda: mean[rows], want_mean, C),
-                    Check(lambda: rstd[rows], want_rstd, C)])
+    return Subject(
+        [
+            Check(lambda: out[rows], n * w + b, C),
+            Check(lambda: mean[rows], want_mean, C),
+            Check(lambda: rstd[rows], want_rstd, C),
+        ]
+    )
 
 
 def layernorm_backward(s, R, C):
@@ -277,8 +301,13 @@ def layernorm_backward(s, R, C):
     s.layernorm_backward(dx, dw, db, dout, x, w, mean, rstd)
     d = dout.astype(np.float64) * w
     want_dx = rstd[:, None] * (d - d.mean(axis=-1, keepdims=True) - n * (d * n).mean(axis=-1, keepdims=True))
-    return Subject([Check(lambda: dx, want_dx, C), Check(lambda: dw, (dout * n).sum(axis=0), R),
-                    Check(lambda: db, dout.sum(axis=0, dtype=np.float64), R)])
+    return Subject(
+        [
+            Check(lambda: dx, want_dx, C),
+            Check(lambda: dw, (dout * n).sum(axis=0), R),
+            Check(lambda: db, dout.sum(axis=0, dtype=np.float64), R),
+        ]
+    )
 
 
 def gate(x):
@@ -323,8 +352,12 @@ def crossentropy_forward(s, R, P, V):
     s.crossentropy_forward(loss, count, losses, lse, logits, targets, V)
     rows = sample(R)
     want_lse = np.logaddexp.reduce(logits[rows, :V].astype(np.float64), axis=-1)
-    return Subject([Check(lambda: losses[rows], want_lse - logits[rows, targets[rows]], V),
-                    Check(lambda: lse[rows], want_lse, V)])
+    return Subject(
+        [
+            Check(lambda: losses[rows], want_lse - logits[rows, targets[rows]], V),
+            Check(lambda: lse[rows], want_lse, V),
+        ]
+    )
 
 
 def crossentropy_backward(s, R, P, V):
@@ -368,18 +401,21 @@ def adamw(s, R):
     m64 = beta1 * m64 + (1 - beta1) * g
     v64 = beta2 * v64 + (1 - beta2) * g**2
     p = p - lr * (m64 / bias1 / (np.sqrt(v64 / bias2) + eps) + decay * p)
-    return Subject([Check(lambda: params[some], p, 16), Check(lambda: m[some], m64, 16), Check(lambda: v[some], v64, 16)])
+    return Subject(
+        [Check(lambda: params[some], p, 16), Check(lambda: m[some], m64, 16), Check(lambda: v[some], v64, 16)]
+    )
 
 
 def global_norm(s, R):
     norm, x = nans(1), normal(R)
     s.global_norm(norm, x)
-    squares = [np.square(part, dtype=np.float64).sum() for part in np.array_split(x, 64)]  # at once it would be 1 GB
-    return Subject([Check(lambda: norm, np.sqrt([sum(squares)]), 1 << 14)])  # the kernel, too, sums longer parts in float64
+    parts = np.array_split(x, 64)  # in float64 it would be 1 GB
+    want = np.sqrt([sum(np.square(part, dtype=np.float64).sum() for part in parts)])
+    return Subject([Check(lambda: norm, want, 1 << 14)])  # the kernel, too, sums longer parts in float64
 
 
-# Operations of the cases that are bound by memory: each +, -, x, /, exp and sqrt of the formula (kernels/gpt2c.h) is one.
-# gpt2c.work counts those of the others.
+# Operations of the cases that are bound by memory: each +, -, x, /, exp and sqrt of the formula in
+# kernels/gpt2c.h is one. gpt2c.work counts those of the others.
 OPERATIONS = {
     matmul_one_row: lambda L, C, N, bias: L * N * (2 * C + bias),
     attention_one_row: lambda L, S, C, H: 4 * L * S * C,

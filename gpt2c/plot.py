@@ -1,7 +1,8 @@
 """Draw losses or speeds: python -m gpt2c.plot RUN [RUN ...], or gpt2c plot.
 
-RUN is the folder of a run; several are drawn in one picture. --roofline draws what gpt2c bench --out has written.
+RUN is the folder of a run; several are drawn in one picture. --roofline draws what gpt2c bench --out wrote.
 """
+
 import os
 from dataclasses import dataclass
 
@@ -14,9 +15,16 @@ from gpt2c.flags import flag
 @dataclass
 class PlotConfig:
     run: tuple[str, ...] = flag((), "the folder of a run", metavar="RUN")
-    roofline: str = flag("", "draw the kernels of a benchmark below the roofs of its machine", metavar="BENCH.json")
-    out: str = flag("", "the picture; its ending tells the format", "-o", metavar="FILE",
-                    default_text="loss.png or roofline.png here")
+    roofline: str = flag(
+        "", "draw the kernels of a benchmark below the roofs of its machine", metavar="BENCH.json"
+    )
+    out: str = flag(
+        "",
+        "the picture; its ending tells the format",
+        "-o",
+        metavar="FILE",
+        default_text="loss.png or roofline.png here",
+    )
 
 
 def main(argv):
@@ -28,7 +36,9 @@ def main(argv):
         pictures.roofline(*tables.load_kernels(config.roofline), path)
     else:
         path = config.out or "loss.png"
-        pictures.loss_curves({name: runs.read_metrics(folder) for name, folder in named(config.run).items()}, path)
+        pictures.loss_curves(
+            {name: runs.read_metrics(folder) for name, folder in named(config.run).items()}, path
+        )
     print(f"written: {path}")
 
 

@@ -80,7 +80,7 @@ class Run:
 
 
 def read_metrics(folder):
-    """The rows of a run's metrics.jsonl. A last line that is cut short does not count: the run may be going on."""
+    """The rows of a run's metrics.jsonl. A last line cut short does not count: the run may be going on."""
     path = Path(folder) / "metrics.jsonl"
     with open_input(path) as file:
         lines = file.read().split(b"\n")[:-1]
@@ -91,8 +91,8 @@ def read_metrics(folder):
             for key in {"step", "loss", "val_loss"} & {"step", *row}:
                 float(row[key] + 0)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            raise InputError(f"line {number} of {path} is not a row of a run: expected an object with numbers for step, "
-                             "loss and val_loss") from None
+            raise InputError(f"line {number} of {path} is not a row of a run: expected an object with numbers for "
+                             "step, loss and val_loss") from None
         rows.append(row)
     if not rows:
         raise InputError(f"{path} has no rows yet: the run has not done an update")

@@ -1,4 +1,5 @@
 """The rows of gpt2c.benchmarks as text, JSON and CSV."""
+
 import csv
 import io
 import json
@@ -34,9 +35,10 @@ COLUMNS = {
     ],
     "models": [
         ("isa", "<10", _text("isa")), ("work", "<8", _text("work")), ("model", "<10", _text("model")),
-        ("system", "<18", _text("system")), ("ms", ">10", _number("ms", ".2f")), ("tok/s", ">8", _number("tok_s", ".0f")),
-        ("GFLOP/s", ">8", _number("gflop_s", ".1f")), ("share", ">6", _number("share", ".0%")),
-        ("peak MB", ">8", _number("peak_memory", ".0f", 1e-6)), ("time/gpt2c", ">10", _number("ratio", ".2f")),
+        ("system", "<18", _text("system")), ("ms", ">10", _number("ms", ".2f")),
+        ("tok/s", ">8", _number("tok_s", ".0f")), ("GFLOP/s", ">8", _number("gflop_s", ".1f")),
+        ("share", ">6", _number("share", ".0%")), ("peak MB", ">8", _number("peak_memory", ".0f", 1e-6)),
+        ("time/gpt2c", ">10", _number("ratio", ".2f")),
     ],
     "profile": [
         ("isa", "<10", _text("isa")), ("model", "<10", _text("model")), ("kernel", "<31", _text("kernel")),
@@ -52,13 +54,16 @@ def header(machine):
     peaks = ", ".join(f"{isa} {peak:.0f}" for isa, peak in machine["peak"].items())
     openmp, commit = "" if machine["openmp"] else " without OpenMP", machine["commit"] or "(no commit)"
     others = [f"{name} {machine[name]}" for name in ("numpy", "torch") if name in machine]
-    return (f"gpt2c {machine['version']} {commit}, {machine['date']}, {machine['compiler']}{openmp}\n"
-            f"{machine['cpu']}, {machine['threads']} threads ({machine['cores']} cores); measured peak in GFLOP/s: {peaks}; "
-            f"bandwidth {machine['bandwidth']:.0f} GB/s" + ("\nbeside it: " + ", ".join(others) if others else ""))
+    return (
+        f"gpt2c {machine['version']} {commit}, {machine['date']}, {machine['compiler']}{openmp}\n"
+        f"{machine['cpu']}, {machine['threads']} threads ({machine['cores']} cores); "
+        f"measured peak in GFLOP/s: {peaks}; bandwidth {machine['bandwidth']:.0f} GB/s"
+        + ("\nbeside it: " + ", ".join(others) if others else "")
+    )
 
 
 def titles(section):
-    """The line above a section's rows. A share is of the measured peak or bandwidth, as the speed's unit says."""
+    """The line above a section's rows. A share is of the measured peak or bandwidth, as its unit says."""
     return " ".join(format(title, form) for title, form, _ in COLUMNS[section]).rstrip()
 
 
@@ -67,7 +72,7 @@ def line(row):
 
 
 def save(machine, rows, folder):
-    """Writes <date>-<machine>.json and .csv with all of it; returns their paths. In the CSV every row has all facts."""
+    """Writes <date>-<machine>.json and .csv; returns their paths. In the CSV every row has all the facts."""
     words = f"{machine['date']} {machine['cpu']}".lower()
     stem = re.sub("[^a-z0-9]+", "-", words).strip("-")
     path, number = Path(folder) / f"{stem}.json", 1
@@ -93,14 +98,22 @@ def load_kernels(path):
             bench = json.load(file)
             machine, rows = bench["machine"], [row for row in bench["rows"] if row["section"] == "kernels"]
             texts = [machine["cpu"]] + [row[key] for row in rows for key in ("kernel", "case")]
-            numbers = [machine["threads"], machine["bandwidth"], *(machine["peak"][row["isa"]] for row in rows)]
+            numbers = [
+                machine["threads"],
+                machine["bandwidth"],
+                *(machine["peak"][row["isa"]] for row in rows),
+            ]
             numbers += [row[key] for row in rows for key in ("intensity", "gflop_s")]
-            good = all(isinstance(text, str) for text in texts) and all(1e-9 < number < 1e9 for number in numbers)
+            good = all(isinstance(text, str) for text in texts) and all(
+                1e-9 < number < 1e9 for number in numbers
+            )
         except (ValueError, KeyError, TypeError, RecursionError):
             good = False
     if not good:
         raise InputError(f"{path} is not a benchmark; name a .json file that gpt2c bench --out has written")
     if not 0 < len(rows) <= MOST_POINTS:
-        raise InputError(f"{path} has {len(rows)} rows of kernels, expected 1 to {MOST_POINTS}; measure with gpt2c bench "
-                         "kernels --out DIR")
+        raise InputError(
+            f"{path} has {len(rows)} rows of kernels, expected 1 to {MOST_POINTS}; measure with gpt2c bench "
+            "kernels --out DIR"
+        )
     return machine, rows

@@ -55,6 +55,8 @@ class RunConfig:
     log_every: int = flag(1, "print every Nth update", "--log-interval")
     dry_run: bool = flag(False, "print what the run would take in memory and stop")
     threads: int = flag(0, "threads to use", default_text="one per core")
+    recompute: int = flag(0, "save memory by computing again in the backward pass: 1 norms and activations, 2 whole blocks",
+                          "-r", choices=(0, 1, 2))
     matmul_precision: str = flag("fp32", "bf16 rounds the operands of matrix products: faster, nearly the same losses",
                                  choices=("fp32", "bf16"))
 
@@ -85,6 +87,7 @@ def main(argv):
     model, state, origin = initial_model(run, folder, shape, given, scratch=starter or size or start == "scratch")
     dataset = choose_data(run, model)
     model = model or new_model(family, shape, given, dataset, config)
+    model.recompute = run.recompute
     if model.tokenizer is None and dataset.tokenizer:
         model.tokenizer = Tokenizer.load(dataset.tokenizer)
     if config.seq_len > model.config.max_seq_len:
@@ -221,7 +224,7 @@ def train(trainer, run, folder):
         if step.step % run.log_every == 0 or done == total:
             left = (total - done) * (time.monotonic() - began) / (done - first)
             print(f"step {done:4d}/{total} | loss {step.loss:.6f} | norm {step.grad_norm:.4f} | lr {step.lr:.2e} | "
-                  f"{step.ms:.2f} ms | {100 * work / (1e6 * step.ms * peak):.1f}% of peak | {step.tok_s:.0f} tok/s | "
+                  f"{step.ms:.2f} ms | {100 * work / (1e6 * step.ms * peak):.1f}% of fp32 peak | {step.tok_s:.0f} tok/s | "
                   f"eta {duration(left)}", flush=True)
         folder.log(step.step, step.val_loss, tokens=step.tokens, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm,
                    ms=round(step.ms, 3), tok_s=round(step.tok_s, 1))

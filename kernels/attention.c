@@ -85,47 +85,51 @@ static void store_lanes(float* dst, ptrdiff_t dst_row, const float* src_t, int64
         }
 }
 
-// Scores of the lanes' queries (positions first ..) against keys 0 .. n-1: -inf where the key comes after the query.
-static void scores(Scratch s, int64_t D, int64_t first, int64_t n) {
+// Scores of the lanes' queries, which lie at positions `at` and on, against keys 0 .. n-1: -inf where the key comes after
+// the query.
+static void scores(Scratch s, int64_t D, int64_t at, int64_t n) {
     panel_product(s.s, TN, n, D, s.k, s.W, 1, s.q_t, TN, 0);
-    for (int64_t j = first; j < n; j++)  // lane i has query first + i: hide key j from lanes below j - first
-        for (int64_t i = 0; i < j - first; i++) s.s[j * TN + i] = -INFINITY;
+    for (int64_t j = at; j < n; j++)  // lane i has query at + i: hide key j from lanes below j - at
+        for (int64_t i = 0; i < j - at; i++) s.s[j * TN + i] = -INFINITY;
+}
+
+// One head: T queries at positions start .. start + T - 1 against keys and values 0 .. start + T - 1. lse may be NULL.
+static void attend(float* out, ptrdiff_t out_row, float* lse, const float* q, ptrdiff_t q_row, const float* k,
+                   const float* v, ptrdiff_t kv_row, int64_t T, int64_t start, int64_t D, Scratch s) {
+    copy_rows(s.k, s.W, k, kv_row, start + T, D, 1);
+    copy_rows(s.v, s.W, v, kv_row, start + T, D, 1);
+    memset(s.k + (start + T) * s.W, 0, s.W * sizeof(float));
+    for (int64_t first = 0; first < T; first += TN) {
+        int64_t lanes = T - first < TN ? T - first : TN, n = start + first + lanes;
+        copy_rows(s.q, s.W, q + first * q_row, q_row, lanes, D, 1.0f / sqrtf(D));
+        pack_transposed(s.q_t, TN, s.q, s.W, lanes, D);
+        scores(s, D, start + first, n);
+
+        float inverse[TN];
+        for (int i = 0; i < TN; i += VL) {
+            vf max = vf_load(s.s + i), sum = {0};
+            for (int64_t j = 1; j < n; j++) max = vf_max(max, vf_load(s.s + j * TN + i));
+            for (int64_t j = 0; j < n; j++) {
+                vf p = vf_exp(vf_load(s.s + j * TN + i) - max);
+                vf_store(s.s + j * TN + i, p);
+                sum += p;
+            }
+            vf_store(inverse + i, 1.0f / sum);
+            for (int l = 0; lse && l < VL && i + l < lanes; l++) lse[first + i + l] = max[l] + logf(sum[l]);
+        }
+        panel_product(s.out_t, TN, D, n, s.v, 1, s.W, s.s, TN, 0);
+        store_lanes(out + first * out_row, out_row, s.out_t, lanes, D, inverse, 0);
+    }
 }
 
 void K(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t C, int64_t H,
                           float* scratch) {
     int64_t D = C / H;
-    const float scale = 1.0f / sqrtf(D);
     PARALLEL_FOR(B * T * T * C / 8)
     for (int64_t bh = 0; bh < B * H; bh++) {
         const float* q = qkv + bh / H * T * 3 * C + bh % H * D;
-        float* o = out + bh / H * T * C + bh % H * D;
         Scratch s = divide_scratch(scratch + thread_index() * K(attention_scratch)(T, D), T, D);
-        copy_rows(s.k, s.W, q + C, 3 * C, T, D, 1);
-        copy_rows(s.v, s.W, q + 2 * C, 3 * C, T, D, 1);
-        memset(s.k + T * s.W, 0, s.W * sizeof(float));
-
-        for (int64_t first = 0; first < T; first += TN) {
-            int64_t lanes = T - first < TN ? T - first : TN, n = first + lanes;
-            copy_rows(s.q, s.W, q + first * 3 * C, 3 * C, lanes, D, scale);
-            pack_transposed(s.q_t, TN, s.q, s.W, lanes, D);
-            scores(s, D, first, n);
-
-            float inverse[TN];
-            for (int i = 0; i < TN; i += VL) {
-                vf max = vf_load(s.s + i), sum = {0};
-                for (int64_t j = 1; j < n; j++) max = vf_max(max, vf_load(s.s + j * TN + i));
-                for (int64_t j = 0; j < n; j++) {
-                    vf p = vf_exp(vf_load(s.s + j * TN + i) - max);
-                    vf_store(s.s + j * TN + i, p);
-                    sum += p;
-                }
-                vf_store(inverse + i, 1.0f / sum);
-                for (int l = 0; l < VL && i + l < lanes; l++) lse[bh * T + first + i + l] = max[l] + logf(sum[l]);
-            }
-            panel_product(s.out_t, TN, D, n, s.v, 1, s.W, s.s, TN, 0);
-            store_lanes(o + first * C, C, s.out_t, lanes, D, inverse, 0);
-        }
+        attend(out + bh / H * T * C + bh % H * D, C, lse + bh * T, q, 3 * C, q + C, q + 2 * C, 3 * C, T, 0, D, s);
     }
 }
 
@@ -268,25 +272,43 @@ void K(attention_materialised_backward)(float* dqkv, const float* dout, const fl
 
 // Cached ----------------------------------------------------------------------------------------------------------
 
-size_t K(attention_cached_scratch)(int64_t S) { return 2 * S; }
+size_t K(attention_cached_scratch)(int64_t S, int64_t D) { return K(attention_scratch)(S, D) + 2 * S; }
+
+// One query against n keys and values: a row of scores, then a sum of rows. p has room for 2 n.
+static void attend_one(float* out, const float* q, const float* k, const float* v, ptrdiff_t kv_row, int64_t n, int64_t D,
+                       float* p) {
+    float* s = p + n;
+    for (int64_t j = 0; j < n; j += VL) {
+        vf sum[VL] = {0};
+        for (int i = 0; i < VL && j + i < n; i++)
+            for (int64_t c = 0; c < D; c += VL)
+                sum[i] += vf_load_n(q + c, D - c) * vf_load_n(k + (j + i) * kv_row + c, D - c);
+        vf_store_n(s + j, vf_sums(sum) * (1.0f / sqrtf(D)), n - j);
+    }
+    softmax(p, s, n);
+    for (int64_t c = 0; c < D; c += VL) {
+        vf sum = {0};
+        for (int64_t j = 0; j < n; j++) sum += p[j] * vf_load_n(v + j * kv_row + c, D - c);
+        vf_store_n(out + c, sum, D - c);
+    }
+}
 
 void K(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
                                  int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, float* scratch) {
+    enum { FEW_QUERIES = 4 };  // below this, copying the head's keys and values would cost more than it saves
     int64_t D = C / H, start = pos[0];
-    const float scale = 1.0f / sqrtf(D);
     for (int64_t bt = 0; bt < B * T; bt++) {
         int64_t at = (bt / T * S + start + bt % T) * C;
         memcpy(kcache + at, qkv + bt * 3 * C + C, C * sizeof(float));
         memcpy(vcache + at, qkv + bt * 3 * C + 2 * C, C * sizeof(float));
     }
     PARALLEL_FOR(B * T * (start + T) * C / 2)
-    for (int64_t bht = 0; bht < B * H * T; bht++) {
-        int64_t t = bht % T, b = bht / T / H, offset = bht / T % H * D, n = start + t + 1;
-        const float *q = qkv + (b * T + t) * 3 * C + offset, *k = kcache + b * S * C + offset, *v = vcache + b * S * C + offset;
-        float *s = scratch + thread_index() * 2 * S, *p = s + S, *o = out + (b * T + t) * C + offset;
-        for (int64_t j = 0; j < n; j++) s[j] = dot(q, k + j * C, D) * scale;
-        softmax(p, s, n);
-        memset(o, 0, D * sizeof(float));
-        for (int64_t j = 0; j < n; j++) axpy(o, p[j], v + j * C, D);
+    for (int64_t bh = 0; bh < B * H; bh++) {
+        int64_t b = bh / H, offset = bh % H * D;
+        const float *q = qkv + b * T * 3 * C + offset, *k = kcache + b * S * C + offset, *v = vcache + b * S * C + offset;
+        float *o = out + b * T * C + offset, *mine = scratch + thread_index() * K(attention_cached_scratch)(S, D);
+        if (T >= FEW_QUERIES) attend(o, C, NULL, q, 3 * C, k, v, C, T, start, D, divide_scratch(mine, S, D));
+        else
+            for (int64_t t = 0; t < T; t++) attend_one(o + t * C, q + t * 3 * C, k, v, C, start + t + 1, D, mine);
     }
 }

@@ -68,7 +68,7 @@ void K(attention_materialised_backward)(float* dqkv, const float* dout, const fl
                                         int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch);
 // Decoding: stores the keys and values of T new positions pos .. pos + T - 1 in the caches and attends from those
 // positions to all cached ones.                        kcache, vcache (B,S,C)  pos (1)
-size_t K(attention_cached_scratch)(int64_t S);
+size_t K(attention_cached_scratch)(int64_t S, int64_t D);
 void K(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
                                  int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, float* scratch);
 

@@ -59,21 +59,42 @@ static inline vf vf_round_bf16(vf x) {
     return vf_select(x == x, (vf)rounded, x);
 }
 
-// Sum and maximum over the lanes, halving the vector each time.
+// Lane numbers as a vector: LANES(f, s) is f(0, s), f(1, s), ...
+#define LANES4(f, s, i) f(i, s), f(i + 1, s), f(i + 2, s), f(i + 3, s)
+#if VL == 16
+#define LANES(f, s) (vi){LANES4(f, s, 0), LANES4(f, s, 4), LANES4(f, s, 8), LANES4(f, s, 12)}
+#elif VL == 8
+#define LANES(f, s) (vi){LANES4(f, s, 0), LANES4(f, s, 4)}
+#else
+#define LANES(f, s) (vi){LANES4(f, s, 0)}
+#endif
+
+// Sum and maximum over the lanes: each round adds the vector to itself, turned by half of what is left.
+#define LANE_TURNED(i, s) (((i) + (s)) % VL)
+#define TURNED(v, s) __builtin_shuffle(v, LANES(LANE_TURNED, s))
+
 static inline float vf_sum(vf v) {
-    float lane[VL];
-    vf_store(lane, v);
-    for (int n = VL / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) lane[i] += lane[i + n];
-    return lane[0];
+#if VL == 16
+    v += TURNED(v, 8);
+#endif
+#if VL >= 8
+    v += TURNED(v, 4);
+#endif
+    v += TURNED(v, 2);
+    v += TURNED(v, 1);
+    return v[0];
 }
 
 static inline float vf_hmax(vf v) {
-    float lane[VL];
-    vf_store(lane, v);
-    for (int n = VL / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) lane[i] = lane[i] > lane[i + n] ? lane[i] : lane[i + n];
-    return lane[0];
+#if VL == 16
+    v = vf_max(v, TURNED(v, 8));
+#endif
+#if VL >= 8
+    v = vf_max(v, TURNED(v, 4));
+#endif
+    v = vf_max(v, TURNED(v, 2));
+    v = vf_max(v, TURNED(v, 1));
+    return v[0];
 }
 
 // e^x within 1.5 ulp; 0 below -104, inf above 89, NaN stays NaN.
@@ -97,14 +118,6 @@ static inline vf vf_exp(vf x) {
 }
 
 // Transposes a square of VL rows: log2(VL) rounds, each exchanging the off-diagonal halves of ever smaller blocks.
-#define LANES4(lane, s, i) lane(i, s), lane(i + 1, s), lane(i + 2, s), lane(i + 3, s)
-#if VL == 16
-#define LANES(lane, s) (vi){LANES4(lane, s, 0), LANES4(lane, s, 4), LANES4(lane, s, 8), LANES4(lane, s, 12)}
-#elif VL == 8
-#define LANES(lane, s) (vi){LANES4(lane, s, 0), LANES4(lane, s, 4)}
-#else
-#define LANES(lane, s) (vi){LANES4(lane, s, 0)}
-#endif
 #define LANE_UPPER(i, s) ((i) & (s) ? VL + (i) - (s) : (i))
 #define LANE_LOWER(i, s) ((i) & (s) ? VL + (i) : (i) + (s))
 #define EXCHANGE_BLOCKS(r, s)                                             \
@@ -123,6 +136,14 @@ static inline __attribute__((always_inline)) void vf_transpose(vf r[VL]) {
 #endif
     EXCHANGE_BLOCKS(r, 2)
     EXCHANGE_BLOCKS(r, 1)
+}
+
+// Lane i of the result is the sum over the lanes of r[i].
+static inline __attribute__((always_inline)) vf vf_sums(vf r[VL]) {
+    vf_transpose(r);
+    vf sum = r[0];
+    for (int i = 1; i < VL; i++) sum += r[i];
+    return sum;
 }
 
 #endif

@@ -39,6 +39,7 @@ def default_settings():
     yield
     gpt2c.set_num_threads(DEFAULT["threads"])
     gpt2c.set_isa(DEFAULT["isa"])
+    gpt2c.set_matmul_precision(DEFAULT["matmul_precision"])
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ import pytest
 import reference as ref
 from guarded import STREAM, bits, call, run
 
+import gpt2c
 from gpt2c import _core
+from gpt2c.llmc import bf16_bits
 
 U = 2.0**-24  # half the distance from 1 to the next float32
 TINY = 2.0**-148  # below 2^-126 roundings are off by an amount instead: two of them by this
@@ -465,13 +467,26 @@ def test_decoding_in_any_steps_is_the_full_forward(isa):
             parts.append(part)
             pos = end
         decoded.append(np.concatenate(parts, axis=1))
-    assert_within(decoded[:1], [(out, bound)])
-    assert bits(decoded) == 3 * bits(decoded[:1])
+    assert_within(decoded, 3 * [(out, bound)])
+
+
+@pytest.mark.parametrize("R, C, N", [(5, 1, 1), (7, 17, 13), (33, 769, 34), (30, 31, 771), (70, 129, 200)])
+def test_bf16_products_are_those_of_rounded_operands(R, C, N, isa, threads, rng):
+    """Only the operands are rounded; the sums are as exact as with float32."""
+    gpt2c.set_matmul_precision("bf16")
+    full = normal(rng, R, C), normal(rng, N, C), normal(rng, R, N)
+    x, w, dout = ((bf16_bits(a).astype(np.uint32) << 16).view(np.float32) for a in full)
+    size = [ref.matmul_forward(abs(x), abs(w)), *ref.matmul_backward(abs(dout), abs(x), abs(w))[:2]]
+    exact = [ref.matmul_forward(x, w), *ref.matmul_backward(dout, x, w)[:2]]
+    for a, b, c in (full, (x, w, dout)):
+        found = [run("matmul_forward", unset(R, N), a, b, None)[0], run("matmul_backward_x", np.zeros_like(a), c, b)[0],
+                 run("matmul_backward_w", np.zeros_like(b), None, c, a)[0]]
+        assert_within(found, [(e, gamma(k + 2) * s) for e, s, k in zip(exact, size, (C, N, R))])
 
 
 def test_peak_counts_what_it_does(isa):
     """12 sums per lane go from 0, 0.1, 0.2, ... by s x + y; a sink is the sum over all of them."""
-    R, steps, lanes = 5, 7, {"avx2": 8, "avx512": 16}.get(isa, 4)
+    R, steps, lanes = 5, 7, {"avx2": 8, "avx512": 16, "avx512bf16": 16}.get(isa, 4)
     sums = 0.1 * np.arange(12)
     for _ in range(steps):
         sums = sums * 1.0001 + 0.0001
@@ -490,9 +505,9 @@ def test_storing_is_adding_to_zeros(name, isa, rng):
     make, sizes, large = CASES[name]
     for size in (*sizes, large):
         args = make(rng, *size)[0]
-        stored = len(STORING[name])  # the first outputs are those that can be stored
-        zeros, nans = ([fill(a) for a in args[:stored]] for fill in (np.zeros_like, lambda a: np.full_like(a, np.nan)))
+        stored = 2 if name == "matmul_backward_w" else len(STORING[name])  # the first outputs; there one flag is for both
+        zeros, nans = ([a if a is None else np.full_like(a, fill) for a in args[:stored]] for fill in (0, np.nan))
         added = call(name, (*zeros, *args[stored:]))
-        found = call(name, (*nans, *args[stored:], *[0] * stored))
+        found = call(name, (*nans, *args[stored:], *[0] * len(STORING[name])))
         for a, b in zip(added, found, strict=True):
             np.testing.assert_array_equal(a, b)

@@ -59,7 +59,8 @@ def test_ten_updates_follow_pytorch_s_adamw(isa):
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 64)])
 def test_every_way_to_run_gives_the_same_bits(shape):
-    ways = [{}, {"record": False}, {"reuse": False}, {"record": False, "poison": True}]
+    ways = [{}, {"record": False}, {"reuse": False}, {"record": False, "poison": True}, {"recompute": 1}, {"recompute": 2},
+            {"record": False, "poison": True, "recompute": 1}, {"record": False, "poison": True, "recompute": 2}]
     results = []
     for way in ways:
         m = Model("gpt2", make_config("gpt2", SMALL), **way).initialise(3)
@@ -115,6 +116,32 @@ def test_llm_c_s_order_of_calls_and_dropped_forwards():
     m.backward()
     assert (m.grads.flat == expected).all()
     assert m.metrics["cross_entropy"] == loss
+
+
+def test_loss_and_grad_replaces_or_adds():
+    m = gpt2c.create("gpt2", **SMALL)
+    x, y = batch(m, 2, 8)
+    loss, expected = gradients(m, x, y)
+    m.grads.flat[:] = np.nan  # what was there does not count
+    assert m.loss_and_grad(x, y) == loss and (m.grads.flat == expected).all()
+    m.loss_and_grad(x, y, add=True)
+    np.testing.assert_allclose(m.grads.flat, 2 * expected, rtol=1e-5, atol=1e-7)
+
+
+def test_recomputing_saves_memory():
+    big = make_config("gpt2", SMALL | dict(num_layers=8))
+    sizes = [Model("gpt2", big, recompute=level).memory(8, 64)["activations"] for level in (0, 1, 2)]
+    assert sizes[1] < 0.75 * sizes[0] and sizes[2] < 0.5 * sizes[1]
+
+
+def test_bf16_products_are_close(isa):
+    golden = ref.gpt2_golden("gpt2_curve")
+    m = golden_model(golden)
+    gpt2c.set_matmul_precision("bf16")
+    loss, _ = gradients(m, golden["tokens"], golden["targets"])
+    assert loss == pytest.approx(float(golden["loss"]), rel=2e-3) and loss != pytest.approx(float(golden["loss"]), rel=1e-6)
+    for tensor, expected in golden["grads"].items():  # bf16 has 8 bits: roundings of 2^-9, a few layers deep
+        assert np.linalg.norm(m.grads[tensor] - expected) <= 0.03 * np.linalg.norm(expected), tensor
 
 
 def test_backward_adds():

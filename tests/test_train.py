@@ -44,7 +44,7 @@ def test_a_run_and_what_it_leaves(folder):
     assert "data: noise, train data/noise/noise_train.bin, val data/noise/noise_val.bin" in done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith("step")]
     assert len(lines) == 5
-    assert all(part in lines[0] for part in ("step    1/5 | loss ", "| norm ", "| lr 1.00e-03 |", "ms |", "% of peak |",
+    assert all(part in lines[0] for part in ("step    1/5 | loss ", "| norm ", "| lr 1.00e-03 |", "ms |", "% of fp32 peak |",
                                             "tok/s | eta"))
     out = folder / "out"
     assert sorted(p.name for p in out.iterdir() if p.suffix != ".png") == [
@@ -105,6 +105,22 @@ def test_accumulated_batches_equal_one_large_batch(folder):
 def test_overfitting_one_batch(folder):
     done = train(folder, "-o", "out", "-x", 60, "-a", 1, "-l", "1e-2", "-v", 0)
     assert done.returncode == 0 and rows(folder / "out")[-1]["loss"] < 0.2
+
+
+def test_recomputing_changes_no_bit(folder):
+    for level in (0, 1, 2):
+        assert train(folder, "-o", f"r{level}", "-x", 3, "-v", 0, "-r", level).returncode == 0
+    names = [folder / f"r{level}" / "ckpt_00000003.safetensors" for level in (0, 1, 2)]
+    assert len({name.read_bytes() for name in names}) == 1
+
+
+def test_bf16_products_train_along_the_same_curve(folder):
+    for precision in ("fp32", "bf16"):
+        done = train(folder, "-o", precision, "-x", 30, "-v", 0, "-a", 1, "-l", "3e-3", "--matmul-precision", precision)
+        assert done.returncode == 0, done.stderr
+    one, other = ([row["loss"] for row in rows(folder / name)[:30]] for name in ("fp32", "bf16"))
+    assert one != other and one[-1] < one[0] - 1
+    np.testing.assert_allclose(other, one, rtol=0.02)
 
 
 def test_stopping_early(folder):
