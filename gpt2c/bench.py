@@ -124,7 +124,8 @@ def measured(config, isas, kernels, models, machine, with_numpy, torch_modes, py
             yield benchmarks.measure_kernel(case, isa, machine, config.seconds, with_numpy)
     for isa in isas:
         for case in models:
-            yield benchmarks.measure_model(case, isa, machine, config.seconds)
+            for precision in ("fp32", "bf16") if case.work == "train" else ("fp32",):
+                yield benchmarks.measure_model(case, isa, machine, config.seconds, precision)
             for mode in torch_modes if case.work == "train" else ():
                 try:
                     yield benchmarks.measure_torch(case, mode, python, isa, machine, config.seconds)

@@ -199,12 +199,13 @@ def model_flops(case):
     return flops(work.forward_program) + config.num_layers * attention
 
 
-def serve(name, isa, threads):
+def serve(name, isa, threads, precision):
     """The other end of a Worker: a step of MODEL_CASES[name] for each line of standard input."""
 
     def main(argv):
         gpt2c.set_isa(isa)
         gpt2c.set_num_threads(threads)
+        gpt2c.set_matmul_precision(precision)
         case = MODEL_CASES[name]
         step = clocked(STEPS[case.work](case))
         for _ in sys.stdin:
@@ -252,8 +253,8 @@ class Worker:
         self.process.communicate()
 
 
-def gpt2c_worker(case, isa, machine):
-    call = f"serve({case.name!r}, {isa!r}, {machine['threads']})"
+def gpt2c_worker(case, isa, machine, precision):
+    call = f"serve({case.name!r}, {isa!r}, {machine['threads']}, {precision!r})"
     return Worker([sys.executable, "-c", f"from gpt2c.benchmarks import serve; {call}"])
 
 
@@ -295,14 +296,16 @@ def model_row(case, isa, machine, seconds, worker, system, ratio=None):
     }  # fmt: skip
 
 
-def measure_model(case, isa, machine, seconds):
-    with gpt2c_worker(case, isa, machine) as ours:
-        return model_row(case, isa, machine, medians([ours], seconds)[0], ours, "gpt2c")
+def measure_model(case, isa, machine, seconds, precision="fp32"):
+    with gpt2c_worker(case, isa, machine, precision) as ours:
+        system = "gpt2c" if precision == "fp32" else f"gpt2c {precision}"
+        return model_row(case, isa, machine, medians([ours], seconds)[0], ours, system)
 
 
 def measure_torch(case, mode, python, isa, machine, seconds):
-    """PyTorch's row; its ratio is to gpt2c, which takes turns with it."""
-    with gpt2c_worker(case, isa, machine) as ours, torch_worker(case, mode, python, machine) as theirs:
+    """PyTorch's row; its ratio is to gpt2c, in the same precision, which takes turns with it."""
+    precision = "bf16" if "bf16" in mode else "fp32"
+    with gpt2c_worker(case, isa, machine, precision) as ours, torch_worker(case, mode, python, machine) as theirs:
         our_seconds, their_seconds = medians([ours, theirs], seconds)
         return model_row(
             case, isa, machine, their_seconds, theirs, f"torch {mode}", their_seconds / our_seconds

@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from gpt2c._core import Stream
 
 import gpt2c
 from gpt2c import benchmarks, kernel_cases
+from gpt2c._core import Stream
 from gpt2c.errors import Gpt2cError, UsageError
 
 SIZES = {"B": 2, "lengths": (3, 5), "C": 24, "H": 3, "V": 97, "P": 128, "parameters": 1009}
