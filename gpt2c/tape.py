@@ -63,9 +63,9 @@ class Tape:
 
     Without `grad`, nothing is left for a backward pass and values go back to the pool as soon as they are used up.
     With `keep`, every buffer stays, by name, in `kept`, and ops store what they otherwise fold away. With `recompute`,
-    memory is saved by computing again in the backward pass: 1 what is cheap (norms and activations), 2 whole blocks. `state(name, shape)` gives buffers that live on between calls, for models
-    that continue where they were (None: they start anew); `context` is how many positions they may hold. `position`
-    holds the sequence's first position.
+    memory is saved by computing again in the backward pass: 1 norms and activations, 2 whole blocks. `state(name,
+    shape)` gives buffers that live on between calls, for models that continue where they were (None: they start
+    anew); `context` is how many positions they may hold. `position` holds the sequence's first position.
     """
 
     def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, recompute=0, state=None,

@@ -16,7 +16,7 @@ import gpt2c
 from gpt2c import data, flags, pictures, runs
 from gpt2c.checkpoint import load_run
 from gpt2c.cli import run_program
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import Gpt2cError, InputError, UsageError
 from gpt2c.flags import flag
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
@@ -52,7 +52,7 @@ class RunConfig:
     resume: bool | str = flag(False, "go on from the newest checkpoint in --out-dir, or from this one", "-y", metavar="PATH")
     save_every: int = flag(0, "save a checkpoint every N updates (0: only at the end)", "-n", "--checkpoint-interval")
     keep: int = flag(0, "keep only the newest N checkpoints (0: all)", "-nk")
-    log_every: int = flag(1, "print every Nth update", "--log-interval")
+    log_every: int = flag(1, "print every Nth update (0: only the last)", "--log-interval")
     dry_run: bool = flag(False, "print what the run would take in memory and stop")
     threads: int = flag(0, "threads to use", default_text="one per core")
     recompute: int = flag(0, "save memory by computing again in the backward pass: 1 norms and activations, 2 whole blocks",
@@ -178,7 +178,9 @@ def make_trainer(model, dataset, config):
     size = dict(B=config.batch_size, T=config.seq_len, vocab_size=model.config.vocab_size)
     part = {"train": (0, 1), "val": (0, 1)} if dataset.val else {"train": (0, 0.9), "val": (0.9, 1)}
     loader = data.DataLoader(dataset.train, shuffle=True, part=part["train"], **size)
-    val_loader = data.DataLoader(dataset.val or dataset.train, part=part["val"], **size) if config.val_every else None
+    val_loader = None
+    if config.val_every and config.val_steps:
+        val_loader = data.DataLoader(dataset.val or dataset.train, part=part["val"], **size)
     return Trainer(model, loader, val_loader, config)
 
 
@@ -221,7 +223,7 @@ def train(trainer, run, folder):
         if step.val_loss is not None:
             print(f"val loss {step.val_loss:.6f}", flush=True)
         done, total = trainer.step, trainer.total_steps
-        if step.step % run.log_every == 0 or done == total:
+        if run.log_every and step.step % run.log_every == 0 or done == total:
             left = (total - done) * (time.monotonic() - began) / (done - first)
             print(f"step {done:4d}/{total} | loss {step.loss:.6f} | norm {step.grad_norm:.4f} | lr {step.lr:.2e} | "
                   f"{step.ms:.2f} ms | {100 * work / (1e6 * step.ms * peak):.1f}% of fp32 peak | {step.tok_s:.0f} tok/s | "
@@ -233,8 +235,11 @@ def train(trainer, run, folder):
         elif run.sample_every and done % run.sample_every == 0 and done < total:
             show_sample(trainer, run, folder)
         if run.save_every and done % run.save_every == 0 and done < total and not trainer.stopped:
-            trainer.save(folder.checkpoint(done))
-            folder.retain(run.keep)
+            try:
+                trainer.save(folder.checkpoint(done))
+                folder.retain(run.keep)
+            except Gpt2cError as error:  # a full disk may have room again the next time
+                print(f"not saved: {error}", file=sys.stderr)
 
     if trainer.val_loader and not stop.signal:
         val_loss = trainer.evaluate()

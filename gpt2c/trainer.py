@@ -46,7 +46,7 @@ class TrainConfig:
     grad_clip: float = flag(0.0, "largest L2 norm of all gradients together (0: no limit)", "--max-grad-norm")
 
     val_every: int = flag(10, "validate before every Nth update (0: never)", "-v", "--eval-interval", group="validation")
-    val_steps: int = flag(10, "batches per validation (-1: all)", "-m", "--val-num-batches", "--eval-iters")
+    val_steps: int = flag(10, "batches per validation (-1: all, 0: never validate)", "-m", "--val-num-batches", "--eval-iters")
 
     seed: int = flag(1337, "of the initial weights and of sampling", group="randomness")
 
@@ -80,6 +80,9 @@ class Trainer:
     def __init__(self, model, loader, val_loader=None, config=None):
         self.model, self.loader, self.val_loader = model, loader, val_loader
         self.config = config = config or TrainConfig()
+        for name in ("learning_rate", "warmup_steps", "weight_decay", "eps", "grad_clip", "val_every", "patience"):
+            if not getattr(config, name) >= 0:  # a NaN neither
+                raise UsageError(f"{name} is {getattr(config, name)}, expected at least 0")
         self.step = self.tokens = 0
         self.best_val_loss, self._validations_since_best = math.inf, 0
         self.stopped = ""  # why training ended before its time
@@ -143,7 +146,7 @@ class Trainer:
 
     def _validate_if_due(self):
         config = self.config
-        if not (self.val_loader and config.val_every and self.step % config.val_every == 0):
+        if not (self.val_loader and config.val_steps and config.val_every and self.step % config.val_every == 0):
             return None
         val_loss = self.evaluate()
         self.note_validation(val_loss)

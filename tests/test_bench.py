@@ -188,8 +188,9 @@ def test_a_model_is_trained_and_a_missing_pytorch_is_told(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert f"no comparison with PyTorch: {python} has no PyTorch; name a Python" in done.stdout
-    row = done.stdout.splitlines()[-1].split()
-    assert row[1:4] == ["train", "char-0.8M", "gpt2c"] and float(row[4]) > 0 and float(row[5]) > 0
+    full, rounded = (line.split() for line in done.stdout.splitlines()[-2:])
+    assert full[1:4] == ["train", "char-0.8M", "gpt2c"] and float(full[4]) > 0 and float(full[5]) > 0
+    assert rounded[1:5] == ["train", "char-0.8M", "gpt2c", "bf16"] and float(rounded[5]) > 0
 
 
 def test_pytorch_s_row_is_a_ratio_of_medians(tmp_path, monkeypatch):

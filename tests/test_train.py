@@ -191,6 +191,7 @@ def test_data_sets_are_found_listed_and_chosen(folder):
     (["--vocab-size", "50"], 4, "expected ids from 0 to 49"),
     (["--resume", "missing.safetensors"], 4, "cannot read missing.safetensors"),
     (["-y", "1"], 2, "--resume needs --out-dir"),
+    (["--grad-clip=-1"], 2, "grad_clip is -1.0, expected at least 0"),
     (["--max-time", "soon"], 2, "'soon' is not a duration"),
     (["--channels", "65536", "--num-layers", "96", "--vocab-size", "97"], 5, "of memory"),
 ])
@@ -198,6 +199,13 @@ def test_errors_are_one_sentence_with_the_right_code(folder, words, code, messag
     done = train(folder, *words)
     assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
     assert message in done.stderr
+
+
+def test_a_failed_save_on_the_way_is_a_warning(folder):
+    (folder / "out" / "ckpt_00000002.safetensors").mkdir(parents=True)  # the name is taken
+    done = train(folder, "-o", "out", "-x", 4, "-n", 2, "-v", 0, "--log-every", 0)
+    assert done.returncode == 0 and "not saved: cannot write" in done.stderr
+    assert (folder / "out" / "ckpt_00000004.safetensors").is_file()
 
 
 def test_divergence_ends_with_code_3(folder):
