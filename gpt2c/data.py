@@ -53,7 +53,7 @@ def _map_shard(path):
             expected_size = HEADER_BYTES + count * dtype.itemsize
             if version != expected_version:
                 raise InputError(f"{path} is a token shard of version {version}, expected "
-                                 f"{expected_version}; make it again with gpt2c prepare")
+                                 f"{expected_version}; make it again")
             if count < 1:
                 raise InputError(f"{path} declares {count} tokens, expected at least 1; make it again")
             if size != expected_size:
@@ -62,10 +62,10 @@ def _map_shard(path):
             return Shard(path, magic, np.memmap(file, dtype, "r", HEADER_BYTES, (count,)))
         if magic in KINDS:
             raise InputError(f"{path} is {KINDS[magic]} (magic {magic}), not a token file; "
-                             "give a file made by gpt2c prepare")
+                             "give a file of tokens (data/README.md)")
         if b"\0" not in head:  # any id below 2**24 has a zero byte
-            raise InputError(f"{path} is not a token file: its {size} bytes begin with {head[:24]}; if that "
-                             "is text, use gpt2c prepare, and if it is a web page, the download failed")
+            raise InputError(f"{path} is not a token file: its {size} bytes begin with {head[:24]}, where "
+                             "token ids should be (data/README.md); if that is a web page, the download failed")
         if size % 4:
             raise InputError(f"{path} is not a token file: it begins with {magic}, not with 20240520 or "
                              f"20240801 as a shard does, and its {size} bytes are not whole int32 ids")

@@ -266,7 +266,10 @@ def show_sample(trainer, run, folder):
     start = tokenizer.encode(run.prompt) if run.prompt else [tokenizer.eot or 0 if tokenizer else 0]
     ids = trainer.sample(start, run.sample_len, run.temperature, run.sample_top_k, run.sample_top_p)
     if tokenizer:
-        text = run.prompt + tokenizer.decode([i for i in ids if i != tokenizer.eot])
+        texts = [[]]
+        for i in ids:
+            texts.append([]) if i == tokenizer.eot else texts[-1].append(i)
+        text = run.prompt + "\n\n".join(map(tokenizer.decode, texts))
     else:
         text = " ".join(map(str, ids))
     print(f"generating:\n---\n{text}\n---", flush=True)

@@ -128,7 +128,7 @@ def test_broken_and_foreign_files(tmp_path, ints, body, message):
 
 @pytest.mark.parametrize("content, message", [
     (b"<!DOCTYPE html><html>404</html>", "31 bytes begin with b'<!DOCTYPE html><html>404'.*download failed"),
-    (b"To be, or not to be", "19 bytes begin with b'To be.*gpt2c prepare"),
+    (b"To be, or not to be", "19 bytes begin with b'To be.*where token ids should be"),
     (b"", "0 bytes begin with b''"),
     (struct.pack("<i", 20240520), "version 0, expected 1"),
     (struct.pack("<3i", 20240520, 1, 4), "has 12 bytes, .* 1032"),
