@@ -46,11 +46,22 @@ class Model:
             self.params[spec.name][...] = spec.init(np.random.default_rng([seed, number]), spec.shape)
         return self
 
-    def forward(self, inputs, targets=None, *, keep=False):
+    @property
+    def state(self) -> Mapping[str, np.ndarray]:
+        """What a recurrent family carries from one forward to the next, by name; a transformer carries nothing."""
+        return {}
+
+    def reset_state(self):
+        """Starts the next forward from a state of zeros."""
+        for array in self.state.values():
+            array.fill(0)
+
+    def forward(self, inputs, targets=None, *, keep=False, train=False):
         """The mean loss over the counted targets (a float); without targets, None: see `logits`.
 
         inputs and targets are (B, T) token ids, targets -1 where they do not count. `keep` keeps every activation for
-        `acts`. Gradients and parameters stay as they are.
+        `acts`. `train` turns on what acts in training only, such as dropout; GPT-2 as llm.c has it knows nothing of the
+        kind. Gradients and parameters stay as they are.
         """
         return self._forward(inputs, targets, keep=keep)
 

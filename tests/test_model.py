@@ -163,6 +163,14 @@ def test_forward_touches_neither_gradients_nor_parameters():
     assert (m.grads.flat == 7).all() and (m.params.flat == before).all()
 
 
+def test_training_mode_and_state_mean_nothing_to_gpt2():
+    m = gpt2c.create("gpt2", **SMALL)
+    x, y = batch(m, 2, 8)
+    loss = m.forward(x, y)
+    m.reset_state()
+    assert m.forward(x, y, train=True) == loss and m.state == {}
+
+
 def test_no_counted_target_is_loss_zero_without_gradients():
     m = gpt2c.create("gpt2", **SMALL)
     x, y = batch(m, 2, 8)
