@@ -23,14 +23,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Work:
-    """A shape of work: batch, length, whether there are targets (and so a backward), whether everything is kept, and
-    whether the backward finds fresh gradients, whose contents do not count."""
+    """A shape of work, and how it is run."""
 
     B: int
     T: int
     targets: bool
-    keep: bool = False
-    fresh: bool = False
+    keep: bool = False  # every activation
+    purpose: str = "any"  # "step": forward and backward in one go, the loss is there at the end; "loss": nothing but that
+    fresh: bool = False  # the backward finds gradients whose contents do not count
 
 
 class Runner:
@@ -58,9 +58,10 @@ class Runner:
     def trace(self, work, stream, pool, inputs, planning=False):
         """Calls the model's forward on a new tape."""
         model, (batch, position) = self.model, inputs
-        backward = work.targets and self.context is None
-        tape = Tape(stream, pool, position, grad=backward, keep=work.keep, recompute=0 if work.keep else model.recompute,
-                    state=self._state_of(planning) if self.context else None, context=self.context or 0)
+        backward = work.targets and work.purpose != "loss" and self.context is None
+        tape = Tape(stream, pool, position, grad=backward, keep=work.keep, pieces=work.purpose != "any",
+                    recompute=0 if work.keep else model.recompute, state=self._state_of(planning) if self.context else None,
+                    context=self.context or 0)
         tensors = {}
 
         def parameter(name, layer=None):

@@ -63,15 +63,22 @@ class Model:
         `acts`. `train` turns on what acts in training only, such as dropout; GPT-2 as llm.c has it knows nothing of the
         kind. Gradients and parameters stay as they are.
         """
-        return self._forward(inputs, targets, keep=keep)
+        self._run_forward(inputs, targets, keep=keep)
+        return None if targets is None else self._loss()
+
+    def evaluate(self, inputs, targets):
+        """The loss that forward gives, for less memory: no logits and no backward afterwards."""
+        self._run_forward(inputs, targets, purpose="loss")
+        self._backward_ready = False
+        return self._loss()
 
     def loss_and_grad(self, inputs, targets, add=False):
         """forward and backward in one: the loss; its gradients take the place of `grads`, or are added to them."""
-        loss = self._forward(inputs, targets, fresh=not add)
+        self._run_forward(inputs, targets, purpose="step", fresh=not add)
         self.backward()
-        return loss
+        return self._loss()
 
-    def _forward(self, inputs, targets, **how):
+    def _run_forward(self, inputs, targets, **how):
         tokens = self._checked("inputs", inputs, lowest=0)
         B, T = tokens.shape
         if targets is not None:
@@ -84,8 +91,8 @@ class Model:
             self._last.targets[...] = targets
         self._last.forward()
         self._backward_ready = targets is not None
-        if targets is None:
-            return None
+
+    def _loss(self):
         loss = float(self._last.output.loss.array[0])
         self.metrics = {"cross_entropy": loss}
         return loss
@@ -104,6 +111,8 @@ class Model:
     @property
     def logits(self):
         """(B, T, columns) of the last forward, until the next forward or backward; the first vocab_size columns count."""
+        if self._last is None or self._last.output.logits is None:
+            raise UsageError("logits are there after forward; loss_and_grad and evaluate never have them all at once")
         return self._last.output.logits.array
 
     @property
@@ -142,12 +151,13 @@ class Model:
 
     def program(self, B, T):
         """The recorded kernel calls of one training step at this shape: print it."""
-        return self._runner.prepare(Work(B, T, True, fresh=True))
+        return self._runner.prepare(Work(B, T, True, purpose="step", fresh=True))
 
     def memory(self, B, T):
         """Bytes that training at this shape takes, by what for; nothing is allocated to find out."""
         return {"parameters": self.params.nbytes, "gradients": self.grads.nbytes,
-                "Adam moments": self.m.nbytes + self.v.nbytes, "activations": self._runner.plan(Work(B, T, True))}
+                "Adam moments": self.m.nbytes + self.v.nbytes,
+                "activations": self._runner.plan(Work(B, T, True, purpose="step", fresh=True))}
 
 
 def create(family, *, seed=1337, **fields):

@@ -62,16 +62,19 @@ class Tape:
     """What ops write to: the stream that runs or records, the pool, and the closures of the backward pass.
 
     Without `grad`, nothing is left for a backward pass and values go back to the pool as soon as they are used up.
-    With `keep`, every buffer stays, by name, in `kept`, and ops store what they otherwise fold away. With `recompute`,
-    memory is saved by computing again in the backward pass: 1 norms and activations, 2 whole blocks. `state(name,
-    shape)` gives buffers that live on between calls, for models that continue where they were (None: they start
-    anew); `context` is how many positions they may hold. `position` holds the sequence's first position.
+    With `keep`, every buffer stays, by name, in `kept`, and ops store what they otherwise fold away. With `pieces`, only
+    the loss and its gradients are asked for: the logits need not exist whole, and a backward pass follows at once, so the
+    loss may be left to it. With `recompute`, memory is saved by computing again in the backward pass: 1 norms and
+    activations, 2 whole blocks. `state(name, shape)` gives buffers that live on between calls, for models that continue
+    where they were (None: they start anew); `context` is how many positions they may hold. `position` holds the
+    sequence's first position.
     """
 
-    def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, recompute=0, state=None,
-                 context=0):
+    def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, pieces=False, recompute=0,
+                 state=None, context=0):
         self.s, self.pool, self.position = stream, pool, position
-        self.grad, self.keep, self.recompute, self.state, self.context = grad, keep, recompute, state, context
+        self.grad, self.keep, self.pieces, self.recompute = grad, keep, pieces, recompute
+        self.state, self.context = state, context
         self.kept = {}
         self._closures = []
 

@@ -94,14 +94,17 @@ void K(zero)(float* x, int64_t R);
 
 // loss.c --------------------------------------------------------------------------------------------------------
 // lse_r = log sum_{v<V} exp(logits[r,v]),  losses_r = lse_r - logits[r, targets_r], 0 where targets_r = -1
-// count = number of targets that are not -1,  loss = sum_r losses_r / count, 0 if there are none
-//                                                      logits (R,P), P >= V  targets, losses, lse (R)  loss, count (1)
-void K(crossentropy_forward)(float* loss, float* count, float* losses, float* lse, const float* logits,
-                             const int32_t* targets, int64_t R, int64_t P, int64_t V);
+//                                                                      logits (R,P), P >= V  targets, losses, lse (R)
+void K(crossentropy_forward)(float* losses, float* lse, const float* logits, const int32_t* targets,
+                             int64_t R, int64_t P, int64_t V);
 // Stores dlogits = (exp(logits - lse) - 1[v = target]) / count; 0 in ignored rows and in columns V..P-1.
 // dlogits may be logits itself.
 void K(crossentropy_backward)(float* dlogits, const float* logits, const float* lse, const int32_t* targets,
                               const float* count, int64_t R, int64_t P, int64_t V);
+// count = number of targets that are not -1                                                    count (1)  targets (R)
+void K(count_targets)(float* count, const int32_t* targets, int64_t R);
+// loss = sum_r losses_r / count, 0 if count is                                            loss, count (1)  losses (R)
+void K(mean_loss)(float* loss, const float* losses, const float* count, int64_t R);
 
 // optim.c -------------------------------------------------------------------------------------------------------
 // g = scale grads,  m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2

@@ -307,16 +307,10 @@ def crossentropy_inputs(rng, R, P, V, scale, ignored):
 
 @case(*LOGITS, large=(101, 337, 331))
 def crossentropy_forward(rng, R, P, V, scale=1, ignored=0):
-    logits, targets, (losses, lse, loss) = crossentropy_inputs(rng, R, P, V, scale, ignored)
+    logits, targets, (losses, lse, _) = crossentropy_inputs(rng, R, P, V, scale, ignored)
     off = gamma(V + 9) * (1 + abs(logits[:, :V].astype(float)).max(-1, initial=0))
-    args = unset(1), unset(1), unset(R), unset(R), logits, targets, V
-    off_losses = 2 * off * (targets >= 0)
-    return args, [
-        (loss, off_losses.max(initial=0)),
-        ((targets >= 0).sum(), 0),
-        (losses, off_losses),
-        (lse, off),
-    ]
+    args = unset(R), unset(R), logits, targets, V
+    return args, [(losses, 2 * off * (targets >= 0)), (lse, off)]
 
 
 @case(*LOGITS, large=(101, 337, 331))
@@ -329,6 +323,20 @@ def crossentropy_backward(rng, R, P, V, scale=1, ignored=0):
     off = U * (np.nan_to_num(abs(logits - lse[:, None])) + abs(lse[:, None])) + gamma(8)
     args = unset(R, P), logits, single(lse), targets, single([count]), V
     return args, [(exact, (p * off + gamma(3) * hit) / max(count, 1))]
+
+
+@case((0,), (1,), (7,), (64,), large=(1001,))
+def count_targets(rng, R):
+    targets = rng.integers(-1, 3, size=R, dtype=np.int32)
+    return (unset(1), targets), [((targets >= 0).sum(), 0)]
+
+
+@case((0, 0), (1, 1), (5, 0), (7, 3), (64, 64), large=(1001, 900))
+def mean_loss(rng, R, counted):
+    losses = abs(normal(rng, R))
+    losses[counted:] = 0
+    exact = losses.sum(dtype=float) / max(counted, 1)
+    return (unset(1), losses, single([counted])), [(exact, gamma(2) * exact)]
 
 
 # ---- optimizer
