@@ -62,12 +62,12 @@ def attention(t, qkv, num_heads, *, name):
     """Causal self-attention over num_heads heads: (B, T, 3C) -> (B, T, C).
 
     Tiled while training. Materialised where everything is kept: `preatt` and `att` are then there to look at. Where
-    the tape has state: against the keys and values cached so far.
+    the tape has caches: against the keys and values cached so far.
     """
     B, T, C = *qkv.shape[:2], qkv.shape[2] // 3
     out = t.new((B, T, C), f"{name}.atty")
-    if t.state is not None:
-        k, v = (t.state(f"{name}.{part}", (B, t.context, C)) for part in ("keys", "values"))
+    if t.caches is not None:
+        k, v = (t.caches(f"{name}.{part}", (B, t.context, C)) for part in ("keys", "values"))
         t.s.attention_cached_forward(out.data, k, v, qkv.data, t.position, num_heads)
         return out
     if t.keep:
@@ -123,7 +123,7 @@ def classifier(t, x, w, targets, vocab_size):
     Only the first vocab_size columns count. The gradient of the logits takes their place, unless they are to be kept.
     While decoding, only the last position gets logits.
     """
-    if t.state is not None:
+    if t.context:
         x = last_position(t, x)
     if t.pieces and targets is not None:
         return _classifier_in_pieces(t, x, w, targets, vocab_size)
@@ -142,7 +142,8 @@ def classifier(t, x, w, targets, vocab_size):
         dlogits, _ = logits.sink()
         t.s.crossentropy_backward(dlogits, logits.data, lse, targets, count, vocab_size)
 
-    t.on_backward(backward)
+    if t.own_loss:
+        t.on_backward(backward)
     return Output(loss, logits.data)
 
 
@@ -179,10 +180,10 @@ def _classifier_in_pieces(t, x, w, targets, vocab_size):
             t.s.matmul_backward_w(dw, None, logits, rows, add_w)
         t.s.mean_loss(loss, losses, count)
 
-    if t.grad:
-        t.on_backward(lambda: run(with_gradients=True))
-    else:
+    if not t.grad:
         run(with_gradients=False)
+    elif t.own_loss:
+        t.on_backward(lambda: run(with_gradients=True))
     return Output(loss, None)
 
 

@@ -39,6 +39,11 @@ class Tensor:
             self._data = None
 
     @property
+    def has_grad(self):
+        """Whether anything has flowed back."""
+        return self._written
+
+    @property
     def grad(self) -> Buffer:
         """The gradient, for who reads it or adds to it: zeroed if nothing has been written yet."""
         buffer, add = self.sink()
@@ -65,17 +70,20 @@ class Tape:
     With `keep`, every buffer stays, by name, in `kept`, and ops store what they otherwise fold away. With `pieces`, only
     the loss and its gradients are asked for: the logits need not exist whole, and a backward pass follows at once, so the
     loss may be left to it. With `recompute`, memory is saved by computing again in the backward pass: 1 norms and
-    activations, 2 whole blocks. `state(name, shape)` gives buffers that live on between calls, for models that continue
-    where they were (None: they start anew); `context` is how many positions they may hold. `position` holds the
-    sequence's first position.
+    activations, 2 whole blocks. Without `own_loss`, only what flows back through the carried state counts.
+
+    `caches(name, shape)` gives buffers that live on between calls, for attention that continues where it was (None: it
+    starts anew); `context` is how many positions they hold, `position` holds the sequence's first position.
+    `carried(name, layer)` gives the buffers of a recurrent family's state: see `incoming` and `outgoing`.
     """
 
-    def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, pieces=False, recompute=0,
-                 state=None, context=0):
+    def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, pieces=False, own_loss=True,
+                 recompute=0, caches=None, context=0, carried=None):
         self.s, self.pool, self.position = stream, pool, position
-        self.grad, self.keep, self.pieces, self.recompute = grad, keep, pieces, recompute
-        self.state, self.context = state, context
+        self.grad, self.keep, self.pieces, self.own_loss, self.recompute = grad, keep, pieces, own_loss, recompute
+        self.caches, self.context, self._carried = caches, context, carried
         self.kept = {}
+        self._incoming, self._again = {}, False
         self._closures = []
 
     def block(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -87,14 +95,33 @@ class Tape:
         self.grad = True
 
         def backward():
-            later, self._closures = self._closures, []
+            later, self._closures, self._again = self._closures, [], True
             again = forward(x)
             again.grad_is(out.grad)
             self.backward()
-            self._closures = later
+            self._closures, self._again = later, False
 
         self.on_backward(backward)
         return out
+
+    def incoming(self, name, layer) -> Tensor:
+        """The state of a layer as the chunk before left it, zeros at the start."""
+        state, flow = self._carried(name, layer)
+        here = self._incoming.get((name, layer))  # a block computed again starts from the same state
+        if here is None:
+            here = self._incoming[name, layer] = self.new(state.shape, f"{layer}.{name}0")
+            self.s.copy(here.data, state)  # what goes on will take its place
+        if flow is not None:
+            self.on_backward(lambda: self.s.copy(flow, here.grad))
+        return here
+
+    def outgoing(self, name, layer, last: Tensor):
+        """Hands the state of a layer on to the next chunk."""
+        state, flow = self._carried(name, layer)
+        if not self._again:
+            self.s.copy(state, last.data)
+        if flow is not None:
+            self.on_backward(lambda: self.s.copy(last.sink()[0], flow))
 
     def buffer(self, shape, name) -> Buffer:
         """Memory for one value, without a gradient."""

@@ -89,6 +89,8 @@ void K(residual_forward)(float* out, const float* a, const float* b, int64_t R);
 void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, int64_t add_a, int64_t add_b);
 // out[b] = x[b, T-1]                                   out (B,C)  x (B,T,C)
 void K(last_position_forward)(float* out, const float* x, int64_t B, int64_t T, int64_t C);
+// out = x                                                                                 out, x (R)
+void K(copy)(float* out, const float* x, int64_t R);
 // x = 0
 void K(zero)(float* x, int64_t R);
 

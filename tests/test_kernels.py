@@ -285,6 +285,12 @@ def last_position_forward(rng, B, T, C):
 
 
 @case(*LENGTHS, large=(240007,))
+def copy(rng, R):
+    x = normal(rng, R)
+    return (unset(R), x), [(x, 0)]
+
+
+@case(*LENGTHS, large=(240007,))
 def zero(rng, R):
     return (unset(R),), [(np.zeros(R), 0)]
 
