@@ -20,6 +20,7 @@
 
 // embedding.c ---------------------------------------------------------------------------------------------------
 // out[b,t] = wte[tokens[b,t]] + wpe[pos + t]           out (B,T,C)  tokens (B,T)  wte (V,C)  wpe (S,C)  pos (1)
+// Without wpe (NULL), and dwpe in the backward, tokens alone.
 void K(embedding_forward)(float* out, const int32_t* tokens, const float* wte, const float* wpe, const int32_t* pos,
                           int64_t B, int64_t T, int64_t C);
 // dwte[tokens[b,t]] += dout[b,t];  dwpe[pos + t] += sum_b dout[b,t]
