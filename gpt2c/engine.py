@@ -24,13 +24,15 @@ class Batch:
 @dataclass(frozen=True)
 class Work:
     """A shape of work: batch, length, whether there are targets (and so a backward), whether everything is kept, and
-    whether the backward finds fresh gradients, whose contents do not count."""
+    whether the backward finds fresh gradients, whose contents do not count, and whether what acts in training only
+    (dropout) acts."""
 
     B: int
     T: int
     targets: bool
     keep: bool = False
     fresh: bool = False
+    train: bool = False
 
 
 class Runner:
@@ -57,10 +59,11 @@ class Runner:
 
     def trace(self, work, stream, pool, inputs, planning=False):
         """Calls the model's forward on a new tape."""
-        model, (batch, position) = self.model, inputs
+        model, (batch, position, noise) = self.model, inputs
         backward = work.targets and self.context is None
         tape = Tape(stream, pool, position, grad=backward, keep=work.keep, recompute=0 if work.keep else model.recompute,
-                    state=self._state_of(planning) if self.context else None, context=self.context or 0)
+                    state=self._state_of(planning) if self.context else None, context=self.context or 0,
+                    noise=noise if work.train else None)
         tensors = {}
 
         def parameter(name, layer=None):
@@ -96,12 +99,12 @@ class Runner:
 
 
 def _input_buffers(work, planning=False):
-    """(Batch, position), with memory of their own."""
+    """(Batch, position, noise), with memory of their own."""
     def ints(name, *shape):
         return Buffer(name, shape, 0, None, "i") if planning else buffer_of(name, np.zeros(shape, np.int32))
 
     targets = ints("targets", work.B, work.T) if work.targets else None
-    return Batch(ints("tokens", work.B, work.T), targets), ints("position", 1)
+    return Batch(ints("tokens", work.B, work.T), targets), ints("position", 1), ints("noise", 2)
 
 
 class Pass:
@@ -110,8 +113,8 @@ class Pass:
     def __init__(self, runner, work, pool):
         self.work = work
         self.inputs = _input_buffers(work)
-        (batch, position) = self.inputs
-        self.tokens, self.position = batch.tokens.array, position.array
+        (batch, position, noise) = self.inputs
+        self.tokens, self.position, self.noise = batch.tokens.array, position.array, noise.array
         self.targets = batch.targets.array if work.targets else None
         self._runner, self._pool = runner, pool
         if runner.record:

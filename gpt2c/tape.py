@@ -53,6 +53,11 @@ class Tensor:
             self._grad = self.tape.buffer(self.shape, f"d{self.name}")
         return self._grad, add
 
+    @property
+    def has_grad(self):
+        """Whether anything has flowed back into it."""
+        return self._written
+
     def grad_is(self, buffer):
         """The gradient is what is, or will be, in this buffer."""
         self._grad, self._written = buffer, True
@@ -65,12 +70,13 @@ class Tape:
     With `keep`, every buffer stays, by name, in `kept`, and ops store what they otherwise fold away. With `recompute`,
     memory is saved by computing again in the backward pass: 1 norms and activations, 2 whole blocks. `state(name,
     shape)` gives buffers that live on between calls, for models that continue where they were (None: they start
-    anew); `context` is how many positions they may hold. `position` holds the sequence's first position.
+    anew); `context` is how many positions they may hold. `position` holds the sequence's first position, `noise` the seed
+    and the counter of dropout (None: nothing is dropped).
     """
 
     def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, recompute=0, state=None,
-                 context=0):
-        self.s, self.pool, self.position = stream, pool, position
+                 context=0, noise: Buffer | None = None):
+        self.s, self.pool, self.position, self.noise = stream, pool, position, noise
         self.grad, self.keep, self.recompute, self.state, self.context = grad, keep, recompute, state, context
         self.kept = {}
         self._closures = []

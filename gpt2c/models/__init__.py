@@ -5,6 +5,9 @@
     forward(t, p, batch, cfg)         its forward pass on a tape (gpt2c.tape), returning ops.Output;
                                       p(name, layer=None) is a parameter, batch has tokens and targets (or None)
 
+and, where its document says so, what a run starts from: describe(text), the config fields behind the name of a size;
+TRAINING, defaults of the training flags; TOKENIZER, the kind of tokenizer.
+
 Everything else (training, checkpoints, generation, flags, memory estimates) works on these.
 """
 import dataclasses
@@ -12,9 +15,9 @@ from types import ModuleType
 
 from gpt2c.errors import UsageError
 from gpt2c.flags import nearest
-from gpt2c.models import gpt2
+from gpt2c.models import chargpt, gpt2
 
-FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2}
+FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "chargpt": chargpt}
 
 
 def family_named(name) -> ModuleType:
