@@ -64,17 +64,21 @@ class Runner:
 
     def plan(self, work: Work) -> int:
         """Bytes of slab that a Work needs. Nothing is allocated to find out."""
-        pool = Pool(reuse=self.reuse)
-        tape, _ = self.trace(work, Stream("plan"), pool, _input_buffers(work, planning=True), planning=True)
-        tape.backward()
-        return pool.peak
+        peaks = []
+        for backward in (ADD, THROUGH) if work.through else (ADD,):
+            pool = Pool(reuse=self.reuse)
+            tape, _ = self.trace(work, Stream("plan"), pool, _input_buffers(work, planning=True), backward, planning=True)
+            tape.backward()
+            peaks.append(pool.peak)
+        return max(peaks)
 
     def trace(self, work, stream, pool, inputs, backward=ADD, planning=False):
         """Calls the model's forward on a new tape."""
         model, (batch, position, noise) = self.model, inputs
         grad = work.targets and work.purpose != "loss" and self.context is None
         tape = Tape(stream, pool, position, grad=grad, keep=work.keep, pieces=work.purpose != "any",
-                    own_loss=backward != THROUGH, recompute=0 if work.keep else model.recompute,
+                    own_loss=backward != THROUGH, lasting=work.through,
+                    recompute=0 if work.keep else model.recompute,
                     caches=self._caches(planning) if self.context else None, context=self.context or 0,
                     carried=self._carried(work, planning), noise=noise if work.train else None)
         tensors = {}
@@ -151,7 +155,7 @@ class Runner:
         if work.through:
             return self._chained(work, backward)
         self.forget_chain()
-        if not self.record or work not in self._passes:
+        if work not in self._passes:
             size = self.plan(work)
             if size > self._slab.nbytes:
                 require_memory(size, f"a batch of {work.B} x {work.T} tokens", "try a smaller batch or sequence length")
@@ -174,7 +178,7 @@ class Runner:
         return last
 
     def keep_window(self, window):
-        """Lets go of passes that lie before the last `window`."""
+        """Lets go of all but the last `window` passes."""
         while len(self._chain) > window:
             self._release(self._chain.popleft())
 
@@ -218,7 +222,8 @@ class Pass:
         self.targets = batch.targets.array if work.targets else None
         self._runner, self._slab = runner, slab
         self.forward_program, self._backward_programs = None, {}
-        self._pool = Pool(slab, runner.reuse, runner.poison)  # of kernels that run at once
+        self._tape = None  # of kernels that run at once
+        self._pool = Pool(slab, runner.reuse, runner.poison)
 
     def ready(self, backward):
         """Chooses the kind of backward, and records it if it is new. The forward is the same for all of them."""
@@ -241,6 +246,8 @@ class Pass:
         if self._runner.record:
             self.forward_program.run()
         else:
+            if self._tape:
+                self._tape.drop()  # before the new one asks for memory
             self._tape, self.output = self._runner.trace(self.work, Stream("run"), self._pool, self.inputs, self._kind)
             self.kept = self._tape.kept
 

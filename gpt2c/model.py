@@ -98,8 +98,8 @@ class Model:
         if window < 1:
             raise UsageError(f"a window of {window} chunks: expected at least 1")
         through = window > 1 and targets is not None and bool(self._runner.state_shapes(B))
+        self._runner.keep_window(window - 1)  # and the one to come
         self._last = self._runner.prepare(Work(B, T, targets is not None, through=through, **how), backward)
-        self._runner.keep_window(window)
         self._last.tokens[...] = tokens
         if targets is not None:
             self._last.targets[...] = targets
@@ -172,7 +172,9 @@ class Model:
 
     def memory(self, B, T, window=1):
         """Bytes that training at this shape takes, by what for; nothing is allocated to find out."""
-        activations = window * self._runner.plan(Work(B, T, True, purpose="step", train=True))
+        through = window > 1 and bool(self._runner.state_shapes(B))
+        work = Work(B, T, True, purpose="step", through=through, train=True)
+        activations = self._runner.plan(work) * (window if through else 1)
         return {"parameters": self.params.nbytes, "gradients": self.grads.nbytes,
                 "Adam moments": self.m.nbytes + self.v.nbytes,
                 "activations": activations}
