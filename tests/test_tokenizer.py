@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from gpt2c.byte_level import GPT2_BYTES
 from gpt2c.errors import InputError, UsageError
-from gpt2c.tokenizer import GPT2_BYTES, Tokenizer
+from gpt2c.tokenizer import Tokenizer
 
 EOT = b"<|endoftext|>"
 MERGED = [b"he", b"ll", b"hell", b"hello", b" w", b"or", b" wor", b"\xf0\x9f", b"\xf0\x9f\x98", b"d'"]
@@ -155,7 +156,8 @@ def test_what_cannot_encode_still_decodes(load, tokens, found):
     (file_bytes([], eot=0), "end-of-text"),
     (file_bytes(TOKENS, n=len(TOKENS) - 1, eot=5), "goes on"),
     (file_bytes(TOKENS, n=2**32 - 1), "4294967295 tokens"),
-    (b'{"version": "1.0"', "refuses"),
+    (b'{"version": "1.0"', "not a JSON file"),
+    (b'{"version": "1.0"}', "refuses"),
     (b'{"model": {"type": "BPE", "vocab": {"a": 4294967295}, "merges": []}}', "no id 0"),
     (b"{\xff}", "UTF-8"),
 ])
