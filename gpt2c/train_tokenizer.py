@@ -52,6 +52,8 @@ def main(argv):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tokenizer = Tokenizer.make(config.kind, sample, **options)
+        if config.kind == "byte":  # made without the text: reads it for the statistics
+            list(sample)
     for warning in caught:
         print(f"gpt2c train-tokenizer: warning: {warning.message}", file=sys.stderr)
     seconds = time.perf_counter() - started
