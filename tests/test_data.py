@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import pytest
 
-from gpt2c import data
+from gpt2c.data import shards as shard_files
 from gpt2c.data import DataLoader, choose_dataset, find_datasets, list_datasets, read_shard, write_shard
 from gpt2c.errors import InputError, ResourceError, UsageError
 from gpt2c.rng import Mt19937
