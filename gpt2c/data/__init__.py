@@ -18,5 +18,5 @@ from gpt2c.data.texts import text_dataset
 from gpt2c.data.windows import DocumentWindows, RandomWindows
 
 __all__ = ["DataLoader", "DocumentWindows", "ItemLoader", "RandomWindows", "Reading", "choose_dataset", "dataset_of",
-           "find_datasets", "find_gpt2_tokenizer", "is_choice_file", "is_token_file", "list_datasets", "read_choices", "read_items",
-           "read_shard", "text_dataset", "text_files", "write_choices", "write_shard"]
+           "find_datasets", "find_gpt2_tokenizer", "is_choice_file", "is_token_file", "list_datasets", "read_choices",
+           "read_items", "read_shard", "text_dataset", "text_files", "write_choices", "write_shard"]

@@ -42,7 +42,7 @@ def find_datasets(root):
     found.sort(key=lambda dataset: (dataset.name, dataset.train))
     uses = Counter(dataset.name for dataset in found)
     return [dataset if uses[dataset.name] == 1
-            else dataset._replace(name=os.path.join(os.path.relpath(os.path.dirname(dataset.train), root), dataset.name))
+            else dataset._replace(name=os.path.relpath(os.path.join(os.path.dirname(dataset.train), dataset.name), root))
             for dataset in found]
 
 

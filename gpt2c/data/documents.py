@@ -73,8 +73,8 @@ def read_pieces(files, reading, val_from=math.inf) -> Iterator[Piece]:
         if path.endswith(RECORDS) or reading.split_on:
             for text, at, where in whole_documents(path, reading):
                 part = "train" if at < cut else "val"
-                for n, text in enumerate(_parts(text)):
-                    yield Piece(part, text, n == 0, before + at, where)
+                for n, piece in enumerate(_parts(text)):
+                    yield Piece(part, piece, n == 0, before + at, where)
         else:
             cut = character_start(path, cut)
             for part, begin, end in (("train", 0, cut), ("val", cut, size)):

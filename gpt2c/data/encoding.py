@@ -1,9 +1,11 @@
 """Pieces of text to ids, on several processes, in order."""
 import multiprocessing
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -40,16 +42,30 @@ def encode_pieces(pieces: Iterator[Piece], tokenizer, total, workers=0) -> Itera
     with ProcessPoolExecutor(workers, context, _start_worker, (tokenizer.to_json(),)) as pool:
         waiting = deque()
         try:
+            with _interrupts_ignored():  # the processes that the first job starts take this over
+                pool.submit(int).result()
             for job in jobs:
                 waiting.append((job[0].part, pool.submit(_encode_job, job), job[0].at))
                 if len(waiting) > 2 * workers:
                     part, result, at = waiting.popleft()
                     yield part, result.result(), at
-            while waiting:
-                part, result, at = waiting.popleft()
+            for part, result, at in waiting:
                 yield part, result.result(), at
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_ignored():
+    """Ctrl-C reaches all processes of a terminal; the first one ends the others."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _jobs(pieces):
@@ -67,7 +83,6 @@ def _jobs(pieces):
 
 def _start_worker(tokenizer_json):
     global _tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     _tokenizer = Tokenizer.from_json(tokenizer_json)
 
 
