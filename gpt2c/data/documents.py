@@ -120,11 +120,14 @@ def _plain(path, reading, begin, end):
 
 
 def _cut(text):
-    """The last place between other characters and white space: no token of words or bytes reaches over it. 0: none."""
-    cut = len(text) - 1
-    while cut > 0 and not (text[cut] in " \n" and not text[cut - 1].isspace()):
-        cut -= 1
-    return max(cut, 0)
+    """The last place before a line break, else a space, and behind something else: no token reaches over it. 0: none."""
+    for space in "\n ":
+        cut = text.rfind(space)
+        while cut > 0 and text[cut - 1].isspace():
+            cut = text.rfind(space, 0, cut)
+        if cut > 0:
+            return cut
+    return 0
 
 
 def _parts(text):

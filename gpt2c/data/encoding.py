@@ -1,5 +1,6 @@
 """Pieces of text to ids, on several processes, in order."""
 import multiprocessing
+import os
 import signal
 import threading
 from collections import deque
@@ -83,6 +84,7 @@ def _jobs(pieces):
 
 def _start_worker(tokenizer_json):
     global _tokenizer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores already
     _tokenizer = Tokenizer.from_json(tokenizer_json)
 
 

@@ -32,6 +32,11 @@ def read_items(files, reading, tokenizer):
     return items
 
 
+def usable(items, T):
+    """The items with a part of an answer within T + 1 tokens."""
+    return [item for item in items if item.counts[1 : T + 1].any()]
+
+
 class ItemLoader(Positioned):
     """Batches of B items, each cut to T + 1 tokens and padded to T positions: inputs 0, targets -1.
 
@@ -44,7 +49,7 @@ class ItemLoader(Positioned):
     def __init__(self, items, B, T, rank=0, world=1, seed=1337, shuffle=False):
         super().__init__(B, T, rank, world, seed)
         self.shuffle = bool(shuffle)
-        self._items = [item for item in items if item.counts[1 : T + 1].any()]
+        self._items = usable(items, T)
         self.cut = sum(len(item.ids) > T + 1 for item in items)
         self.dropped = len(items) - len(self._items)
         if not self._items:

@@ -23,6 +23,8 @@ class Reading:
     max_file_size: float = flag(100.0, "refuse a larger file", metavar="GB")
     max_line: float = flag(16.0, "refuse a longer line, record, or run of text without white space", metavar="MB")
 
+    max_vocab: int = flag(65536, "refuse a text with more different characters, for a char tokenizer")
+
     @property
     def line_bytes(self):
         return int(self.max_line * 1e6)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gpt2c.data.datasets import Dataset, choose_dataset, dataset_of, find_datasets, list_datasets
 from gpt2c.data.documents import text_files, total_bytes
-from gpt2c.data.items import ItemLoader, read_items
+from gpt2c.data.items import ItemLoader, read_items, usable
 from gpt2c.data.loader import DataLoader
 from gpt2c.data.shards import expand, is_token_file, map_shard
 from gpt2c.data.texts import KINDS, default_tokenizer, inline_file, text_dataset, tokenizer_for
@@ -117,9 +117,10 @@ class ItemSource:
         if loader.cut:
             print(f"{loader.cut} of {len(self._items)} conversations are longer than {T} tokens and cut there; "
                   f"{loader.dropped} of them have no answer left and are not used")
-        if not self._val_items and validate:
+        if validate and not usable(self._val_items, T):
             warn(f"{self.name} has too few conversations for validation: there will be none")
-        return loader, ItemLoader(self._val_items, B, T) if self._val_items and validate else None
+            validate = False
+        return loader, ItemLoader(self._val_items, B, T) if validate else None
 
 
 def choose_source(config, reading, folder, model, module):

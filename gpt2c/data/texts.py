@@ -11,7 +11,6 @@ from gpt2c.data.shards import MAX_IDS
 from gpt2c.data.writer import dataset_writer
 from gpt2c.errors import Gpt2cError, InputError, UsageError
 from gpt2c.files import atomic_write, open_input
-from gpt2c.machine import require_memory
 from gpt2c.progress import Progress
 from gpt2c.tokenizer import Tokenizer
 
@@ -32,11 +31,20 @@ def tokenizer_for(spec, files, reading, **options):
         return Tokenizer.load(spec)
     if spec == "byte":
         return Tokenizer.make("byte")
-    texts = (piece.text for piece in read_pieces(files, reading))
     if spec == "char":
-        return Tokenizer.make("char", "".join(sorted(set().union(*texts))))
-    require_memory(10 * total_bytes(files, reading), f"making a {spec} tokenizer", "train it on less text (train-tokenizer)")
-    return Tokenizer.make(spec, "".join(texts), **options)
+        return Tokenizer.make("char", alphabet(files, reading))
+    return Tokenizer.make(spec, (piece.text for piece in read_pieces(files, reading)), **options)
+
+
+def alphabet(files, reading):
+    """The different characters of these files, in order."""
+    characters = set()
+    for piece in read_pieces(files, reading):
+        characters.update(piece.text)
+        if len(characters) > reading.max_vocab:
+            raise InputError(f"{piece.where} brings the different characters to {len(characters)}, more than the "
+                             f"{reading.max_vocab} allowed; use --tokenizer byte or raise --max-vocab")
+    return "".join(sorted(characters))
 
 
 def default_tokenizer(module):

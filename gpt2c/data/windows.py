@@ -44,9 +44,8 @@ class Positioned:
 
     def restore(self, state):
         """Go to a position saved by `state` of a loader over the same data with the same settings."""
-        for name in (*self.SETTINGS, "batch"):
-            if name not in state:
-                raise UsageError(f"the saved data position is one of another --order: it has no {name}")
+        if state.keys() != self.state().keys():
+            raise UsageError("the saved data position is one of another --order; resume with the same one")
         for name in self.SETTINGS:
             if int(state[name]) != getattr(self, name):
                 raise UsageError(f"the saved data position has {name} = {int(state[name])}, this run has "

@@ -76,7 +76,10 @@ def dataset_writer(folder, name, tokenizer, shard_tokens=SHARD_TOKENS):
 
 def save_tokenizer(tokenizer, stem):
     """GPT-2's as llm.c's file, all others as tokenizer.json."""
-    tokenizer.save(f"{stem}.bin" if tokenizer.kind == "gpt2" else f"{stem}.json")
+    if tokenizer.kind == "gpt2":
+        tokenizer.save_bin(f"{stem}.bin")
+    else:
+        tokenizer.save(f"{stem}.json")
 
 
 def _publish(staging, folder, name):
