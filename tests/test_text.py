@@ -336,7 +336,7 @@ def test_the_locale_does_not_matter(write, tmp_path):
     (["missing.txt"], 4, "no file matches"),
     (["bad.txt"], 4, "bad.txt is not UTF-8: byte 2 is 0xfe"),
     (["bad.txt", "--val-fraction", "1"], 2, "expected a fraction below 1"),
-    (["empty.txt"], 4, "no text to train on"),
+    (["empty.txt"], 4, "is empty"),
     (["good.txt", "--max-vocab", "2"], 4, "good.txt from byte 0 brings the different characters to 4"),
     (["good.txt", "--name", "../x"], 2, "cannot be called"),
 ])

@@ -9,7 +9,7 @@ from gpt2c.data.documents import read_pieces, total_bytes
 from gpt2c.data.encoding import encode_pieces
 from gpt2c.data.shards import MAX_IDS
 from gpt2c.data.writer import dataset_writer
-from gpt2c.errors import Gpt2cError, InputError, UsageError
+from gpt2c.errors import Gpt2cError, InputError
 from gpt2c.files import atomic_write, open_input
 from gpt2c.progress import Progress
 from gpt2c.tokenizer import Tokenizer
@@ -21,16 +21,10 @@ NAME = "text"
 
 def tokenizer_for(spec, files, reading, **options):
     """The tokenizer that `spec` says: a kind, made from these files where that takes a text, or a file to load."""
-    if spec == "gpt2":
-        path = find_gpt2_tokenizer()
-        if not path:
-            raise UsageError("there is no gpt2_tokenizer.bin here or in data/; run downloaddataset.sh --only "
-                             "gpt2_tokenizer.bin, or choose another --tokenizer")
-        return Tokenizer.load(path)
     if spec not in KINDS:
         return Tokenizer.load(spec)
-    if spec == "byte":
-        return Tokenizer.make("byte")
+    if spec in ("byte", "gpt2"):
+        return Tokenizer.make(spec)
     if spec == "char":
         return Tokenizer.make("char", alphabet(files, reading))
     return Tokenizer.make(spec, (piece.text for piece in read_pieces(files, reading)), **options)
