@@ -8,6 +8,8 @@ from gpt2c.flags import nearest
 VERBS = {
     "train": "train a model; with no arguments, a small one on the data that is at hand",
     "generate": "text from a checkpoint",
+    "prepare": "token files from text, JSON and CSV",
+    "eval": "loss, perplexity and bits per byte on a file; multiple-choice files",
     "train-tokenizer": "a vocabulary from text",
     "bench": "the speed of kernels and models, beside what this machine can do at most",
     "plot": "the loss curves of runs, or the roofline of a benchmark",
