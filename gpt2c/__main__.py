@@ -9,6 +9,7 @@ VERBS = {
     "train": "train a model; with no arguments, a small one on the data that is at hand",
     "generate": "text from a checkpoint",
     "bench": "the speed of kernels and models, beside what this machine can do at most",
+    "info": "this machine and build, or what a checkpoint or the folder of a run holds",
     "plot": "the loss curves of runs, or the roofline of a benchmark",
 }
 ALIASES = {"inference": "generate", "infer": "generate", "sample": "generate"}
