@@ -82,11 +82,9 @@ def load(path, **switches):
 def load_run(path, **switches):
     """(Model, RunState or None): with a run's state, the optimizer's moments are in the model."""
     with open_input(path) as file:
-        head = file.read(9)
-    if len(head) >= 4 and struct.unpack("<i", head[:4])[0] in llmc.KINDS:
+        head = file.read(4)
+    if len(head) == 4 and struct.unpack("<i", head)[0] in llmc.KINDS:
         return _load_llmc(path, **switches), None
-    if head[8:9] != b"{":
-        raise InputError(f"{path} is neither a gpt2c checkpoint nor an llm.c model (it begins with {head[:8]!r})")
     return read(path).build(**switches)
 
 
@@ -179,16 +177,20 @@ def _opened(path):
     import safetensors  # checks the tensor table: offsets without holes or overlaps, sizes, the file's length
 
     try:
-        with open_input(path) as file, safetensors.safe_open(path, "np") as checked:
-            metadata = checked.metadata() or {}
+        with open_input(path) as file:
+            head = file.read(9)
+            if head[8:] != b"{":
+                raise InputError(f"{path} is neither a gpt2c checkpoint nor an llm.c model (it begins with {head[:8]!r})")
+            with safetensors.safe_open(path, "np") as checked:
+                metadata = checked.metadata() or {}
             form = metadata.get("format")
             if form != FORMAT:
                 newer = re.fullmatch(r"gpt2c (\d+)", str(form)) and form > FORMAT
                 raise (VersionError if newer else InputError)(
                     f"{path} is a safetensors file of format {form!r}, expected {FORMAT!r}"
                     + ("; a newer gpt2c wrote it, use that one" if newer else ""))
-            length = struct.unpack("<Q", file.read(8))[0]
-            table = json.loads(file.read(length))
+            length = struct.unpack("<Q", head[:8])[0]
+            table = json.loads(b"{" + file.read(length - 1))
             table.pop("__metadata__")
             yield metadata, 8 + length, table
     except InputError:

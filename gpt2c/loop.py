@@ -219,7 +219,7 @@ class Loop:
 
 def board(report_to, run, step):
     """A writer of TensorBoard's events, if asked for."""
-    if report_to != "tensorboard":
+    if report_to == "none":
         return None
     try:
         from tensorboardX import SummaryWriter

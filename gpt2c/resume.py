@@ -1,9 +1,15 @@
 """Going on with a run: which checkpoint, and with which flags."""
 import dataclasses
+import tomllib
+from pathlib import Path
 
 from gpt2c import runs
 from gpt2c.checkpoint import newest, read
 from gpt2c.errors import InputError, UsageError
+from gpt2c.files import open_input
+
+SHAPING = ("matmul_precision", "sample_every", "sample_len", "prompt", "temperature", "sample_top_k", "sample_top_p", "init_from")
+ATTENDING = ("save_every", "keep", "keep_major", "log_every", "report_to")
 
 
 def checkpoint_to_resume(resume, out_dir, save_path, console):
@@ -23,17 +29,32 @@ def checkpoint_to_resume(resume, out_dir, save_path, console):
     return content
 
 
+def shaping_flags(run, dataset):
+    """{flag: value} of a RunConfig that a checkpoint records, because they shape what the run computes."""
+    return {name: getattr(run, name) for name in SHAPING} | {"data": dataset.train, "val_data": dataset.val or ""}
+
+
 def recorded_flags(content, *classes):
-    """{flag: value} of these dataclasses as the checkpoint's run had them. What is not given anew stays so."""
-    recorded, fields = content.run.values.get("config"), [field for cls in classes for field in dataclasses.fields(cls)]
+    """{flag: value} of these dataclasses as the checkpoint's run had them: what is not given anew stays so.
+
+    What only attends a run, such as how often it saves, is in config.toml beside the checkpoint, where there is one.
+    """
+    recorded = content.run.values.get("config")
     if not isinstance(recorded, dict):
         raise InputError(f"{content.path} does not say how its run was made: use another checkpoint")
+    beside = Path(content.path).with_name("config.toml")
+    if beside.is_file():
+        with open_input(beside) as file:
+            try:
+                settings = tomllib.loads(file.read().decode())
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{beside} is not a TOML file: {error}") from None
+        recorded = {name: settings[name] for name in ATTENDING if name in settings} | recorded
     known = {}
-    for field in fields:
-        if field.name in recorded:
-            value = known[field.name] = recorded[field.name]
-            if type(value) not in ((int, float) if isinstance(field.default, float) else (type(field.default),)):
-                raise InputError(f"{content.path} has {field.name} = {value!r}: use another checkpoint")
+    for field in (field for cls in classes for field in dataclasses.fields(cls) if field.name in recorded):
+        value = known[field.name] = recorded[field.name]
+        if type(value) not in ((int, float) if isinstance(field.default, float) else (type(field.default),)):
+            raise InputError(f"{content.path} has {field.name} = {value!r}: use another checkpoint")
     return known | dataclasses.asdict(content.config) | {"model": content.family}
 
 

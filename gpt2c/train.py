@@ -19,7 +19,7 @@ from gpt2c.loop import Loop
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
 from gpt2c.models import FAMILIES, family_named
-from gpt2c.resume import check_flags, checkpoint_to_resume, recorded_flags
+from gpt2c.resume import check_flags, checkpoint_to_resume, recorded_flags, shaping_flags
 from gpt2c.stopping import Stop
 from gpt2c.tokenizer import Tokenizer
 from gpt2c.trainer import TrainConfig, Trainer
@@ -57,7 +57,7 @@ class RunConfig:
     keep: int = flag(0, "keep only the newest N checkpoints (0: all)", "-nk")
     keep_major: int = flag(0, "but never delete those of every Nth update (0: none)", "-nm", default_text="")
     log_every: int = flag(1, "print every Nth update or epoch (0: only the last)", "--log-interval")
-    report_to: str = flag("", "write TensorBoard's event files as well", choices=("tensorboard",))
+    report_to: str = flag("none", "write event files for TensorBoard as well", choices=("none", "tensorboard"))
     dry_run: bool = flag(False, "print what the run would take in memory and stop")
     threads: int = flag(0, "threads to use", default_text="one per core")
     recompute: int = flag(0, "save memory by computing again in the backward pass: 1 norms and activations, 2 whole blocks",
@@ -117,7 +117,7 @@ def train(argv, stop, console):
         model.initialise(config.seed)
     trainer = make_trainer(model, dataset, config)
     run.init_from = run.init_from or (PRETRAINED if origin else "scratch")
-    trainer.recorded = {"init_from": run.init_from, "data": dataset.train, "val_data": dataset.val or ""}
+    trainer.recorded = shaping_flags(run, dataset)
     if state:
         trainer.restore(state)
         if not trainer.going:

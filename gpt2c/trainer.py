@@ -68,9 +68,9 @@ class TrainConfig:
     clip_value: float = flag(0.0, "largest magnitude of each gradient element, applied first (0: no limit)",
                              "--grad-clip-value")
 
-    on_anomaly: str = flag("", "what to do when numbers go wrong: stop, skip the update, or roll back to the last checkpoint "
-                           "and go on with the data that follow", choices=("stop", "skip", "rollback"),
-                           default_text="stop; a z-score alone skips", group="when numbers go wrong")
+    on_anomaly: str = flag("auto", "what to do when numbers go wrong: stop, skip the update, or roll back to the last "
+                           "checkpoint and go on with the data that follow; auto stops, but skips for a z-score alone",
+                           choices=("auto", "stop", "skip", "rollback"), group="when numbers go wrong")
     max_loss: float = flag(0.0, "a loss beyond this is wrong (0: any finite one is right)", default_text="")
     max_grad_value: float = flag(0.0, "a gradient element of a larger magnitude is wrong (0: any finite one is right)",
                                  "--grad-threshold", default_text="")
@@ -338,7 +338,7 @@ class Trainer:
             else:
                 self._skipped_in_a_row = 0
                 return ""
-        action = config.on_anomaly or ("skip" if unusual else "stop")
+        action = config.on_anomaly if config.on_anomaly != "auto" else "skip" if unusual else "stop"
         self._skipped_in_a_row += 1
         if action == "skip" and self._skipped_in_a_row <= SKIPS_IN_A_ROW:
             return why
