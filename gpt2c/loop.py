@@ -22,6 +22,7 @@ class Loop:
         self.trainer, self.flags, self.run, self.stop, self.console = trainer, flags, run, stop, console
         self.by_epoch = bool(trainer.config.epochs)  # what --save-every and --log-every count
         self._told = time.monotonic()
+        self._board = None
         self._validated = None  # the step of the last validation
         self._rolled_back = {}  # how often, by the step gone back to
         tokenizer = trainer.model.tokenizer
@@ -59,23 +60,30 @@ class Loop:
 
     def finish(self):
         """The last checkpoint, then what is to be seen of it."""
-        trainer, console, path = self.trainer, self.console, self.run.last(self.trainer.step)
-        why = trainer.stopped
+        trainer, path, why = self.trainer, self.run.last(self.trainer.step), self.trainer.stopped
         trainer.save(path)
         self._retain()
-        if trainer.val_loader and trainer.config.val_steps and self._validated != trainer.step and not self.stop:
-            self.validate()
-        if self.flags.sample_every and not self.stop:
-            self.sample()
-        pictured = self.run.folder and pictures.available() and self._draw()
+        pictured = self.look_back()
         why = signal.Signals(self.stop.signal).name if self.stop else why
-        console.info(f"{'stopped: ' + why if why else 'done'}: step {trainer.step} of {trainer.total_steps} in "
-                     f"{duration(time.monotonic() - self._began)}, peak memory "
-                     f"{in_units(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)}; checkpoint {path}"
-                     f"{', curve in loss.png' if pictured else ''}")
+        self.console.info(f"{'stopped: ' + why if why else 'done'}: step {trainer.step} of {trainer.total_steps} in "
+                          f"{duration(time.monotonic() - self._began)}, peak memory "
+                          f"{in_units(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)}; checkpoint {path}"
+                          f"{', curve in loss.png' if pictured else ''}")
+        return self.stop.exit_code
+
+    def look_back(self):
+        """What follows the last update: a validation, a sample and a picture, as far as the logs have them not. Whether
+        there is a picture."""
+        trainer, stop, step = self.trainer, self.stop, self.trainer.step
+        stop.training = True
+        wanted = trainer.val_loader and trainer.config.val_steps and self._validated != step
+        if wanted and not stop and not self.run.has_validation(step):
+            self.validate()
+        if self.flags.sample_every and not stop and not self.run.has_sample(step):
+            self.sample()
         if self._board:
             self._board.close()
-        return self.stop.exit_code
+        return self.run.folder and pictures.available() and self._draw()
 
     def _draw(self):
         try:

@@ -103,13 +103,12 @@ class Run:
 
     # ---- logs
 
-    def begin(self, config_text, step):
-        """Takes the folder for this process, writes the configuration and drops what the logs say of updates from `step` on.
-        Words about checkpoints that had to be set aside, or None."""
+    def take(self):
+        """Makes the folder this process's own, and removes what a killed one has left half written."""
         if self.save_path:
             remove_leftovers(self.save_path.parent, self.save_path.stem)
         if not self.folder:
-            return None
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -117,11 +116,31 @@ class Run:
                              "--out-dir") from None
         self._lock()
         remove_leftovers(self.folder)
+
+    def begin(self, config_text, step):
+        """Writes the configuration and drops what the logs say of updates from `step` on. Words about checkpoints that had
+        to be set aside, or None."""
+        if not self.folder:
+            return None
         aside = self._set_aside(step)
         with atomic_write(self.folder / "config.toml") as file:
             file.write(config_text.encode())
         self.forget(step)
         return aside
+
+    def has_validation(self, step):
+        """Whether the logs have a validation loss of this step."""
+        return any(row["step"] == step and "val_loss" in row for row in self._rows())
+
+    def has_sample(self, step):
+        path = self.folder and self.folder / "samples.txt"
+        return bool(path and path.exists() and f"--- step {step}\n".encode() in path.read_bytes())
+
+    def _rows(self):
+        try:
+            return read_metrics(self.folder) if self.folder else []
+        except InputError:  # none yet
+            return []
 
     def _lock(self):
         """Holds a lock on the folder until this object or its process is gone, however that ends."""

@@ -120,12 +120,16 @@ def train(argv, stop, console):
     trainer.recorded = shaping_flags(run, dataset)
     if state:
         trainer.restore(state)
-        if not trainer.going:
-            console.info(f"already at step {trainer.step} of {trainer.total_steps}: nothing to train; ask for more with "
-                         "--max-steps or --epochs")
-            return 0
     files = runs.Run(run.out_dir, run.save_path) if run.out_dir or run.save_path else runs.Run.new(model.family)
     loop = Loop(trainer, run, files, stop, console)
+    if state and not trainer.going:
+        console.info(f"already at step {trainer.step} of {trainer.total_steps}: nothing to train; ask for more with --max-steps "
+                     "or --epochs")
+        if run.out_dir:
+            files.take()
+            loop.look_back()
+        return stop.exit_code
+    files.take()
     resolved = dataclasses.replace(run, resume=False, data=dataset.train, val_data=dataset.val or "")
     if aside := files.begin(flags.to_toml(resolved, config, model.config), trainer.step):
         console.warning(aside)

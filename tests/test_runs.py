@@ -164,19 +164,34 @@ def test_a_new_run_in_an_old_folder_sets_its_checkpoints_aside(folder):
     assert names(folder / "out") == ["ckpt_00000001.safetensors", "ckpt_00000003.safetensors"]
 
 
+def test_what_was_to_follow_the_last_update_is_made_up_for(folder):
+    """After a run that was killed when its last checkpoint was written and nothing else."""
+    fresh(folder, "-o", "whole", "-x", 4, "-v", 3, "-m", 2, "-s", 3, "-g", 4)
+    fresh(folder, "-o", "out", "-x", 4, "-v", 3, "-m", 2, "-s", 3, "-g", 4)
+    for name in ("main.log", "metrics.jsonl"):
+        text = (folder / "out" / name).read_text()
+        (folder / "out" / name).write_text(text[: text.rstrip().rindex("\n") + 1])
+    samples = (folder / "out/samples.txt").read_text()
+    (folder / "out/samples.txt").write_text(samples[: samples.index("--- step 4")])
+    for _ in range(2):
+        assert "already at step 4 of 4" in train(folder, "-o", "out", "--resume").stdout
+        for name in ("main.log", "samples.txt"):
+            assert (folder / "out" / name).read_bytes() == (folder / "whole" / name).read_bytes()
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path):
     first, second = Run(tmp_path), Run(tmp_path)
-    first.begin("", 0)
+    first.take()
     with pytest.raises(UsageError, match="another process is training into"):
-        second.begin("", 0)
+        second.take()
     del first
-    second.begin("", 0)
+    second.take()
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path):
     for name in (".ckpt_00000001.safetensors.0123abcd.tmp", ".other.tmp", "x.tmp"):
         (tmp_path / name).write_text("")
-    Run(tmp_path).begin("", 0)
+    Run(tmp_path).take()
     assert names(tmp_path, ".*") + names(tmp_path, "*.tmp") == [".other.tmp", ".other.tmp", "x.tmp"]
 
 
