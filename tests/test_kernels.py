@@ -765,7 +765,7 @@ def test_bf16_products_are_those_of_rounded_operands(R, C, N, isa, threads, rng)
 
 def test_peak_counts_what_it_does(isa):
     """12 sums per lane go from 0, 0.1, 0.2, ... by s x + y; a sink is the sum over all of them."""
-    R, steps, lanes = 5, 7, {"avx2": 8, "avx512": 16, "avx512bf16": 16}.get(isa, 4)
+    R, steps, lanes = 5, 7, {"avx2": 8, "avx512": 16, "avx512bf16": 16, "amx": 16}.get(isa, 4)
     sums = 0.1 * np.arange(12)
     for _ in range(steps):
         sums = sums * 1.0001 + 0.0001
