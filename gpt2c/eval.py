@@ -16,9 +16,9 @@ from gpt2c.cli import run_program
 from gpt2c.data import is_choice_file, is_token_file, read_choices, read_shard, text_dataset, text_files
 from gpt2c.data.reading import Reading
 from gpt2c.data.shards import expand
+from gpt2c.data.texts import find_tokenizer
 from gpt2c.errors import InputError, UsageError
 from gpt2c.flags import flag
-from gpt2c.generate import find_tokenizer
 from gpt2c.tokenizer import Tokenizer
 
 

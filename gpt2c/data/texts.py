@@ -9,7 +9,7 @@ from gpt2c.data.documents import read_pieces, total_bytes
 from gpt2c.data.encoding import encode_pieces
 from gpt2c.data.shards import MAX_IDS
 from gpt2c.data.writer import dataset_writer
-from gpt2c.errors import Gpt2cError, InputError
+from gpt2c.errors import Gpt2cError, InputError, UsageError
 from gpt2c.files import atomic_write, open_input
 from gpt2c.progress import Progress
 from gpt2c.tokenizer import Tokenizer
@@ -44,6 +44,18 @@ def alphabet(files, reading):
 def default_tokenizer(module):
     """The family's own kind; for GPT-2, GPT-2's where its file is at hand, else characters."""
     return getattr(module, "TOKENIZER", "gpt2" if find_gpt2_tokenizer() else "char")
+
+
+def find_tokenizer(path, vocab_size):
+    """The tokenizer of a checkpoint that carries none."""
+    path = path or find_gpt2_tokenizer()
+    if not path:
+        raise UsageError("the checkpoint has no tokenizer and there is no gpt2_tokenizer.bin here or in data/; run "
+                         "downloaddataset.sh --only gpt2_tokenizer.bin, or name a file with --tokenizer")
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size != vocab_size:
+        raise UsageError(f"{path} has {tokenizer.vocab_size} tokens, the model {vocab_size}; name its own with --tokenizer")
+    return tokenizer
 
 
 def text_dataset(files, spec, reading, val_fraction=0.1, **options):
