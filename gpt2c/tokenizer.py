@@ -227,9 +227,9 @@ class Tokenizer:
         """(0x110000,) int32; -1 where there is no such character and no <unk>."""
         unknown = self._library.token_to_id(self._library.model.unk_token)
         table = np.full(0x110000, -1 if unknown is None else unknown, np.int32)
-        for id, token in enumerate(self.tokens):
-            if id not in self._specials and len(character := token.decode()) == 1:
-                table[ord(character)] = id
+        for token, id in self._library.get_vocab(with_added_tokens=False).items():
+            if len(token) == 1:
+                table[ord(token)] = id
         return table
 
     @cached_property

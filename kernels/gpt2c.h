@@ -20,6 +20,7 @@
 
 // embedding.c ---------------------------------------------------------------------------------------------------
 // out[b,t] = wte[tokens[b,t]] + wpe[pos + t]           out (B,T,C)  tokens (B,T)  wte (V,C)  wpe (S,C)  pos (1)
+// Without wpe (NULL), and dwpe in the backward, tokens alone.
 void K(embedding_forward)(float* out, const int32_t* tokens, const float* wte, const float* wpe, const int32_t* pos,
                           int64_t B, int64_t T, int64_t C);
 // dwte[tokens[b,t]] += dout[b,t];  dwpe[pos + t] += sum_b dout[b,t]
@@ -34,6 +35,13 @@ void K(layernorm_forward)(float* out, float* mean, float* rstd, const float* x, 
 // d = dout w,  dx += rstd (d - mean(d) - n mean(d n)),  dw += sum_r dout n,  db += sum_r dout
 void K(layernorm_backward)(float* dx, float* dw, float* db, const float* dout, const float* x, const float* w,
                            const float* mean, const float* rstd, int64_t R, int64_t C, int64_t add);
+
+// n = x rstd,  out = n w   (w may be NULL: 1)          out, x (R,C)  rstd (R)  w (C)
+// rstd = 1 / sqrt(mean(x^2) + eps)
+void K(rmsnorm_forward)(float* out, float* rstd, const float* x, const float* w, int64_t R, int64_t C, float eps);
+// d = dout w,  dx += rstd (d - n mean(d n)),  dw += sum_r dout n   (dw may be NULL)
+void K(rmsnorm_backward)(float* dx, float* dw, const float* dout, const float* x, const float* w, const float* rstd,
+                         int64_t R, int64_t C, int64_t add);
 
 // matmul.c ------------------------------------------------------------------------------------------------------
 size_t K(matmul_scratch)(void);
@@ -81,6 +89,47 @@ void K(gelu_forward)(float* out, const float* x, int64_t R);
 void K(gelu_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add);
 // The same function one element at a time with libm's expf: a second opinion for the vector code.
 void K(gelu_forward_scalar)(float* out, const float* x, int64_t R);
+// The exact form, Phi the normal distribution: out = x Phi(x) = x (1 + erf(x / sqrt 2)) / 2
+// Relative error at most (6 + x^2 / 4) 2^-23; where exp(-x^2 / 2) leaves float32's range the result may be 0. Tested.
+void K(gelu_erf_forward)(float* out, const float* x, int64_t R);
+// dx += dout (Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi))
+void K(gelu_erf_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add);
+// out = max(x, 0)^2
+void K(squared_relu_forward)(float* out, const float* x, int64_t R);
+// dx += dout 2 max(x, 0)
+void K(squared_relu_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add);
+// s = 1 / (1 + exp(-a)),  out = a s b                                                     out, a, b (R)
+// Relative error at most 6 2^-23; where exp(-a) leaves float32's range the result may be 0. Tested.
+void K(swiglu_forward)(float* out, const float* a, const float* b, int64_t R);
+// da += dout b s (1 + a (1 - s)),  db += dout a s, each with an `add` of its own
+void K(swiglu_backward)(float* da, float* db, const float* dout, const float* a, const float* b, int64_t R,
+                        int64_t add_a, int64_t add_b);
+
+// scan.c --------------------------------------------------------------------------------------------------------
+// out_t = a_t out_{t-1} + b_t with out_{-1} = h0, last = out_{T-1}
+//                                                      out, a, b (B,T,I)  last, h0 (B,I)
+void K(scan_forward)(float* out, float* last, const float* a, const float* b, const float* h0, int64_t B, int64_t T, int64_t I);
+// Stores delta_t = dout_t + a_{t+1} delta_{t+1}, where delta after the last step is dlast (NULL: 0) and its a is 1:
+// db = delta,  da_t = delta_t out_{t-1},  dh0 = a_0 delta_0
+void K(scan_backward)(float* da, float* db, float* dh0, const float* dout, const float* dlast, const float* a, const float* out,
+                      const float* h0, int64_t B, int64_t T, int64_t I);
+// x = candidate c | gate,  z = 1 / (1 + exp(-gate)),  g(c) = c + 1/2 where c >= 0, else 1 / (1 + exp(-c))
+// a = 1 - z,  b = z g(c)                               a, b (R,I)  x (R,2I)
+void K(mingru_gates_forward)(float* a, float* b, const float* x, int64_t R, int64_t I);
+// dc += db z g'(c),  dgate += (db g(c) - da) z (1 - z)
+void K(mingru_gates_backward)(float* dx, const float* da, const float* db, const float* x, int64_t R, int64_t I, int64_t add);
+// Gates and scan in one by sums of logarithms, in double and one element at a time: a second opinion on the others.
+// A_t = sum_{s<=t} log a_s,  out_t = exp(A_t + log(h0 + sum_{s<=t} exp(log b_s - A_s))); an h0 below 1e-10 counts as that.
+void K(mingru_log_forward)(float* out, const float* x, const float* h0, int64_t B, int64_t T, int64_t I);
+
+// dropout.c -----------------------------------------------------------------------------------------------------
+// out = a + keep b / (1 - p)                           out, a, b (R)  noise (2): seed, counter
+// keep is 0 with probability p (rounded to 24 bits), else 1: a function of seed, counter, stream and the element's index.
+void K(dropout_residual_forward)(float* out, const float* a, const float* b, const int32_t* noise, int64_t R,
+                                 int64_t stream, float p);
+// da += dout,  db += keep dout / (1 - p), each with an `add` of its own
+void K(dropout_residual_backward)(float* da, float* db, const float* dout, const int32_t* noise, int64_t R,
+                                  int64_t stream, int64_t add_a, int64_t add_b, float p);
 
 // elementwise.c -------------------------------------------------------------------------------------------------
 // out = a + b                                                                             out, a, b (R)
@@ -89,19 +138,24 @@ void K(residual_forward)(float* out, const float* a, const float* b, int64_t R);
 void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, int64_t add_a, int64_t add_b);
 // out[b] = x[b, T-1]                                   out (B,C)  x (B,T,C)
 void K(last_position_forward)(float* out, const float* x, int64_t B, int64_t T, int64_t C);
+// out = x                                                                                 out, x (R)
+void K(copy)(float* out, const float* x, int64_t R);
 // x = 0
 void K(zero)(float* x, int64_t R);
 
 // loss.c --------------------------------------------------------------------------------------------------------
 // lse_r = log sum_{v<V} exp(logits[r,v]),  losses_r = lse_r - logits[r, targets_r], 0 where targets_r = -1
-// count = number of targets that are not -1,  loss = sum_r losses_r / count, 0 if there are none
-//                                                      logits (R,P), P >= V  targets, losses, lse (R)  loss, count (1)
-void K(crossentropy_forward)(float* loss, float* count, float* losses, float* lse, const float* logits,
-                             const int32_t* targets, int64_t R, int64_t P, int64_t V);
+//                                                                      logits (R,P), P >= V  targets, losses, lse (R)
+void K(crossentropy_forward)(float* losses, float* lse, const float* logits, const int32_t* targets,
+                             int64_t R, int64_t P, int64_t V);
 // Stores dlogits = (exp(logits - lse) - 1[v = target]) / count; 0 in ignored rows and in columns V..P-1.
 // dlogits may be logits itself.
 void K(crossentropy_backward)(float* dlogits, const float* logits, const float* lse, const int32_t* targets,
                               const float* count, int64_t R, int64_t P, int64_t V);
+// count = number of targets that are not -1                                                    count (1)  targets (R)
+void K(count_targets)(float* count, const int32_t* targets, int64_t R);
+// loss = sum_r losses_r / count, 0 if count is                                            loss, count (1)  losses (R)
+void K(mean_loss)(float* loss, const float* losses, const float* count, int64_t R);
 
 // optim.c -------------------------------------------------------------------------------------------------------
 // g = scale grads,  m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2

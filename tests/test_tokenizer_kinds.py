@@ -156,6 +156,15 @@ def test_special_tokens_that_collide_are_refused(kind, special, found):
         Tokenizer.make(kind, "the cat, the he cat", specials=(special,), **options)
 
 
+def test_a_foreign_special_character_is_not_text():
+    """With "<" added as a special token, text that has it is unknown, in the library as in the table."""
+    library = library_of(MADE["char with unk"])
+    library.add_special_tokens(["<"])
+    made = Tokenizer.from_json(library.to_str())
+    assert made.kind == "char" and made.decode([made.eot]) == "<"
+    assert made.encode("a<") == library.encode("a<").ids == MADE["char with unk"].encode("a?")
+
+
 def test_bytes_are_their_ids():
     made = Tokenizer.make("byte")
     assert (made.kind, made.vocab_size, made.eot) == ("byte", 256, None)
