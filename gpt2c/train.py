@@ -22,7 +22,7 @@ from gpt2c.errors import Gpt2cError, InputError, UsageError
 from gpt2c.flags import flag
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
-from gpt2c.models import FAMILIES, family_named
+from gpt2c.models import FAMILIES, family_named, max_seq_len
 from gpt2c.peak import measured_peak
 from gpt2c.progress import duration
 from gpt2c.trainer import TrainConfig, Trainer
@@ -86,8 +86,8 @@ def main(argv):
     model.recompute = run.recompute
     model.tokenizer = model.tokenizer or source.tokenizer
     config.batch_size, config.seq_len = source.fit(config.batch_size, config.seq_len)
-    if config.seq_len > model.config.max_seq_len:
-        raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {model.config.max_seq_len}")
+    if config.seq_len > (most := max_seq_len(model.config)):
+        raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {most}")
 
     memory = model.memory(config.batch_size, config.seq_len)
     print(banner(model, origin or f"from scratch, seed {config.seed}", source, memory))
@@ -144,7 +144,7 @@ def new_model(family, shape, given, source):
     changes = {}
     if source.tokenizer and "vocab_size" not in given:
         changes["vocab_size"] = source.tokenizer.vocab_size
-        if "padded_vocab_size" not in given:
+        if hasattr(shape, "padded_vocab_size") and "padded_vocab_size" not in given:
             changes["padded_vocab_size"] = 0
     return Model(family, dataclasses.replace(shape, **changes))
 
