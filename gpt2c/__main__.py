@@ -12,6 +12,7 @@ VERBS = {
     "eval": "loss, perplexity and bits per byte on a file; multiple-choice files",
     "train-tokenizer": "a vocabulary from text",
     "bench": "the speed of kernels and models, beside what this machine can do at most",
+    "info": "this machine and build, or what a checkpoint or the folder of a run holds",
     "plot": "the loss curves of runs, or the roofline of a benchmark",
 }
 ALIASES = {"inference": "generate", "infer": "generate", "sample": "generate"}

@@ -13,10 +13,9 @@ import gpt2c
 from gpt2c import flags
 from gpt2c.checkpoint import load
 from gpt2c.cli import run_program
-from gpt2c.data import is_choice_file, is_token_file, read_choices, read_shard, text_dataset, text_files
+from gpt2c.data import is_choice_file, is_token_file, read_choices, read_shard, text_dataset, text_files, tokenizer_of_model
 from gpt2c.data.reading import Reading
 from gpt2c.data.shards import expand
-from gpt2c.data.texts import find_tokenizer
 from gpt2c.errors import InputError, UsageError
 from gpt2c.flags import flag
 from gpt2c.models import max_seq_len
@@ -49,7 +48,7 @@ def main(argv):
     longest = max_seq_len(model.config)
     if config.seq_len > longest:
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {longest}")
-    T = config.seq_len or int(min(longest, 1024))
+    T = config.seq_len or min(longest, 1024)
     if os.path.isfile(config.data) and is_choice_file(config.data):
         print(score_choices(model, read_choices(config.data), config, T))
     else:
@@ -62,7 +61,7 @@ def token_files(model, config, reading):
     is_text = os.path.isdir(config.data) or not is_token_file(expand(config.data)[0])
     tokenizer = model.tokenizer
     if tokenizer is None and (config.tokenizer or is_text):
-        tokenizer = find_tokenizer(config.tokenizer, model.config.vocab_size)
+        tokenizer = tokenizer_of_model(model, config.tokenizer)
     if is_text:
         return [text_dataset(text_files(config.data), tokenizer, reading, 0).train], tokenizer
     return expand(config.data), tokenizer

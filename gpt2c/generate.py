@@ -9,7 +9,7 @@ import gpt2c
 from gpt2c import flags
 from gpt2c.checkpoint import load
 from gpt2c.cli import run_program
-from gpt2c.data.texts import find_tokenizer
+from gpt2c.data import tokenizer_of_model
 from gpt2c.errors import UsageError
 from gpt2c.flags import flag
 from gpt2c.sampler import generate
@@ -37,7 +37,7 @@ def main(argv):
     if config.threads:
         gpt2c.set_num_threads(config.threads)
     model = load(config.checkpoint)
-    tokenizer = model.tokenizer or find_tokenizer(config.tokenizer, model.config.vocab_size)
+    tokenizer = tokenizer_of_model(model, config.tokenizer)
     prompt = tokenizer.encode(config.prompt) if config.prompt else [tokenizer.eot or 0]
     text = tokenizer.stream()
     sys.stdout.write(config.prompt)

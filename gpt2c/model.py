@@ -32,6 +32,7 @@ class Model:
         self.params, self.grads, self.m, self.v = (Arena(specs, prefix) for prefix in ("", "d", "m.", "v."))
         require_memory(self.params.nbytes, f"a model of {self.params.size:,} parameters", "choose a smaller one")
         self._runner = Runner(self, record=record, reuse=reuse, poison=poison)
+        self._evaluation = None  # a Runner of its own for a family that carries a state
         self.stream = Stream()
         self.seed, self.dropout_counter = 1337, 0  # from which dropout's masks follow; forward(train=True) counts
         self._last = None  # the Pass of the last forward
@@ -63,6 +64,16 @@ class Model:
         for array in self.state.values():
             return self._runner.begin(array.shape[1])
 
+    def carried(self, window=1):
+        """What the next training step takes over from those before it, by name: the state and, with a window, what the
+        backward will need of the chunks inside it."""
+        return {f"state.{name}": array for name, array in self.state.items()} | self._runner.chain_arrays(window - 1)
+
+    def carry(self, arrays):
+        """Goes on from what `carried` gave."""
+        self.state = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
+        self._runner.restore_chain({name: array for name, array in arrays.items() if name.startswith("chain.")})
+
     def forward(self, inputs, targets=None, *, keep=False, train=False, window=1):
         """The mean loss over the counted targets (a float); without targets, None: see `logits`.
 
@@ -76,11 +87,26 @@ class Model:
         self._run_forward(inputs, targets, window, keep=keep, train=train)
         return None if targets is None else self._loss()
 
-    def evaluate(self, inputs, targets):
-        """The loss that forward gives, for less memory: no logits and no backward afterwards."""
-        self._run_forward(inputs, targets, purpose="loss")
-        self._backward_ready = False
-        return self._loss()
+    def evaluate(self, inputs, targets, continues=False):
+        """The loss that forward gives, for less memory: no logits and no backward afterwards.
+
+        A recurrent family starts from zeros, or where the evaluation before ended if this one `continues` it; `state` and
+        what training carries stay as they are.
+        """
+        if not self._runner.state_shapes(1):
+            self._run_forward(inputs, targets, purpose="loss")
+            self._backward_ready = False
+            return self._loss()
+        if self._evaluation is None:
+            self._evaluation = Runner(self)
+        training, self._runner, last, ready = self._runner, self._evaluation, self._last, self._backward_ready
+        try:
+            if not continues:
+                self._runner.begin(len(inputs))
+            self._run_forward(inputs, targets, purpose="loss")
+            return self._loss()
+        finally:
+            self._runner, self._last, self._backward_ready = training, last, ready
 
     def loss_and_grad(self, inputs, targets, add=False, window=1, *, train=False):
         """forward and backward in one: the loss; its gradients take the place of `grads`, or are added to them."""

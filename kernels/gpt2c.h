@@ -162,6 +162,14 @@ void K(mean_loss)(float* loss, const float* losses, const float* count, int64_t 
 // params -= lr (m / bias1 / (sqrt(v / bias2) + eps) + decay params),  bias_i = 1 - beta_i^t            all (R)
 void K(adamw)(float* params, float* m, float* v, const float* grads, int64_t R,
               float lr, float beta1, float beta2, float eps, float decay, float bias1, float bias2, float scale);
+// d = scale grads + decay params,  m = momentum m + (1 - dampening) d, or d the first time
+// params -= lr (d without m,  m,  or with nesterov d + momentum m)                                      all (R)
+void K(sgd)(float* params, float* m, const float* grads, int64_t R,
+            float lr, float momentum, float dampening, float decay, float scale, int64_t nesterov, int64_t first);
+// y += a x                                             y, x (R)
+void K(add_scaled)(float* y, const float* x, int64_t R, float a);
+// x = min(max(x, -limit), limit)                       x (R)
+void K(clamp)(float* x, int64_t R, float limit);
 // norm = sqrt(sum x^2)                                 norm (1)  x (R)
 size_t K(global_norm_scratch)(int64_t R);
 void K(global_norm)(float* norm, const float* x, int64_t R, float* scratch);

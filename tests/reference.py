@@ -341,6 +341,16 @@ def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, t, grad_scale=1.0):
 
 
 @in_float64
+def sgd(p, g, m, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, first=False, grad_scale=1.0):
+    """PyTorch's SGD -> new p, m; without momentum m is None."""
+    d = g * grad_scale + weight_decay * p
+    if m is None:
+        return p - lr * d, None
+    m = d if first else momentum * m + (1 - dampening) * d
+    return p - lr * (d + momentum * m if nesterov else m), m
+
+
+@in_float64
 def global_norm(g):
     return np.sqrt((g**2).sum())
 

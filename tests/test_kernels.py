@@ -539,6 +539,30 @@ def adamw(rng, R):
     return args, [(new, bound), (new_m, gamma(4) * size_m), (new_v, gamma(5) * new_v)]
 
 
+@case(*LENGTHS, (33, 0.0, 0.9), (33, 1.0, 0.0), (33, 0.0, 0.9, 1), (97, 0.3, 0.9, 0, 1), large=(8 * 16384 + 5,))
+def sgd(rng, R, dampening=0.3, momentum=0.9, nesterov=0, first=0):
+    params, m, grads = normal(rng, R), normal(rng, R), normal(rng, R)
+    lr, momentum, dampening, decay, scale = (float(single(x)) for x in (0.1, momentum, dampening, 0.3, 0.7))
+    exact = ref.sgd(params, grads, m, lr, momentum, dampening, decay, nesterov, first, scale)
+    size_d = scale * abs(grads) + decay * abs(params)
+    size_m = size_d if first else momentum * abs(m) + (1 - dampening) * size_d
+    size_p = abs(params) + lr * (size_d + momentum * size_m if nesterov else size_m)
+    args = params, m, grads, lr, momentum, dampening, decay, scale, nesterov, first
+    return args, [(exact[0], gamma(8) * size_p), (exact[1], gamma(5) * size_m)]
+
+
+@case(*LENGTHS, large=(8 * 16384 + 5,))
+def add_scaled(rng, R):
+    y, x, a = normal(rng, R), normal(rng, R), float(single(0.3))
+    return (y, x, a), [(y + a * x.astype(np.float64), gamma(2) * (abs(y) + a * abs(x)))]
+
+
+@case(*LENGTHS, large=(8 * 16384 + 5,))
+def clamp(rng, R):
+    x = normal(rng, R)
+    return (x, 0.5), [(np.clip(x, -0.5, 0.5), 0)]
+
+
 @case(*LENGTHS, large=(8 * 16384 + 5,))
 def global_norm(rng, R):
     """Up to 2^14 squares are summed in float32."""
@@ -687,6 +711,17 @@ def test_global_norm_of_whole_numbers_is_exact(isa, rng, R):
     assert run("global_norm", unset(1), x)[0] == single(ref.global_norm(x))
 
 
+def test_clamp_keeps_what_is_not_a_number(isa):
+    x = single([np.nan, np.inf, -np.inf, 1, -1, 0.25] * 7)
+    np.testing.assert_array_equal(run("clamp", x, 0.5)[0], single([np.nan, 0.5, -0.5, 0.5, -0.5, 0.25] * 7))
+
+
+def test_sgd_without_momentum_needs_no_moments(isa, rng):
+    p, g = normal(rng, 33), normal(rng, 33)
+    expected = ref.sgd(p, g, None, 0.1, weight_decay=0.3)[0], gamma(5) * (abs(p) + abs(g))
+    assert_within(call("sgd", (p, None, g, 0.1, 0.0, 0.0, 0.3)), [expected])
+
+
 @pytest.mark.parametrize("R, P, V, scale", [(1, 1, 1, 1), (5, 8, 3, 1), (4, 31, 17, 1), (6, 33, 29, 1e4)])
 def test_crossentropy_backward_may_store_over_the_logits(isa, R, P, V, scale):
     (_, logits, *others), _ = made("crossentropy_backward", (R, P, V, scale, 1))
@@ -730,7 +765,7 @@ def test_bf16_products_are_those_of_rounded_operands(R, C, N, isa, threads, rng)
 
 def test_peak_counts_what_it_does(isa):
     """12 sums per lane go from 0, 0.1, 0.2, ... by s x + y; a sink is the sum over all of them."""
-    R, steps, lanes = 5, 7, {"avx2": 8, "avx512": 16, "avx512bf16": 16}.get(isa, 4)
+    R, steps, lanes = 5, 7, {"avx2": 8, "avx512": 16, "avx512bf16": 16, "amx": 16}.get(isa, 4)
     sums = 0.1 * np.arange(12)
     for _ in range(steps):
         sums = sums * 1.0001 + 0.0001

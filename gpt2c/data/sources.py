@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from gpt2c.data.datasets import Dataset, choose_dataset, dataset_of, find_datasets, list_datasets
 from gpt2c.data.documents import text_files, total_bytes
 from gpt2c.data.items import ItemLoader, read_items, usable
+from gpt2c.data.lanes import Lanes
 from gpt2c.data.loader import DataLoader
 from gpt2c.data.shards import expand, is_token_file, map_shard
 from gpt2c.data.texts import KINDS, default_tokenizer, inline_file, text_dataset, tokenizer_for
@@ -14,7 +15,7 @@ from gpt2c.errors import InputError, UsageError
 from gpt2c.flags import flag
 from gpt2c.tokenizer import Tokenizer
 
-ORDERS = ("random", "documents", "shuffled", "sequential")
+ORDERS = ("random", "documents", "lanes", "shuffled", "sequential")
 HELD_OUT = 0.1
 
 
@@ -32,8 +33,11 @@ class DataConfig:
                           metavar="KIND|PATH", default_text="the one beside token files; for text the family's own")
     use_bpe: bool = flag(False, "the same as --tokenizer bpe where that is not given")
     bpe_vocab_size: int = flag(512, "tokens of a bpe tokenizer made from the text")
-    order: str = flag("", "windows at random places; inside documents; or llm.c's windows, shuffled or not",
-                      choices=("", *ORDERS), metavar="|".join(ORDERS), default_text="random for text, shuffled for token files")
+    order: str = flag("", "windows at random places; inside documents; lanes that go on from batch to batch, for recurrent "
+                      "families; or llm.c's windows, shuffled or not", choices=("", *ORDERS), metavar="|".join(ORDERS),
+                      default_text="lanes for recurrent families, random for text, shuffled for token files")
+    max_chunks_per_epoch: int = flag(1000, "batches for which lanes go on before they begin elsewhere, with a state of zeros")
+    context_length: int = flag(0, "the same in tokens", default_text="")
     mask_prompt: bool = flag(False, "train on conversations, one to a row, and count the loss on answers only")
     list_datasets: bool = flag(False, "list the data sets below data/ and stop")
 
@@ -41,12 +45,19 @@ class DataConfig:
 class TokenSource:
     """Token files, or text that was encoded into them."""
 
-    def __init__(self, dataset, tokenizer, order, from_text):
+    def __init__(self, dataset, tokenizer, config, module, from_text):
         self.name, self.tokenizer = dataset.name, tokenizer
-        self._dataset, self._order, self._from_text = dataset, order or ("random" if from_text else "shuffled"), from_text
+        usual = "lanes" if hasattr(module, "state") else "random" if from_text else "shuffled"
+        self._dataset, self._order, self._from_text = dataset, config.order or usual, from_text
+        self._config = config
         held_out = from_text or dataset.val
         self._parts = ((0, 1), (0, 1)) if held_out else ((0, 1 - HELD_OUT), (1 - HELD_OUT, 1))
         self._val = dataset.val or (None if from_text else dataset.train)
+
+    @property
+    def resolved(self):
+        """The flags that name this source, whatever is found below data/ another time."""
+        return {} if self._from_text else {"data": self._dataset.train, "val_data": self._dataset.val or ""}
 
     @property
     def summary(self):
@@ -74,6 +85,9 @@ class TokenSource:
         options = dict(vocab_size=vocab_size, part=self._parts[0])
         if self._order == "random":
             loader = RandomWindows(self._dataset.train, B, T, seed=seed, **options)
+        elif self._order == "lanes":
+            chunks = -(-self._config.context_length // T) or self._config.max_chunks_per_epoch
+            loader = Lanes(self._dataset.train, B, T, chunks, seed=seed, **options)
         elif self._order == "documents":
             if not self.tokenizer or self.tokenizer.eot is None:
                 raise UsageError("--order documents needs a tokenizer with an end-of-text token; choose another --tokenizer or "
@@ -101,6 +115,7 @@ class ItemSource:
             held_out = int(len(items) * HELD_OUT)
             items, val_items = items[: len(items) - held_out], items[len(items) - held_out :]
         self._items, self._val_items = items, val_items
+        self.resolved = {}
 
     @property
     def summary(self):
@@ -140,7 +155,7 @@ def choose_source(config, reading, folder, model, module):
         if tokenizer is None:
             raise UsageError("--val-data with text needs the tokenizer of the training data; name it with --tokenizer")
         dataset = dataset._replace(val=text_dataset(text_files(dataset.val), tokenizer, reading, 0).train)
-    return TokenSource(dataset, tokenizer, config.order, from_text=False)
+    return TokenSource(dataset, tokenizer, config, module, from_text=False)
 
 
 def _is_text(name, folder):
@@ -167,7 +182,7 @@ def _text_source(config, reading, files, name, model, module):
     tokenizer = tokenizer or Tokenizer.load(dataset.tokenizer)
     if val_files:
         dataset = dataset._replace(val=text_dataset(val_files, tokenizer, reading, 0).train)
-    return TokenSource(dataset._replace(name=name), tokenizer, config.order, from_text=True)
+    return TokenSource(dataset._replace(name=name), tokenizer, config, module, from_text=True)
 
 
 def _token_dataset(config, folder, model) -> Dataset:

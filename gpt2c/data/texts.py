@@ -46,18 +46,6 @@ def default_tokenizer(module):
     return getattr(module, "TOKENIZER", "gpt2" if find_gpt2_tokenizer() else "char")
 
 
-def find_tokenizer(path, vocab_size):
-    """The tokenizer of a checkpoint that carries none."""
-    path = path or find_gpt2_tokenizer()
-    if not path:
-        raise UsageError("the checkpoint has no tokenizer and there is no gpt2_tokenizer.bin here or in data/; run "
-                         "downloaddataset.sh --only gpt2_tokenizer.bin, or name a file with --tokenizer")
-    tokenizer = Tokenizer.load(path)
-    if tokenizer.vocab_size != vocab_size:
-        raise UsageError(f"{path} has {tokenizer.vocab_size} tokens, the model {vocab_size}; name its own with --tokenizer")
-    return tokenizer
-
-
 def text_dataset(files, spec, reading, val_fraction=0.1, **options):
     """The Dataset of text files: the last `val_fraction` of their bytes is for validation and is never trained on.
 
@@ -144,3 +132,17 @@ def _is_whole(folder):
     if not whole:
         print(f"the cached tokens in {folder} are damaged: encoding again", file=sys.stderr)
     return whole
+
+
+def tokenizer_of_model(model, path=""):
+    """The model's own tokenizer, else the one in this file, else GPT-2's."""
+    if model.tokenizer:
+        return model.tokenizer
+    path, vocab_size = path or find_gpt2_tokenizer(), model.config.vocab_size
+    if not path:
+        raise UsageError("the checkpoint has no tokenizer and there is no gpt2_tokenizer.bin here or in data/; run "
+                         "downloaddataset.sh --only gpt2_tokenizer.bin, or name a file with --tokenizer")
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size != vocab_size:
+        raise UsageError(f"{path} has {tokenizer.vocab_size} tokens, the model {vocab_size}; name its own with --tokenizer")
+    return tokenizer
