@@ -71,7 +71,7 @@ def power_losses(trainer, run, monkeypatch, saves=4):
             trainer.update()
             trainer.save(run.on_the_way(trainer.step))
             disk.note(trainer.step)
-            run.retain(2)
+            run.retain(2, trainer.step)
     return disk.states(run.folder)
 
 
