@@ -425,9 +425,9 @@ def residual_backward(s, R):
 
 
 def crossentropy_forward(s, R, P, V):
-    loss, count, losses, lse = nans(1), nans(1), nans(R), nans(R)
+    losses, lse = nans(R), nans(R)
     logits, targets = normal(R, P), tokens_below(V, R)
-    s.crossentropy_forward(loss, count, losses, lse, logits, targets, V)
+    s.crossentropy_forward(losses, lse, logits, targets, V)
     rows = sample(R)
     want_lse = np.logaddexp.reduce(logits[rows, :V].astype(np.float64), axis=-1)
     return Subject(
@@ -440,9 +440,9 @@ def crossentropy_forward(s, R, P, V):
 
 def crossentropy_backward(s, R, P, V):
     """In place, as in training: the gradient of the gradient of ... costs the same each time."""
-    loss, count, losses, lse = nans(1), nans(1), nans(R), nans(R)
+    count, losses, lse = np.full(1, R, np.float32), nans(R), nans(R)
     logits, targets = normal(R, P), tokens_below(V, R)
-    Stream().crossentropy_forward(loss, count, losses, lse, logits, targets, V)
+    Stream().crossentropy_forward(losses, lse, logits, targets, V)
     s.crossentropy_backward(logits, logits, lse, targets, count, V)
     rows = sample(R)
     want = logits[rows].astype(np.float64)

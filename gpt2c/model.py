@@ -9,10 +9,10 @@ import numpy as np
 
 from gpt2c._core import Stream
 from gpt2c.arena import Arena
-from gpt2c.engine import Runner, Work
+from gpt2c.engine import ADD, STORE, Runner, Work
 from gpt2c.errors import UsageError
 from gpt2c.machine import require_memory
-from gpt2c.models import family_named, make_config
+from gpt2c.models import family_named, make_config, max_seq_len
 
 # One copy of the parameters each: parameters, gradients, m, v.
 COPIES = 4
@@ -51,36 +51,55 @@ class Model:
     @property
     def state(self) -> Mapping[str, np.ndarray]:
         """What a recurrent family carries from one forward to the next, by name; a transformer carries nothing."""
-        return {}
+        return self._runner.state
+
+    @state.setter
+    def state(self, arrays):
+        for array in arrays.values():
+            return self._runner.begin(array.shape[1], arrays)
 
     def reset_state(self):
         """Starts the next forward from a state of zeros."""
         for array in self.state.values():
-            array.fill(0)
+            return self._runner.begin(array.shape[1])
 
-    def forward(self, inputs, targets=None, *, keep=False, train=False):
+    def forward(self, inputs, targets=None, *, keep=False, train=False, window=1):
         """The mean loss over the counted targets (a float); without targets, None: see `logits`.
 
         inputs and targets are (B, T) token ids, targets -1 where they do not count. `keep` keeps every activation for
         `acts`. `train` turns on what acts in training only: dropout, with new masks each time. Gradients and parameters
         stay as they are.
+
+        A recurrent family continues from `state`. The backward of this chunk's loss then reaches back through the last
+        `window` chunks, this one included; the state before them counts as a constant.
         """
-        return self._forward(inputs, targets, keep=keep, train=train)
+        self._run_forward(inputs, targets, window, keep=keep, train=train)
+        return None if targets is None else self._loss()
 
-    def loss_and_grad(self, inputs, targets, add=False, *, train=False):
+    def evaluate(self, inputs, targets):
+        """The loss that forward gives, for less memory: no logits and no backward afterwards."""
+        self._run_forward(inputs, targets, purpose="loss")
+        self._backward_ready = False
+        return self._loss()
+
+    def loss_and_grad(self, inputs, targets, add=False, window=1, *, train=False):
         """forward and backward in one: the loss; its gradients take the place of `grads`, or are added to them."""
-        loss = self._forward(inputs, targets, fresh=not add, train=train)
+        self._run_forward(inputs, targets, window, ADD if add else STORE, purpose="step", train=train)
         self.backward()
-        return loss
+        return self._loss()
 
-    def _forward(self, inputs, targets, **how):
+    def _run_forward(self, inputs, targets, window=1, backward=ADD, **how):
         tokens = self._checked("inputs", inputs, lowest=0)
         B, T = tokens.shape
         if targets is not None:
             targets = self._checked("targets", targets, lowest=-1)
             if targets.shape != tokens.shape:
                 raise UsageError(f"targets have shape {targets.shape}, expected {tokens.shape} as the inputs")
-        self._last = self._runner.prepare(Work(B, T, targets is not None, **how))
+        if window < 1:
+            raise UsageError(f"a window of {window} chunks: expected at least 1")
+        through = window > 1 and targets is not None and bool(self._runner.state_shapes(B))
+        self._runner.keep_window(window - 1)  # and the one to come
+        self._last = self._runner.prepare(Work(B, T, targets is not None, through=through, **how), backward)
         self._last.tokens[...] = tokens
         if targets is not None:
             self._last.targets[...] = targets
@@ -89,8 +108,8 @@ class Model:
             self._last.noise.view(np.uint32)[...] = self.seed % 2**32, self.dropout_counter % 2**32
         self._last.forward()
         self._backward_ready = targets is not None
-        if targets is None:
-            return None
+
+    def _loss(self):
         loss = float(self._last.output.loss.array[0])
         self.metrics = {"cross_entropy": loss}
         return loss
@@ -99,8 +118,8 @@ class Model:
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
             raise UsageError(f"{name} are {tokens.dtype} of shape {tokens.shape}, expected whole numbers of shape (B, T)")
-        if tokens.shape[1] > self.config.max_seq_len:
-            raise UsageError(f"{name} have {tokens.shape[1]} positions, the model has max_seq_len = {self.config.max_seq_len}")
+        if tokens.shape[1] > (most := max_seq_len(self.config)):
+            raise UsageError(f"{name} have {tokens.shape[1]} positions, the model has max_seq_len = {most}")
         if tokens.size and (tokens.min() < lowest or tokens.max() >= self.config.vocab_size):
             raise UsageError(f"{name} hold ids from {tokens.min()} to {tokens.max()}, "
                              f"expected {lowest} to {self.config.vocab_size - 1}")
@@ -109,6 +128,8 @@ class Model:
     @property
     def logits(self):
         """(B, T, columns) of the last forward, until the next forward or backward; the first vocab_size columns count."""
+        if self._last is None or self._last.output.logits is None:
+            raise UsageError("logits are there after forward; loss_and_grad and evaluate never have them all at once")
         return self._last.output.logits.array
 
     @property
@@ -128,7 +149,7 @@ class Model:
         self._backward_ready = False
         if not self.grads.allocated:
             require_memory(self.grads.nbytes, "the gradients", "choose a smaller model")
-        self._last.backward()
+        self._runner.backward(self._last)
 
     def update(self, lr=1e-4, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, t=1):
         """One AdamW step on every tensor, decay included; t counts updates from 1."""
@@ -147,12 +168,16 @@ class Model:
 
     def program(self, B, T):
         """The recorded kernel calls of one training step at this shape: print it."""
-        return self._runner.prepare(Work(B, T, True, fresh=True, train=True))
+        return self._runner.prepare(Work(B, T, True, purpose="step", train=True), STORE)
 
-    def memory(self, B, T):
+    def memory(self, B, T, window=1):
         """Bytes that training at this shape takes, by what for; nothing is allocated to find out."""
+        through = window > 1 and bool(self._runner.state_shapes(B))
+        work = Work(B, T, True, purpose="step", through=through, train=True)
+        activations = self._runner.plan(work) * (window if through else 1)
         return {"parameters": self.params.nbytes, "gradients": self.grads.nbytes,
-                "Adam moments": self.m.nbytes + self.v.nbytes, "activations": self._runner.plan(Work(B, T, True, train=True))}
+                "Adam moments": self.m.nbytes + self.v.nbytes,
+                "activations": activations}
 
 
 def create(family, *, seed=1337, **fields):

@@ -16,13 +16,15 @@ import gpt2c
 from gpt2c import data, flags, pictures, runs
 from gpt2c.checkpoint import load_run
 from gpt2c.cli import run_program
+from gpt2c.data.reading import Reading
+from gpt2c.data.sources import DataConfig, choose_source
 from gpt2c.errors import Gpt2cError, InputError, UsageError
 from gpt2c.flags import flag
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
 from gpt2c.models import FAMILIES, family_named
 from gpt2c.peak import measured_peak
-from gpt2c.tokenizer import Tokenizer
+from gpt2c.progress import duration
 from gpt2c.trainer import TrainConfig, Trainer
 
 PRETRAINED = "gpt2_124M.bin"
@@ -37,15 +39,9 @@ STARTER = dict(num_layers=4, num_heads=4, channels=128, max_seq_len=128, batch_s
 class RunConfig:
     """What to train, on what, and where it goes."""
 
-    model: str = flag("gpt2", "the model family", choices=tuple(FAMILIES), group="model and data")
+    model: str = flag("gpt2", "the model family", choices=tuple(FAMILIES), group="model")
     init_from: str = flag("", "scratch, a checkpoint to take the weights from, or for gpt2 a size such as d12", "-e",
                           metavar="scratch|PATH|dN", default_text=f"{PRETRAINED} if it is there, else scratch")
-    data: str = flag("", "a token file, a glob of them, or the name or number of a data set below data/", "-i",
-                     "--train-data", metavar="PATH|NAME", default_text="the first data set")
-    val_data: str = flag("", "validation tokens", "-j", metavar="PATH",
-                         default_text="the *_val.bin beside the training data, else its last tenth")
-    tokenizer: str = flag("", "the tokenizer file of the data", metavar="PATH", default_text="the one beside the data")
-    list_datasets: bool = flag(False, "list the data sets below data/ and stop")
 
     out_dir: str = flag("", "the run's folder", "-o", "--output", metavar="DIR", default_text="runs/<date>-<family>",
                         group="output")
@@ -73,10 +69,10 @@ def main(argv):
     module = family_named(family)
     starter = family == "gpt2" and not start and not Path(PRETRAINED).exists()
     size = module.describe(start) if start and family == "gpt2" else None
-    (run, config, shape), given = flags.parse(
-        argv, [RunConfig, TrainConfig, module.Config], "gpt2c train", __doc__.partition("\n\n")[2],
+    (run, chosen, reading, config, shape), given = flags.parse(
+        argv, [RunConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train", __doc__.partition("\n\n")[2],
         defaults=STARTER if starter else size)
-    if run.list_datasets:
+    if chosen.list_datasets:
         print(data.list_datasets(data.find_datasets(data_folder())))
         return 0
     if run.threads:
@@ -85,27 +81,27 @@ def main(argv):
 
     folder = runs.Run(run.out_dir) if run.out_dir else None
     model, state, origin = initial_model(run, folder, shape, given, scratch=starter or size or start == "scratch")
-    dataset = choose_data(run, model)
-    model = model or new_model(family, shape, given, dataset, config)
+    source = choose_source(chosen, reading, data_folder(), model, module)
+    model = model or new_model(family, shape, given, source)
     model.recompute = run.recompute
-    if model.tokenizer is None and dataset.tokenizer:
-        model.tokenizer = Tokenizer.load(dataset.tokenizer)
+    model.tokenizer = model.tokenizer or source.tokenizer
+    config.batch_size, config.seq_len = source.fit(config.batch_size, config.seq_len)
     if config.seq_len > model.config.max_seq_len:
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {model.config.max_seq_len}")
 
     memory = model.memory(config.batch_size, config.seq_len)
-    print(banner(model, origin or f"from scratch, seed {config.seed}", dataset, memory))
+    print(banner(model, origin or f"from scratch, seed {config.seed}", source, memory))
     if run.dry_run:
         return 0
     require_memory(sum(memory.values()) - (model.params.nbytes if model.params.allocated else 0), "this run",
                    "try a smaller --batch-size or --seq-len")
     if not origin:
         model.initialise(config.seed)
-    trainer = make_trainer(model, dataset, config)
+    trainer = make_trainer(model, source, config)
     if state:
         trainer.restore(state)
     folder = folder or runs.Run.new(family)
-    folder.begin(flags.to_toml(run, config, model.config), trainer.step)
+    folder.begin(flags.to_toml(run, chosen, reading, config, model.config), trainer.step)
     return train(trainer, run, folder)
 
 
@@ -143,55 +139,30 @@ def newest_checkpoint(folder):
     return (folder.checkpoints() or [None])[-1]
 
 
-def choose_data(run, model):
-    """The Dataset to train on: by path, by name, or the first whose tokenizer fits the model."""
-    if run.data and not (os.path.isfile(run.data) or set("*?[") & set(run.data)):
-        dataset = data.choose_dataset(data.find_datasets(data_folder()), run.data)
-    elif run.data:
-        dataset = data.dataset_of(run.data)
-    else:
-        found = data.find_datasets(data_folder())
-        fitting = [d for d in found if not model or not d.tokenizer
-                   or Tokenizer.load(d.tokenizer).vocab_size == model.config.vocab_size]
-        if not fitting:
-            raise InputError(f"no data set below {data_folder()} fits the model's vocabulary of {model.config.vocab_size}; "
-                             "run downloaddataset.sh, or name token files with --data" if model and found else
-                             f"there is no *_train.bin below {data_folder()}; run downloaddataset.sh, or name token files "
-                             "with --data")
-        if len(found) > 1:
-            print(data.list_datasets(found))
-        dataset = fitting[0]
-    return dataset._replace(val=run.val_data or dataset.val, tokenizer=run.tokenizer or dataset.tokenizer)
-
-
-def new_model(family, shape, given, dataset, config):
-    """A model without parameters yet, of the data's vocabulary and long enough for its sequences."""
+def new_model(family, shape, given, source):
+    """A model without parameters yet, of the data's vocabulary."""
     changes = {}
-    if dataset.tokenizer and "vocab_size" not in given:
-        changes["vocab_size"] = Tokenizer.load(dataset.tokenizer).vocab_size
+    if source.tokenizer and "vocab_size" not in given:
+        changes["vocab_size"] = source.tokenizer.vocab_size
         if "padded_vocab_size" not in given:
             changes["padded_vocab_size"] = 0
     return Model(family, dataclasses.replace(shape, **changes))
 
 
-def make_trainer(model, dataset, config):
-    size = dict(B=config.batch_size, T=config.seq_len, vocab_size=model.config.vocab_size)
-    part = {"train": (0, 1), "val": (0, 1)} if dataset.val else {"train": (0, 0.9), "val": (0.9, 1)}
-    loader = data.DataLoader(dataset.train, shuffle=True, part=part["train"], **size)
-    val_loader = None
-    if config.val_every and config.val_steps:
-        val_loader = data.DataLoader(dataset.val or dataset.train, part=part["val"], **size)
-    return Trainer(model, loader, val_loader, config)
+def make_trainer(model, source, config):
+    validate = bool(config.val_every and config.val_steps)
+    size = config.batch_size, config.seq_len, model.config.vocab_size
+    return Trainer(model, *source.loaders(*size, config.seed, validate), config)
 
 
-def banner(model, origin, dataset, memory):
+def banner(model, origin, source, memory):
     about, size = gpt2c.info(), ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(model.config).items())
     parts = " + ".join(f"{what} {in_units(n)}" for what, n in memory.items())
     return "\n".join([
         f"gpt2c {about['version']} on {about['cpu']}: {about['isa']}, {about['threads']} threads ({about['cores']} cores)",
         f"model: {model.family}, {model.num_parameters:,} parameters, {origin}",
         f"       {size}",
-        f"data: {dataset.name}, train {dataset.train}, val {dataset.val or 'the last tenth of it'}",
+        f"data: {source.summary}",
         f"memory: {parts} = {in_units(sum(memory.values()))}"])
 
 
@@ -274,12 +245,6 @@ def show_sample(trainer, run, folder):
         text = " ".join(map(str, ids))
     print(f"generating:\n---\n{text}\n---", flush=True)
     folder.append("samples.txt", f"--- step {trainer.step}\n{text}")
-
-
-def duration(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ class Trainer:
         batches = self.val_loader.num_batches
         if self.config.val_steps >= 0:
             batches = min(batches, self.config.val_steps)
-        return sum(self.model.forward(*self.val_loader.next_batch()) for _ in range(batches)) / batches
+        return sum(self.model.evaluate(*self.val_loader.next_batch()) for _ in range(batches)) / batches
 
     def _validate_if_due(self):
         config = self.config

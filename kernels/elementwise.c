@@ -27,6 +27,12 @@ void K(last_position_forward)(float* out, const float* x, int64_t B, int64_t T, 
     for (int64_t b = 0; b < B; b++) memcpy(out + b * C, x + ((b + 1) * T - 1) * C, C * sizeof(float));
 }
 
+void K(copy)(float* out, const float* x, int64_t R) {
+    PARALLEL_FOR(R)
+    for (int64_t first = 0; first < R; first += BLOCK)
+        memcpy(out + first, x + first, (block_end(first, R) - first) * sizeof(float));
+}
+
 void K(zero)(float* x, int64_t R) {
     PARALLEL_FOR(R)
     for (int64_t first = 0; first < R; first += BLOCK)

@@ -20,6 +20,7 @@
 
 // embedding.c ---------------------------------------------------------------------------------------------------
 // out[b,t] = wte[tokens[b,t]] + wpe[pos + t]           out (B,T,C)  tokens (B,T)  wte (V,C)  wpe (S,C)  pos (1)
+// Without wpe (NULL), and dwpe in the backward, tokens alone.
 void K(embedding_forward)(float* out, const int32_t* tokens, const float* wte, const float* wpe, const int32_t* pos,
                           int64_t B, int64_t T, int64_t C);
 // dwte[tokens[b,t]] += dout[b,t];  dwpe[pos + t] += sum_b dout[b,t]
@@ -137,19 +138,24 @@ void K(residual_forward)(float* out, const float* a, const float* b, int64_t R);
 void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, int64_t add_a, int64_t add_b);
 // out[b] = x[b, T-1]                                   out (B,C)  x (B,T,C)
 void K(last_position_forward)(float* out, const float* x, int64_t B, int64_t T, int64_t C);
+// out = x                                                                                 out, x (R)
+void K(copy)(float* out, const float* x, int64_t R);
 // x = 0
 void K(zero)(float* x, int64_t R);
 
 // loss.c --------------------------------------------------------------------------------------------------------
 // lse_r = log sum_{v<V} exp(logits[r,v]),  losses_r = lse_r - logits[r, targets_r], 0 where targets_r = -1
-// count = number of targets that are not -1,  loss = sum_r losses_r / count, 0 if there are none
-//                                                      logits (R,P), P >= V  targets, losses, lse (R)  loss, count (1)
-void K(crossentropy_forward)(float* loss, float* count, float* losses, float* lse, const float* logits,
-                             const int32_t* targets, int64_t R, int64_t P, int64_t V);
+//                                                                      logits (R,P), P >= V  targets, losses, lse (R)
+void K(crossentropy_forward)(float* losses, float* lse, const float* logits, const int32_t* targets,
+                             int64_t R, int64_t P, int64_t V);
 // Stores dlogits = (exp(logits - lse) - 1[v = target]) / count; 0 in ignored rows and in columns V..P-1.
 // dlogits may be logits itself.
 void K(crossentropy_backward)(float* dlogits, const float* logits, const float* lse, const int32_t* targets,
                               const float* count, int64_t R, int64_t P, int64_t V);
+// count = number of targets that are not -1                                                    count (1)  targets (R)
+void K(count_targets)(float* count, const int32_t* targets, int64_t R);
+// loss = sum_r losses_r / count, 0 if count is                                            loss, count (1)  losses (R)
+void K(mean_loss)(float* loss, const float* losses, const float* count, int64_t R);
 
 // optim.c -------------------------------------------------------------------------------------------------------
 // g = scale grads,  m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2

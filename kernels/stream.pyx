@@ -49,9 +49,20 @@ cdef class Buffer:
     cdef readonly str kind
     cdef readonly object owner
     cdef uintptr_t address
+    cdef Buffer whole  # what this is a part of
 
     def __init__(self, str name, tuple shape, uintptr_t address, owner, str kind="f"):
         self.name, self.shape, self.address, self.owner, self.kind = name, shape, address, owner, kind
+
+    def rows(self, int64_t first, int64_t last, *row_shape):
+        """Rows first to last of this buffer, seen as rows of the given shape: (last - first, *row_shape)."""
+        size = 1
+        for n in row_shape:
+            size *= n
+        address = self.address + 4 * size * first if self.address else 0
+        part = Buffer(f"{self.name}[{first}:{last}]", (last - first, *row_shape), address, self.owner, self.kind)
+        part.whole = self
+        return part
 
     @property
     def array(self):
@@ -155,7 +166,7 @@ class Door:
                 expected = ", ".join(_dim(d, value) for d in dims)
                 known = ", ".join(f"{l} = {v} from {source[l]}" for l, v in value.items())
                 raise ValueError(f"{self.name}: {name} has shape {a.shape}, expected ({expected})" + (f" with {known}" if known else ""))
-        return [value[letter] for letter in self.letters]
+        return [value.get(letter, 0) for letter in self.letters]
 
     def check_rules(self, sizes, scalars):
         """An error where sizes that fit the arrays still make no sense together."""

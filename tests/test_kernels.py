@@ -62,24 +62,26 @@ ROWS = [
 # ---- embedding
 
 
-@case((0, 3, 5), (1, 1, 1), (2, 7, 3), (1, 5, 17), (3, 4, 65), large=(4, 32, 1801))
-def embedding_forward(rng, B, T, C):
+@case((0, 3, 5), (1, 1, 1), (2, 7, 3), (1, 5, 17), (3, 4, 65), (2, 7, 5, False), large=(4, 32, 1801))
+def embedding_forward(rng, B, T, C, positions=True):
     V, S, pos = 11, T + 5, 3
     tokens = rng.integers(V, size=(B, T), dtype=np.int32)
     wte, wpe = normal(rng, V, C), normal(rng, S, C)
-    args = unset(B, T, C), tokens, wte, wpe, np.array([pos], np.int32)
-    return args, [(single(ref.embedding_forward(tokens, wte, wpe, pos)), 0)]  # one rounding: exact
+    args = unset(B, T, C), tokens, wte, wpe if positions else None, np.array([pos], np.int32)
+    exact = ref.embedding_forward(tokens, wte, wpe, pos) if positions else wte[tokens]
+    return args, [(single(exact), 0)]  # one rounding: exact
 
 
-@case((0, 3, 5), (1, 1, 1), (2, 7, 3), (1, 5, 17), (3, 4, 65), large=(4, 32, 1801))
-def embedding_backward(rng, B, T, C):
+@case((0, 3, 5), (1, 1, 1), (2, 7, 3), (1, 5, 17), (3, 4, 65), (2, 7, 5, False), large=(4, 32, 1801))
+def embedding_backward(rng, B, T, C, positions=True):
     V, S, pos = 5, T + 5, 3  # most tokens occur more than once
     tokens = rng.integers(V, size=(B, T), dtype=np.int32)
     dwte, dwpe, dout = normal(rng, V, C), normal(rng, S, C), normal(rng, B, T, C)
     exact = ref.embedding_backward(dout, tokens, V, S, pos)
     sizes = ref.embedding_backward(abs(dout), tokens, V, S, pos)
-    args = dwte, dwpe, dout, tokens, np.array([pos], np.int32)
-    return args, [(old + e, gamma(B * T) * (abs(old) + s)) for old, e, s in zip((dwte, dwpe), exact, sizes)]
+    args = dwte, dwpe if positions else None, dout, tokens, np.array([pos], np.int32)
+    tables = (dwte, dwpe) if positions else (dwte,)
+    return args, [(old + e, gamma(B * T) * (abs(old) + s)) for old, e, s in zip(tables, exact, sizes)]
 
 
 # ---- layernorm
@@ -461,6 +463,12 @@ def last_position_forward(rng, B, T, C):
 
 
 @case(*LENGTHS, large=(240007,))
+def copy(rng, R):
+    x = normal(rng, R)
+    return (unset(R), x), [(x, 0)]
+
+
+@case(*LENGTHS, large=(240007,))
 def zero(rng, R):
     return (unset(R),), [(np.zeros(R), 0)]
 
@@ -483,16 +491,10 @@ def crossentropy_inputs(rng, R, P, V, scale, ignored):
 
 @case(*LOGITS, large=(101, 337, 331))
 def crossentropy_forward(rng, R, P, V, scale=1, ignored=0):
-    logits, targets, (losses, lse, loss) = crossentropy_inputs(rng, R, P, V, scale, ignored)
+    logits, targets, (losses, lse, _) = crossentropy_inputs(rng, R, P, V, scale, ignored)
     off = gamma(V + 9) * (1 + abs(logits[:, :V].astype(float)).max(-1, initial=0))
-    args = unset(1), unset(1), unset(R), unset(R), logits, targets, V
-    off_losses = 2 * off * (targets >= 0)
-    return args, [
-        (loss, off_losses.max(initial=0)),
-        ((targets >= 0).sum(), 0),
-        (losses, off_losses),
-        (lse, off),
-    ]
+    args = unset(R), unset(R), logits, targets, V
+    return args, [(losses, 2 * off * (targets >= 0)), (lse, off)]
 
 
 @case(*LOGITS, large=(101, 337, 331))
@@ -505,6 +507,20 @@ def crossentropy_backward(rng, R, P, V, scale=1, ignored=0):
     off = U * (np.nan_to_num(abs(logits - lse[:, None])) + abs(lse[:, None])) + gamma(8)
     args = unset(R, P), logits, single(lse), targets, single([count]), V
     return args, [(exact, (p * off + gamma(3) * hit) / max(count, 1))]
+
+
+@case((0,), (1,), (7,), (64,), large=(1001,))
+def count_targets(rng, R):
+    targets = rng.integers(-1, 3, size=R, dtype=np.int32)
+    return (unset(1), targets), [((targets >= 0).sum(), 0)]
+
+
+@case((0, 0), (1, 1), (5, 0), (7, 3), (64, 64), large=(1001, 900))
+def mean_loss(rng, R, counted):
+    losses = abs(normal(rng, R))
+    losses[counted:] = 0
+    exact = losses.sum(dtype=float) / max(counted, 1)
+    return (unset(1), losses, single([counted])), [(exact, gamma(2) * exact)]
 
 
 # ---- optimizer
