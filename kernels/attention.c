@@ -39,6 +39,28 @@ static void panel_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K, const
 #undef TILE_ROWS
 }
 
+// The same for a single vector of columns: c (M x VL) = or += a (M x K) b (K x VL).
+static void narrow_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K, const float* a, ptrdiff_t a_row,
+                           ptrdiff_t a_k, const float* b, ptrdiff_t b_k, int add) {
+    enum { ROWS = 8 };
+    for (int64_t i = 0; i < M; i += ROWS) {
+        vf sum[ROWS] = {0};
+        const float* ai = a + i * a_row;
+        int64_t rows = M - i < ROWS ? M - i : ROWS;
+        if (rows == ROWS)
+            for (int64_t k = 0; k < K; k++)
+#pragma GCC unroll 8
+                for (int r = 0; r < ROWS; r++) sum[r] += ai[r * a_row + k * a_k] * vf_load(b + k * b_k);
+        else
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t k = 0; k < K; k++) sum[r] += ai[r * a_row + k * a_k] * vf_load(b + k * b_k);
+        for (int64_t r = 0; r < rows; r++) {
+            float* cr = c + (i + r) * c_row;
+            vf_store(cr, add ? vf_load(cr) + sum[r] : sum[r]);
+        }
+    }
+}
+
 // The scratch of one thread. W is the width of a head, padded; nothing needs to be kept between heads.
 typedef struct {
     float *k, *v;            // (T+1, W): the head's keys and values, one row more to make the number even
@@ -51,7 +73,7 @@ typedef struct {
 } Scratch;
 
 static Scratch divide_scratch(float* p, int64_t T, int64_t D) {
-    int64_t W = round_up(D, TN);
+    int64_t W = round_up(D, VL);
     Scratch s = {.W = W};
     float** part[] = {&s.k, &s.v, &s.dk, &s.dv, &s.s, &s.ds, &s.q_t, &s.dout_t, &s.out_t, &s.q, &s.dout};
     int64_t size[] = {(T + 1) * W, (T + 1) * W, T * W, T * W, T * TN, T * TN, W * TN, W * TN, W * TN, TN * W, TN * W};
@@ -60,7 +82,7 @@ static Scratch divide_scratch(float* p, int64_t T, int64_t D) {
 }
 
 size_t K(attention_scratch)(int64_t T, int64_t D) {
-    int64_t W = round_up(D, TN);
+    int64_t W = round_up(D, VL);
     return (4 * T + 2) * W + 2 * T * TN + 5 * W * TN;
 }
 
@@ -93,6 +115,26 @@ static void scores(Scratch s, int64_t D, int64_t at, int64_t n) {
         for (int64_t i = 0; i < j - at; i++) s.s[j * TN + i] = -INFINITY;
 }
 
+// s = exp(s - max) down n rows, with the maximum and the sum of each lane.
+static void softmax_lanes(float* s, int64_t n, float* max, float* sum) {
+    vf max0 = vf_load(s), max1 = vf_load(s + VL), sum0 = {0}, sum1 = {0};
+    for (int64_t j = 1; j < n; j++) {
+        max0 = vf_max(max0, vf_load(s + j * TN));
+        max1 = vf_max(max1, vf_load(s + j * TN + VL));
+    }
+    for (int64_t j = 0; j < n; j++) {
+        vf p0 = vf_exp(vf_load(s + j * TN) - max0), p1 = vf_exp(vf_load(s + j * TN + VL) - max1);
+        vf_store(s + j * TN, p0);
+        vf_store(s + j * TN + VL, p1);
+        sum0 += p0;
+        sum1 += p1;
+    }
+    vf_store(max, max0);
+    vf_store(max + VL, max1);
+    vf_store(sum, sum0);
+    vf_store(sum + VL, sum1);
+}
+
 // One head: T queries at positions start .. start + T - 1 against keys and values 0 .. start + T - 1. lse may be NULL.
 static void attend(float* out, ptrdiff_t out_row, float* lse, const float* q, ptrdiff_t q_row, const float* k,
                    const float* v, ptrdiff_t kv_row, int64_t T, int64_t start, int64_t D, Scratch s) {
@@ -105,18 +147,10 @@ static void attend(float* out, ptrdiff_t out_row, float* lse, const float* q, pt
         pack_transposed(s.q_t, TN, s.q, s.W, lanes, D);
         scores(s, D, start + first, n);
 
-        float inverse[TN];
-        for (int i = 0; i < TN; i += VL) {
-            vf max = vf_load(s.s + i), sum = {0};
-            for (int64_t j = 1; j < n; j++) max = vf_max(max, vf_load(s.s + j * TN + i));
-            for (int64_t j = 0; j < n; j++) {
-                vf p = vf_exp(vf_load(s.s + j * TN + i) - max);
-                vf_store(s.s + j * TN + i, p);
-                sum += p;
-            }
-            vf_store(inverse + i, 1.0f / sum);
-            for (int l = 0; lse && l < VL && i + l < lanes; l++) lse[first + i + l] = max[l] + logf(sum[l]);
-        }
+        float max[TN], sum[TN], inverse[TN];
+        softmax_lanes(s.s, n, max, sum);
+        for (int i = 0; i < TN; i++) inverse[i] = 1.0f / sum[i];
+        for (int i = 0; lse && i < lanes; i++) lse[first + i] = max[i] + logf(sum[i]);
         panel_product(s.out_t, TN, D, n, s.v, 1, s.W, s.s, TN, 0);
         store_lanes(out + first * out_row, out_row, s.out_t, lanes, D, inverse, 0);
     }
@@ -181,8 +215,9 @@ void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, con
             panel_product(s.out_t, TN, D, n, s.k, 1, s.W, s.ds, TN, 0);
             store_lanes(dq + first * 3 * C, 3 * C, s.out_t, lanes, D, scale_lane, add);
             for (int64_t c = 0; c < s.W; c += TN) {
-                panel_product(s.dv + c, s.W, n, TN, s.s, TN, 1, s.dout + c, s.W, 1);
-                panel_product(s.dk + c, s.W, n, TN, s.ds, TN, 1, s.q + c, s.W, 1);
+                __typeof__(&panel_product) product = s.W - c < TN ? narrow_product : panel_product;
+                product(s.dv + c, s.W, n, TN, s.s, TN, 1, s.dout + c, s.W, 1);
+                product(s.dk + c, s.W, n, TN, s.ds, TN, 1, s.q + c, s.W, 1);
             }
         }
         for (int64_t t = 0; t < T; t++)
