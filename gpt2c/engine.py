@@ -34,6 +34,7 @@ class Work:
     keep: bool = False  # every activation
     purpose: str = "any"  # "step": forward and backward in one go, the loss is there at the end; "loss": nothing but that
     through: bool = False  # gradients flow into the state that came in, and back from the state that goes on
+    train: bool = False  # what acts in training only (dropout) acts
 
 
 # What the backward of a Pass does with the parameters' gradients: store them, so that what was there does not count, or
@@ -70,12 +71,12 @@ class Runner:
 
     def trace(self, work, stream, pool, inputs, backward=ADD, planning=False):
         """Calls the model's forward on a new tape."""
-        model, (batch, position) = self.model, inputs
+        model, (batch, position, noise) = self.model, inputs
         grad = work.targets and work.purpose != "loss" and self.context is None
         tape = Tape(stream, pool, position, grad=grad, keep=work.keep, pieces=work.purpose != "any",
                     own_loss=backward != THROUGH, recompute=0 if work.keep else model.recompute,
                     caches=self._caches(planning) if self.context else None, context=self.context or 0,
-                    carried=self._carried(work, planning))
+                    carried=self._carried(work, planning), noise=noise if work.train else None)
         tensors = {}
 
         def parameter(name, layer=None):
@@ -198,12 +199,12 @@ def _described(shapes):
 
 
 def _input_buffers(work, planning=False):
-    """(Batch, position), with memory of their own."""
+    """(Batch, position, noise), with memory of their own."""
     def ints(name, *shape):
         return Buffer(name, shape, 0, None, "i") if planning else buffer_of(name, np.zeros(shape, np.int32))
 
     targets = ints("targets", work.B, work.T) if work.targets else None
-    return Batch(ints("tokens", work.B, work.T), targets), ints("position", 1)
+    return Batch(ints("tokens", work.B, work.T), targets), ints("position", 1), ints("noise", 2)
 
 
 class Pass:
@@ -212,8 +213,8 @@ class Pass:
     def __init__(self, runner, work, slab):
         self.work = work
         self.inputs = _input_buffers(work)
-        (batch, position) = self.inputs
-        self.tokens, self.position = batch.tokens.array, position.array
+        (batch, position, noise) = self.inputs
+        self.tokens, self.position, self.noise = batch.tokens.array, position.array, noise.array
         self.targets = batch.targets.array if work.targets else None
         self._runner, self._slab = runner, slab
         self.forward_program, self._backward_programs = None, {}

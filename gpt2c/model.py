@@ -33,6 +33,7 @@ class Model:
         require_memory(self.params.nbytes, f"a model of {self.params.size:,} parameters", "choose a smaller one")
         self._runner = Runner(self, record=record, reuse=reuse, poison=poison)
         self.stream = Stream()
+        self.seed, self.dropout_counter = 1337, 0  # from which dropout's masks follow; forward(train=True) counts
         self._last = None  # the Pass of the last forward
         self._backward_ready = False
 
@@ -42,6 +43,7 @@ class Model:
 
     def initialise(self, seed):
         """Fills the parameters as the family starts them. Each tensor has its own stream of random numbers."""
+        self.seed = seed
         for number, spec in enumerate(self.params.specs):
             self.params[spec.name][...] = spec.init(np.random.default_rng([seed, number]), spec.shape)
         return self
@@ -65,13 +67,13 @@ class Model:
         """The mean loss over the counted targets (a float); without targets, None: see `logits`.
 
         inputs and targets are (B, T) token ids, targets -1 where they do not count. `keep` keeps every activation for
-        `acts`. `train` turns on what acts in training only, such as dropout; GPT-2 as llm.c has it knows nothing of the
-        kind. Gradients and parameters stay as they are.
+        `acts`. `train` turns on what acts in training only: dropout, with new masks each time. Gradients and parameters
+        stay as they are.
 
         A recurrent family continues from `state`. The backward of this chunk's loss then reaches back through the last
         `window` chunks, this one included; the state before them counts as a constant.
         """
-        self._run_forward(inputs, targets, window, keep=keep)
+        self._run_forward(inputs, targets, window, keep=keep, train=train)
         return None if targets is None else self._loss()
 
     def evaluate(self, inputs, targets):
@@ -80,9 +82,9 @@ class Model:
         self._backward_ready = False
         return self._loss()
 
-    def loss_and_grad(self, inputs, targets, add=False, window=1):
+    def loss_and_grad(self, inputs, targets, add=False, window=1, *, train=False):
         """forward and backward in one: the loss; its gradients take the place of `grads`, or are added to them."""
-        self._run_forward(inputs, targets, window, ADD if add else STORE, purpose="step")
+        self._run_forward(inputs, targets, window, ADD if add else STORE, purpose="step", train=train)
         self.backward()
         return self._loss()
 
@@ -101,6 +103,9 @@ class Model:
         self._last.tokens[...] = tokens
         if targets is not None:
             self._last.targets[...] = targets
+        if self._last.work.train:
+            self.dropout_counter += 1
+            self._last.noise.view(np.uint32)[...] = self.seed % 2**32, self.dropout_counter % 2**32
         self._last.forward()
         self._backward_ready = targets is not None
 
@@ -163,11 +168,11 @@ class Model:
 
     def program(self, B, T):
         """The recorded kernel calls of one training step at this shape: print it."""
-        return self._runner.prepare(Work(B, T, True, purpose="step"), STORE)
+        return self._runner.prepare(Work(B, T, True, purpose="step", train=True), STORE)
 
     def memory(self, B, T, window=1):
         """Bytes that training at this shape takes, by what for; nothing is allocated to find out."""
-        activations = window * self._runner.plan(Work(B, T, True, purpose="step"))
+        activations = window * self._runner.plan(Work(B, T, True, purpose="step", train=True))
         return {"parameters": self.params.nbytes, "gradients": self.grads.nbytes,
                 "Adam moments": self.m.nbytes + self.v.nbytes,
                 "activations": activations}

@@ -58,6 +58,11 @@ class Tensor:
             self._grad = self.tape.buffer(self.shape, f"d{self.name}")
         return self._grad, add
 
+    @property
+    def has_grad(self):
+        """Whether anything has flowed back into it."""
+        return self._written
+
     def grad_is(self, buffer):
         """The gradient is what is, or will be, in this buffer."""
         self._grad, self._written = buffer, True
@@ -74,12 +79,13 @@ class Tape:
 
     `caches(name, shape)` gives buffers that live on between calls, for attention that continues where it was (None: it
     starts anew); `context` is how many positions they hold, `position` holds the sequence's first position.
-    `carried(name, layer)` gives the buffers of a recurrent family's state: see `incoming` and `outgoing`.
+    `carried(name, layer)` gives the buffers of a recurrent family's state: see `incoming` and `outgoing`. `noise` holds
+    the seed and the counter of dropout (None: nothing is dropped).
     """
 
     def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, pieces=False, own_loss=True,
-                 recompute=0, caches=None, context=0, carried=None):
-        self.s, self.pool, self.position = stream, pool, position
+                 recompute=0, caches=None, context=0, carried=None, noise: Buffer | None = None):
+        self.s, self.pool, self.position, self.noise = stream, pool, position, noise
         self.grad, self.keep, self.pieces, self.own_loss, self.recompute = grad, keep, pieces, own_loss, recompute
         self.caches, self.context, self._carried = caches, context, carried
         self.kept = {}

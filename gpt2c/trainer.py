@@ -48,7 +48,7 @@ class TrainConfig:
     val_every: int = flag(10, "validate before every Nth update (0: never)", "-v", "--eval-interval", group="validation")
     val_steps: int = flag(10, "batches per validation (-1: all, 0: never validate)", "-m", "--val-num-batches", "--eval-iters")
 
-    seed: int = flag(1337, "of the initial weights and of sampling", group="randomness")
+    seed: int = flag(1337, "of the initial weights, of dropout and of sampling", group="randomness")
 
 
 class Step(NamedTuple):
@@ -87,6 +87,7 @@ class Trainer:
         self.best_val_loss, self._validations_since_best = math.inf, 0
         self.stopped = ""  # why training ended before its time
         self.sampling = Xorshift(config.seed)
+        model.seed = config.seed
         self._optimizer = AdamW(model, config.beta1, config.beta2, config.eps, config.weight_decay)
         batch = loader.B * loader.T * loader.world
         self.micro_steps, rest = divmod(config.total_batch_size or batch, batch)
@@ -119,7 +120,7 @@ class Trainer:
         loss = 0.0
         for micro_step in range(self.micro_steps):
             x, y = self._first_batch or self.loader.next_batch()
-            loss += model.loss_and_grad(x, y, add=micro_step > 0) / self.micro_steps
+            loss += model.loss_and_grad(x, y, add=micro_step > 0, train=True) / self.micro_steps
         norm = self._optimizer.norm() / self.micro_steps
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(f"at step {self.step} the loss is {loss} and the gradient norm {norm}: lower the learning "
@@ -173,6 +174,7 @@ class Trainer:
         save(path, self.model, RunState(
             values={"step": self.step, "tokens": self.tokens, "best_val_loss": self.best_val_loss,
                     "validations_since_best": self._validations_since_best, "sampling": self.sampling.state,
+                    "dropout": [self.model.seed, self.model.dropout_counter],
                     "loader": {name: value for name, value in loader.items() if isinstance(value, int)}},
             arrays={f"loader.{name}": value for name, value in loader.items() if not isinstance(value, int)}))
 
@@ -183,5 +185,6 @@ class Trainer:
         self.best_val_loss = values["best_val_loss"]
         self._validations_since_best = values["validations_since_best"]
         self.sampling.state = values["sampling"]
+        self.model.seed, self.model.dropout_counter = values["dropout"]
         arrays = {name.removeprefix("loader."): array for name, array in run.arrays.items()}
         self.loader.restore(values["loader"] | arrays)

@@ -358,6 +358,89 @@ def swiglu_backward(rng, R):
     ]
 
 
+# ---- scan: the two forms are on either side of SIDE = 4 streams and LONG = 512 steps
+
+SCANS = [
+    (0, 3, 2), (1, 1, 1), (1, 2, 5), (2, 7, 16), (1, 5, 17), (3, 9, 33), (2, 4, 97), (5, 13, 3), (1, 511, 3), (1, 512, 1),
+    (1, 513, 16), (2, 545, 5), (1, 1031, 17), (3, 600, 2),
+]  # fmt: skip
+
+
+def scan_inputs(rng, B, T, I):
+    a = single(rng.uniform(0, 1, (B, T, I)) ** 0.1)
+    a[:, ::37] *= -1  # the recurrence is not for gates alone
+    return a, normal(rng, B, T, I), normal(rng, B, I)
+
+
+def steps_of(T):
+    """Roundings behind a state after T steps, either form: two a step, and a stretch's product and sum."""
+    return 4 * T + 40
+
+
+@case(*SCANS, large=(2, 701, 133))
+def scan_forward(rng, B, T, I):
+    a, b, h0 = scan_inputs(rng, B, T, I)
+    out, last = ref.scan_forward(a, b, h0)
+    bound = gamma(steps_of(T)) * ref.scan_forward(abs(a), abs(b), abs(h0))[0]
+    return (unset(B, T, I), unset(B, I), a, b, h0), [(out, bound), (last, bound[:, -1])]
+
+
+@case(*SCANS, (2, 7, 3, False), large=(2, 701, 133))
+def scan_backward(rng, B, T, I, continued=True):
+    a, b, h0 = scan_inputs(rng, B, T, I)
+    out, dout, dlast = single(ref.scan_forward(a, b, h0)[0]), normal(rng, B, T, I), normal(rng, B, I)
+    if not continued:
+        dlast = np.zeros_like(dlast)
+    exact = ref.scan_backward(dout, dlast, a, out, h0)
+    sizes = ref.scan_backward(abs(dout), abs(dlast), abs(a), abs(out), abs(h0))
+    args = unset(B, T, I), unset(B, T, I), unset(B, I), dout, dlast if continued else None, a, out, h0
+    return args, [(e, gamma(steps_of(T)) * s) for e, s in zip(exact, sizes)]
+
+
+@case(*ROWS, large=(64, 1031))
+def mingru_gates_forward(rng, R, I):
+    x = 4 * normal(rng, R, 2 * I)
+    a, b = ref.mingru_gates_forward(x)
+    return (unset(R, I), unset(R, I), x), [(a, gamma(8) * a), (b, gamma(17) * b)]
+
+
+@case(*ROWS, large=(64, 1031))
+def mingru_gates_backward(rng, R, I):
+    dx, da, db, x = normal(rng, R, 2 * I), normal(rng, R, I), normal(rng, R, I), 4 * normal(rng, R, 2 * I)
+    exact = ref.mingru_gates_backward(da, db, x)
+    size = ref.mingru_gates_backward(-abs(da), abs(db), x)
+    return (dx, da, db, x), [(dx + exact, gamma(32) * size + gamma(2) * abs(dx))]
+
+
+@case((0, 3, 2), (1, 1, 1), (2, 5, 3), (1, 33, 17), large=(2, 65, 31))
+def mingru_log_forward(rng, B, T, I):
+    x, h0 = 2 * normal(rng, B, T, 2 * I), abs(normal(rng, B, I))
+    out = ref.mingru_log_forward(x, h0)
+    return (unset(B, T, I), x, h0), [(out, gamma(1) * out + 1e-12)]
+
+
+# ---- dropout
+
+NOISE = np.array([1337, 5], np.int32)
+DROPPED = [(n, 3, 0.1) for n, in LENGTHS] + [(1024, 0, 0.5), (1025, 1, 0.0), (2100, 7, 1.0), (3000, 2**40, 0.25)]
+
+
+@case(*DROPPED, large=(80021, 4, 0.1))
+def dropout_residual_forward(rng, R, stream, p):
+    a, b, p = normal(rng, R), normal(rng, R), float(single(p))
+    mask = ref.dropout_mask(R, *NOISE.tolist(), stream, p)
+    out = ref.dropout_residual_forward(a, b, mask, p) if p < 1 else a
+    return (unset(R), a, b, NOISE, stream, p), [(out, gamma(4) * (abs(a) + abs(out)))]
+
+
+@case(*DROPPED, large=(50021, 4, 0.1))
+def dropout_residual_backward(rng, R, stream, p):
+    da, db, dout, p = normal(rng, R), normal(rng, R), normal(rng, R), float(single(p))
+    mask = ref.dropout_mask(R, *NOISE.tolist(), stream, p)
+    _, added = ref.dropout_residual_backward(dout, mask, p) if p < 1 else (dout, 0 * db)
+    return (da, db, dout, NOISE, stream, p), [(da + dout, 0), (db + added, gamma(4) * (abs(db) + abs(added)))]
+
+
 # ---- sums and copies: at most one rounding an element, so the float64 result rounded to float32
 
 
@@ -508,7 +591,8 @@ def is_batch(array):
     return array[2][0] in ((1, "R"), (1, "B"))  # its leading dimension, in the kernel's door
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if is_batch(_core.DOORS[name].arrays[0])])
+@pytest.mark.parametrize("name", [name for name in CASES if is_batch(_core.DOORS[name].arrays[0])
+                                  and not name.startswith("dropout")])  # whose masks depend on where an element stands
 def test_an_element_or_row_has_the_same_bits_wherever_it_stands(isa, name):
     args, _ = made(name, CASES[name][2])
     door = _core.DOORS[name].arrays
@@ -560,6 +644,40 @@ def test_gelu_of_special_values(isa, name):
     getattr(STREAM, name)(out, x)
     np.testing.assert_array_equal(out, single([0.0, -0.0, np.nan, np.nan, np.inf, 3e38, 0.0, 0.0, 0.0]))
     assert list(np.signbit(out[:2])) == [False, True]
+
+
+@pytest.mark.parametrize("T", [63, 500, 4000])
+@pytest.mark.parametrize("I", [1, 5, 200])
+def test_the_three_forms_of_the_mingru_agree(isa, rng, T, I):
+    """Few recurrences over a long sequence are cut into stretches, many are not; and the form in logarithms."""
+    x, h0 = 2 * normal(rng, 1, T, 2 * I), abs(normal(rng, 1, I))
+    a, b = run("mingru_gates_forward", unset(1, T, I), unset(1, T, I), x)
+    found = run("scan_forward", unset(1, T, I), unset(1, I), a, b, h0)[0]
+    many = [np.repeat(array, 4, axis=0) for array in (a, b, h0)]
+    direct = call("scan_forward", (unset(4, T, I), unset(4, I), *many))[0]
+    logs = call("mingru_log_forward", (unset(1, T, I), x, h0))[0]
+    np.testing.assert_allclose(found, logs, rtol=1e-5)
+    np.testing.assert_allclose(direct, np.repeat(logs, 4, axis=0), rtol=1e-5)
+
+
+def test_dropout_keeps_the_right_share_independently(isa):
+    """Of 2^20 elements; a share of p varies by sqrt(p (1 - p) / n), five of which are 0.0015 for p = 0.1."""
+    n, p = 1 << 20, 0.1
+    zero, one = np.zeros(n, np.float32), np.ones(n, np.float32)
+
+    def dropped(stream, *noise):
+        out = unset(n)
+        STREAM.dropout_residual_forward(out, zero, one, np.array(noise, np.int32), stream, p)
+        return out == 0
+
+    masks = [dropped(0, 1, 1), dropped(1, 1, 1), dropped(0, 2, 1), dropped(0, 1, 2), dropped(0, -1, 1)]
+    for mask in masks:
+        assert mask.mean() == pytest.approx(p, abs=0.0015)
+        for lag in (1, 2, 16, 64, 1024, 4096):
+            assert (mask[lag:] & mask[:-lag]).mean() == pytest.approx(p * p, abs=0.0005)
+    for i, one_mask in enumerate(masks):
+        for other in masks[:i]:
+            assert (one_mask & other).mean() == pytest.approx(p * p, abs=0.0005)
 
 
 @pytest.mark.parametrize("R", [1, 16383, 16385, 8 * 16384 + 5])

@@ -10,6 +10,9 @@ and, if it is recurrent,
     state(cfg, B) -> {name: shape}    what it carries from chunk to chunk for B lanes, (L, B, width) each; its forward takes
                                       it from t.incoming(name, layer) and leaves it with t.outgoing(name, layer, last)
 
+and, where its document says so, what a run starts from: describe(text), the config fields behind the name of a size;
+TRAINING, defaults of the training flags; TOKENIZER, the kind of tokenizer.
+
 Everything else (training, checkpoints, generation, flags, memory estimates) works on these.
 """
 import dataclasses
@@ -18,9 +21,9 @@ from types import ModuleType
 
 from gpt2c.errors import UsageError
 from gpt2c.flags import nearest
-from gpt2c.models import gpt2
+from gpt2c.models import chargpt, gpt2
 
-FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2}
+FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "chargpt": chargpt}
 
 
 def family_named(name) -> ModuleType:
