@@ -76,7 +76,8 @@ class Runner:
         tape = Tape(stream, pool, position, grad=grad, keep=work.keep, pieces=work.purpose != "any",
                     own_loss=backward != THROUGH, recompute=0 if work.keep else model.recompute,
                     caches=self._caches(planning) if self.context else None, context=self.context or 0,
-                    carried=self._carried(work, planning), noise=noise if work.train else None)
+                    carried=self._carried(work, planning), noise=noise if work.train else None,
+                    balance_loss=model.balance_loss)
         tensors = {}
 
         def parameter(name, layer=None):

@@ -132,10 +132,10 @@ void K(dropout_residual_backward)(float* da, float* db, const float* dout, const
                                   int64_t stream, int64_t add_a, int64_t add_b, float p);
 
 // elementwise.c -------------------------------------------------------------------------------------------------
-// out = a + b                                                                             out, a, b (R)
-void K(residual_forward)(float* out, const float* a, const float* b, int64_t R);
-// da += dout,  db += dout, each with an `add` of its own
-void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, int64_t add_a, int64_t add_b);
+// out = a + scale b                                                                       out, a, b (R)
+void K(residual_forward)(float* out, const float* a, const float* b, int64_t R, float scale);
+// da += dout,  db += scale dout, each with an `add` of its own
+void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, int64_t add_a, int64_t add_b, float scale);
 // out[b] = x[b, T-1]                                   out (B,C)  x (B,T,C)
 void K(last_position_forward)(float* out, const float* x, int64_t B, int64_t T, int64_t C);
 // out = x                                                                                 out, x (R)
@@ -178,22 +178,22 @@ size_t K(moe_scratch)(int64_t H);
 void K(moe_forward)(float* out, float* gates, float* y, float* probs, float* weights, int32_t* chosen, const float* n,
                     const float* expert_g, const float* expert_u, const float* expert_d, const float* router,
                     int64_t R, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch);
-// dp_chosen[s] = (dout y_s - dout out) w_0, 0 for experts not chosen; + balance M fraction / R where balance is given
+// dp_chosen[s] = (dout y_s - dout out) w_0, 0 for experts not chosen; + balance M fraction / R where fraction is given
 // dlogits = p (dp - sum p dp),  dy_s = w_s dout,  dhidden = dy_s d,  dgates = dhidden u silu'(g) | dhidden silu(g)
 // Stores dn = dlogits router + sum_s dgates (g | u)                 dn (B,T,H)  dgates (S,B,T,4H)  dlogits (B,T,M)
 void K(moe_backward)(float* dn, float* dgates, float* dlogits, const float* dout, const float* gates, const float* y,
                      const float* probs, const float* weights, const int32_t* chosen, const float* expert_g,
-                     const float* expert_u, const float* expert_d, const float* router, const float* balance,
-                     const float* fraction, int64_t R, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch);
+                     const float* expert_u, const float* expert_d, const float* router, const float* fraction,
+                     float balance, int64_t R, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch);
 // dg_j += sum dgates_g^T n,  du_j += sum dgates_u^T n,  dd_j += sum (w_s dout)^T (silu(g) u), over the rows that chose j
 size_t K(moe_backward_w_scratch)(int64_t H);
 void K(moe_backward_w)(float* dexpert_g, float* dexpert_u, float* dexpert_d, const float* dout, const float* dgates,
                        const float* gates, const float* n, const float* weights, const int32_t* chosen,
                        int64_t R, int64_t H, int64_t S, int64_t N, int64_t add, float* scratch);
-// fraction_j = share of the rows that chose expert j,  balance = or += M sum_j fraction_j mean(p_j)
+// fraction_j = share of the rows that chose expert 1 + j,  balance = M sum_j fraction_j mean(p_j)
 //                                                       balance (1)  fraction (M)  probs (R,M)  chosen (R,S)
 void K(balance_forward)(float* balance, float* fraction, const float* probs, const int32_t* chosen, int64_t R, int64_t M,
-                        int64_t S, int64_t add);
+                        int64_t S);
 
 // gru.c ---------------------------------------------------------------------------------------------------------
 // The recurrent layer of the hybrid. What comes from the layer's input is ready: az, ar, ah = x_n w^T + b and xr. From
@@ -236,9 +236,9 @@ typedef struct {
     const int32_t* chosen;
     const float *h0, *num0, *den0, *xprev0, *hid_norm, *uz, *ur, *uh;
     const float *wk, *wv, *wo, *wdecay, *wfirst, *time_decay, *time_first, *mu_k, *mu_v, *mu_r;
-    const float *moe_norm, *expert_g, *expert_u, *expert_d, *router, *balance, *fraction;
+    const float *moe_norm, *expert_g, *expert_u, *expert_d, *router, *fraction;
     int64_t B, T, H, S, M, N, add;
-    float eps, skip;
+    float eps, skip, balance;
 } GruBackward;
 size_t K(gru_backward_scratch)(int64_t B, int64_t H);
 void K(gru_backward)(const GruBackward* a, float* scratch);

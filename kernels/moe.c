@@ -40,8 +40,7 @@ void K(moe_forward)(float* out, float* gates, float* y, float* probs, float* wei
 
 void K(moe_backward)(float* dn, float* dgates, float* dlogits, const float* dout, const float* gates, const float* y,
                      const float* probs, const float* weights, const int32_t* chosen, const float* expert_g,
-                     const float* expert_u, const float* expert_d, const float* router, const float* balance,
-                     const float* fraction, int64_t R, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch) {
+                     const float* expert_u, const float* expert_d, const float* router, const float* fraction, float balance, int64_t R, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch) {
     const Experts e = experts_of(expert_g, expert_u, expert_d, router, N, S, M, H);
     const Kept kept = {(float*)gates, (float*)y, (float*)probs, (float*)weights, (int32_t*)chosen, R};
     PARALLEL_FOR(12 * R * S * H * H)
@@ -100,7 +99,7 @@ void K(moe_backward_w)(float* dexpert_g, float* dexpert_u, float* dexpert_d, con
 }
 
 void K(balance_forward)(float* balance, float* fraction, const float* probs, const int32_t* chosen, int64_t R, int64_t M,
-                        int64_t S, int64_t add) {
+                        int64_t S) {
     double sum = 0;
     for (int64_t j = 0; j < M; j++) {
         double mean = 0;
@@ -112,5 +111,5 @@ void K(balance_forward)(float* balance, float* fraction, const float* probs, con
         fraction[j] = R ? (float)((double)count / R) : 0.0f;
         sum += R ? fraction[j] * mean / R : 0.0;
     }
-    balance[0] = (float)((add ? balance[0] : 0.0) + M * sum);
+    balance[0] = (float)(M * sum);
 }

@@ -106,8 +106,8 @@ static void experts_forward(float* const* out, const float* const* n, const int6
         }
 }
 
-// The gradient of a row's logits from that of its result; balance adds its part to that of the probabilities.
-static void route_backward(float* dlogits, const float* dout, int64_t r, const Experts* e, const Kept* kept, const float* balance,
+// The gradient of a row's logits from that of its result; `balance` weighs the part of the balance loss.
+static void route_backward(float* dlogits, const float* dout, int64_t r, const Experts* e, const Kept* kept, float balance,
                            const float* fraction) {
     const int64_t H = e->H, S = e->S, M = e->M;
     const float *probs = kept->probs + r * M, *weights = kept->weights + r * S;
@@ -120,7 +120,7 @@ static void route_backward(float* dlogits, const float* dout, int64_t r, const E
         along[s] = vf_sum(dot);
         mean += weights[s] * along[s];
     }
-    for (int64_t j = 0; j < M; j++) dlogits[j] = balance ? balance[0] * M * fraction[j] / kept->R : 0.0f;
+    for (int64_t j = 0; j < M; j++) dlogits[j] = fraction ? balance * M * fraction[j] / kept->R : 0.0f;
     for (int64_t s = 1; s < S; s++) dlogits[chosen[s] - 1] += (along[s] - mean) * weights[0];
     for (int64_t j = 0; j < M; j++) sum += probs[j] * dlogits[j];
     for (int64_t j = 0; j < M; j++) dlogits[j] = probs[j] * (dlogits[j] - sum);
@@ -128,7 +128,7 @@ static void route_backward(float* dlogits, const float* dout, int64_t r, const E
 
 // dn[i], and for all R rows the gradients of gates and logits, from dout[i]
 static void experts_backward(float* const* dn, float* dgates, float* dlogits, const float* const* dout, const int64_t* at,
-                             int rows, const Experts* e, const Kept* kept, const float* balance, const float* fraction,
+                             int rows, const Experts* e, const Kept* kept, float balance, const float* fraction,
                              float* scratch) {
     const int64_t H = e->H, R = kept->R;
     for (int i = 0; i < rows; i++)

@@ -21,9 +21,9 @@ from types import ModuleType
 
 from gpt2c.errors import UsageError
 from gpt2c.flags import nearest
-from gpt2c.models import chargpt, gpt2
+from gpt2c.models import chargpt, gpt2, hybrid
 
-FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "chargpt": chargpt}
+FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "chargpt": chargpt, "hybrid": hybrid}
 
 
 def family_named(name) -> ModuleType:
