@@ -25,7 +25,7 @@ cdef extern from "program.h":
     enum: MAX_SCALARS
     ctypedef struct Call:
         int32_t kernel
-        void* p[10]
+        void* p[56]
         int64_t n[8]
         float f[8]
     const int gpt2c_num_kernels
