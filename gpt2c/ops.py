@@ -42,6 +42,24 @@ def layernorm(t, x, w, b, *, name):
     return out
 
 
+def rmsnorm(t, x, w=None, *, eps=1e-5, name):
+    """With gains w, or without."""
+    out = t.new(x.shape, name)
+    rstd = t.buffer(x.shape[:-1], f"{name}_rstd")
+
+    def forward(out):
+        t.s.rmsnorm_forward(out, rstd, x.data, w and w.data, eps)
+
+    def backward():
+        dx, add = x.sink()
+        t.s.rmsnorm_backward(dx, w and w.grad, out.grad, x.data, w and w.data, rstd, add)
+
+    forward(out.data)
+    out.remade_by(forward)
+    t.on_backward(backward)
+    return out
+
+
 def linear(t, x, w, b=None, *, name):
     """x wᵀ + b: (..., C) -> (..., N) with w (N, C)."""
     out = t.new((*x.shape[:-1], w.shape[0]), name)
@@ -89,14 +107,45 @@ def attention(t, qkv, num_heads, *, name):
 
 
 def gelu(t, x, *, name):
+    """The tanh form."""
+    return _activation(t, x, t.s.gelu_forward, t.s.gelu_backward, name)
+
+
+def gelu_erf(t, x, *, name):
+    """The exact form."""
+    return _activation(t, x, t.s.gelu_erf_forward, t.s.gelu_erf_backward, name)
+
+
+def squared_relu(t, x, *, name):
+    return _activation(t, x, t.s.squared_relu_forward, t.s.squared_relu_backward, name)
+
+
+def _activation(t, x, kernel_forward, kernel_backward, name):
     out = t.new(x.shape, name)
 
     def forward(out):
-        t.s.gelu_forward(out, x.data)
+        kernel_forward(out, x.data)
 
     def backward():
         dx, add = x.sink()
-        t.s.gelu_backward(dx, out.grad, x.data, add)
+        kernel_backward(dx, out.grad, x.data, add)
+
+    forward(out.data)
+    out.remade_by(forward)
+    t.on_backward(backward)
+    return out
+
+
+def swiglu(t, a, b, *, name):
+    """silu(a) b."""
+    out = t.new(a.shape, name)
+
+    def forward(out):
+        t.s.swiglu_forward(out, a.data, b.data)
+
+    def backward():
+        (da, add_a), (db, add_b) = a.sink(), b.sink()
+        t.s.swiglu_backward(da, db, out.grad, a.data, b.data, add_a, add_b)
 
     forward(out.data)
     out.remade_by(forward)

@@ -35,6 +35,13 @@ void K(layernorm_forward)(float* out, float* mean, float* rstd, const float* x, 
 void K(layernorm_backward)(float* dx, float* dw, float* db, const float* dout, const float* x, const float* w,
                            const float* mean, const float* rstd, int64_t R, int64_t C, int64_t add);
 
+// n = x rstd,  out = n w   (w may be NULL: 1)          out, x (R,C)  rstd (R)  w (C)
+// rstd = 1 / sqrt(mean(x^2) + eps)
+void K(rmsnorm_forward)(float* out, float* rstd, const float* x, const float* w, int64_t R, int64_t C, float eps);
+// d = dout w,  dx += rstd (d - n mean(d n)),  dw += sum_r dout n   (dw may be NULL)
+void K(rmsnorm_backward)(float* dx, float* dw, const float* dout, const float* x, const float* w, const float* rstd,
+                         int64_t R, int64_t C, int64_t add);
+
 // matmul.c ------------------------------------------------------------------------------------------------------
 size_t K(matmul_scratch)(void);
 // out = x w^T + b   (b may be NULL)                    out (R,N)  x (R,C)  w (N,C)  b (N)
@@ -81,6 +88,21 @@ void K(gelu_forward)(float* out, const float* x, int64_t R);
 void K(gelu_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add);
 // The same function one element at a time with libm's expf: a second opinion for the vector code.
 void K(gelu_forward_scalar)(float* out, const float* x, int64_t R);
+// The exact form, Phi the normal distribution: out = x Phi(x) = x (1 + erf(x / sqrt 2)) / 2
+// Relative error at most (6 + x^2 / 4) 2^-23; where exp(-x^2 / 2) leaves float32's range the result may be 0. Tested.
+void K(gelu_erf_forward)(float* out, const float* x, int64_t R);
+// dx += dout (Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi))
+void K(gelu_erf_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add);
+// out = max(x, 0)^2
+void K(squared_relu_forward)(float* out, const float* x, int64_t R);
+// dx += dout 2 max(x, 0)
+void K(squared_relu_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add);
+// s = 1 / (1 + exp(-a)),  out = a s b                                                     out, a, b (R)
+// Relative error at most 6 2^-23; where exp(-a) leaves float32's range the result may be 0. Tested.
+void K(swiglu_forward)(float* out, const float* a, const float* b, int64_t R);
+// da += dout b s (1 + a (1 - s)),  db += dout a s, each with an `add` of its own
+void K(swiglu_backward)(float* da, float* db, const float* dout, const float* a, const float* b, int64_t R,
+                        int64_t add_a, int64_t add_b);
 
 // elementwise.c -------------------------------------------------------------------------------------------------
 // out = a + b                                                                             out, a, b (R)

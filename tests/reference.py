@@ -6,6 +6,7 @@ B batch, T time, C channels, NH heads, hs = C / NH head size, V vocabulary, Vp i
 """
 
 import functools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,22 @@ def layernorm_backward(dout, x, w, mean, rstd):
     dn = dout * w
     dx = rstd[..., None] * (dn - dn.mean(axis=-1, keepdims=True) - n * (dn * n).mean(axis=-1, keepdims=True))
     return dx, sum_rows(dout * n), sum_rows(dout)
+
+
+# ---- rmsnorm: n = x * rstd, out = n * w, over the last axis; w may be None
+
+
+@in_float64
+def rmsnorm_forward(x, w=None, eps=1e-5):
+    rstd = 1 / np.sqrt((x**2).mean(axis=-1) + eps)
+    return x * rstd[..., None] * (1 if w is None else w), rstd
+
+
+@in_float64
+def rmsnorm_backward(dout, x, w, rstd):
+    n = x * rstd[..., None]
+    dn = dout * (1 if w is None else w)
+    return rstd[..., None] * (dn - n * (dn * n).mean(axis=-1, keepdims=True)), sum_rows(dout * n)
 
 
 # ---- matmul: out = x wᵀ + b
@@ -147,6 +164,50 @@ def gelu_backward(dout, x):
     u2 = 2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
     du2 = 2 * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
     return dout * (sigmoid(u2) + x * sigmoid(u2) * sigmoid(-u2) * du2)
+
+
+# ---- gelu, the exact form: x Φ(x)
+
+
+def normal_cdf(x):
+    """erfc loses nothing in the lower tail."""
+    return np.vectorize(lambda v: math.erfc(-v / math.sqrt(2)) / 2, otypes=[float])(x)
+
+
+@in_float64
+def gelu_erf_forward(x):
+    return x * normal_cdf(x)
+
+
+@in_float64
+def gelu_erf_backward(dout, x):
+    return dout * (normal_cdf(x) + x * np.exp(-np.minimum(x**2 / 2, 700)) / np.sqrt(2 * np.pi))
+
+
+# ---- squared relu: max(x, 0)²
+
+
+@in_float64
+def squared_relu_forward(x):
+    return np.maximum(x, 0) ** 2
+
+
+@in_float64
+def squared_relu_backward(dout, x):
+    return dout * 2 * np.maximum(x, 0)
+
+
+# ---- swiglu: silu(a) b, silu(a) = a sigmoid(a)
+
+
+@in_float64
+def swiglu_forward(a, b):
+    return a * sigmoid(a) * b
+
+
+@in_float64
+def swiglu_backward(dout, a, b):
+    return dout * b * sigmoid(a) * (1 + a * sigmoid(-a)), dout * a * sigmoid(a)
 
 
 # ---- residual: out = a + b; its gradient goes to both unchanged, so there is no backward

@@ -113,6 +113,34 @@ def layernorm_backward(rng, R, C):
     return args, [(old + e, bound) for old, e, bound in zip((dx, dw, db), exact, bounds)]
 
 
+# ---- rmsnorm
+
+GAINLESS = [(3, 5, False), (2, 17, False), (1, 64, False)]
+
+
+@case(*ROWS, *GAINLESS, large=(64, 1031))
+def rmsnorm_forward(rng, R, C, gains=True):
+    x, w, eps = 1 + normal(rng, R, C), normal(rng, C) if gains else None, single(1e-5)
+    out, rstd = ref.rmsnorm_forward(x, w, float(eps))
+    off = gamma(C + 8)  # of rstd, as a share: half of that of the mean square, and the root and the division
+    return (unset(R, C), unset(R), x, w, eps), [(out, (off + gamma(2)) * abs(out)), (rstd, off * rstd)]
+
+
+@case(*ROWS, *GAINLESS, large=(64, 1031))
+def rmsnorm_backward(rng, R, C, gains=True):
+    x, w, dout = 1 + normal(rng, R, C), normal(rng, C) if gains else None, normal(rng, R, C)
+    dx, dw = normal(rng, R, C), normal(rng, C) if gains else None
+    rstd = single(ref.rmsnorm_forward(x, w)[1])
+    exact_dx, exact_dw = ref.rmsnorm_backward(dout, x, w, rstd)
+    n = abs(x.astype(float)) * rstd[:, None]
+    d = abs(dout.astype(float)) * (abs(w) if gains else 1)
+    size_dx = rstd[:, None] * (d + n * (d * n).mean(-1, keepdims=True))
+    expected = [(dx + exact_dx, gamma(C + 10) * (abs(dx) + size_dx))]
+    if gains:
+        expected.append((dw + exact_dw, gamma(R + 4) * (abs(dw) + ref.sum_rows(abs(dout) * n))))
+    return (dx, dw, dout, x, w, rstd), expected
+
+
 # ---- matmul: M x K times K x N, across the borders of tiles (M 4, 6, 14; N 8, 16, 32), of spans of K (384)
 # and of blocks (M 292, 438, 1022; N 80, 160, 320)
 
@@ -261,6 +289,71 @@ def gelu_backward(rng, R):
     off_slope = off_s * (1 + rest * inner) + s * inner * off_s + gamma(8) * s * (1 + (rest + U) * inner)
     exact = ref.gelu_backward(dout, x)
     return (dx, dout, x), [(dx + exact, abs(dout) * off_slope + gamma(2) * (abs(dx) + abs(exact)))]
+
+
+def gelu_erf_bound(x, exact):
+    """6 + x²/4 units of 2^-23 of the value; where exp(-x²/2) leaves the range of float32, 0 is as good."""
+    half_square = x.astype(float) ** 2 / 2
+    small = (x < 0) & (half_square > 126 * np.log(2))
+    return abs(exact) * np.where(small, 1, (6 + np.minimum(half_square / 2, 50) * (x < 0)) * 2 * U)
+
+
+@case(*LENGTHS, large=(30011,))
+def gelu_erf_forward(rng, R):
+    x = 4 * normal(rng, R)
+    exact = ref.gelu_erf_forward(x)
+    return (unset(R), x), [(exact, gelu_erf_bound(x, exact))]
+
+
+@case(*LENGTHS, large=(30011,))
+def gelu_erf_backward(rng, R):
+    """Φ is as far off as in the forward, φ by the rounding of x²/2 and exp's."""
+    dx, dout, x = normal(rng, R), normal(rng, R), 3 * normal(rng, R)
+    half_square = x.astype(float) ** 2 / 2
+    off = gelu_erf_bound(x, ref.normal_cdf(x)) + gamma(8) * (
+        ref.normal_cdf(x) + (1 + half_square) * abs(x) * np.exp(-half_square) / np.sqrt(2 * np.pi))
+    exact = ref.gelu_erf_backward(dout, x)
+    return (dx, dout, x), [(dx + exact, abs(dout) * off + gamma(2) * (abs(dx) + abs(exact)))]
+
+
+@case(*LENGTHS, large=(80021,))
+def squared_relu_forward(rng, R):
+    x = 4 * normal(rng, R)
+    return (unset(R), x), [(single(ref.squared_relu_forward(x)), 0)]  # one rounding: exact
+
+
+@case(*LENGTHS, large=(50021,))
+def squared_relu_backward(rng, R):
+    dx, dout, x = normal(rng, R), normal(rng, R), 4 * normal(rng, R)
+    exact = ref.squared_relu_backward(dout, x)
+    return (dx, dout, x), [(dx + exact, gamma(2) * (abs(dx) + abs(exact)))]
+
+
+def swiglu_bound(a, exact):
+    """6 units of 2^-23 of the value; where exp(-a) leaves the range of float32, 0 is as good."""
+    return abs(exact) * np.where(a < -87, 1, 6 * 2 * U)
+
+
+@case(*LENGTHS, large=(30011,))
+def swiglu_forward(rng, R):
+    a, b = 8 * normal(rng, R), normal(rng, R)
+    exact = ref.swiglu_forward(a, b)
+    return (unset(R), a, b), [(exact, swiglu_bound(a, exact))]
+
+
+@case(*LENGTHS, large=(20011,))
+def swiglu_backward(rng, R):
+    """s is off by 4 units of its value; 1 - s by that times s and a rounding of 1."""
+    da, db, dout, a, b = (normal(rng, R) for _ in range(5))
+    a *= 4
+    s, rest = ref.sigmoid(a.astype(float)), ref.sigmoid(-a.astype(float))
+    off_slope = s * (8 * U * (1 + abs(a) * rest) + abs(a) * (8 * U * s + U)) + gamma(4) * s * (1 + abs(a) * rest)
+    exact_a, exact_b = ref.swiglu_backward(dout, a, b)
+    bound_a = abs(dout * b).astype(float) * (1 + gamma(1)) * off_slope + gamma(4) * (abs(da) + abs(exact_a))
+    return (da, db, dout, a, b), [
+        (da + exact_a, bound_a),
+        (db + exact_b, swiglu_bound(a, exact_b) + gamma(2) * (abs(db) + abs(exact_b))),
+    ]
 
 
 # ---- sums and copies: at most one rounding an element, so the float64 result rounded to float32
@@ -439,6 +532,23 @@ def test_gelu_over_all_floats(isa, name):
     getattr(STREAM, name)(out, x)
     exact = ref.gelu_forward(x)
     assert_within([out], [(exact, gelu_bound(x, exact))])
+
+
+def test_gelu_erf_and_swiglu_over_all_floats(isa):
+    x = np.arange(0, 2**32, 20011).astype(np.uint32).view(np.float32)
+    x = x[abs(x) < np.inf]
+    exact = ref.gelu_erf_forward(x)
+    assert_within(run("gelu_erf_forward", unset(len(x)), x), [(exact, gelu_erf_bound(x, exact))])
+    exact = ref.swiglu_forward(x, np.ones(len(x)))
+    assert_within(run("swiglu_forward", unset(len(x)), x, np.ones_like(x)), [(exact, swiglu_bound(x, exact))])
+
+
+@pytest.mark.parametrize("name", ["gelu_erf_forward", "squared_relu_forward"])
+def test_activations_of_special_values(isa, name):
+    x = single([0.0, np.nan, -np.nan, np.inf, -3e38, 1e-30, -1e-45])
+    small = 0.0 if name == "squared_relu_forward" else 5e-31
+    expected = [0.0, np.nan, np.nan, np.inf, 0.0, small, 0.0]
+    np.testing.assert_allclose(run(name, unset(7), x)[0], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["gelu_forward", "gelu_forward_scalar"])

@@ -74,6 +74,23 @@ def test_layernorm(rng, shape):
         assert_close(actual, numeric_gradient(f, variable))
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 3, 7)])
+def test_rmsnorm(rng, shape):
+    x, dout, w = 3 + 2 * rng.standard_normal(shape), rng.standard_normal(shape), rng.standard_normal(shape[-1])
+    eps = 0.3  # a channel by itself hardly changes without it
+    out, rstd = ref.rmsnorm_forward(x, w, eps)
+    assert out.shape == shape and rstd.shape == shape[:-1]
+
+    def f():
+        return (ref.rmsnorm_forward(x, w, eps)[0] * dout).sum()
+
+    for actual, variable in zip(ref.rmsnorm_backward(dout, x, w, rstd), (x, w), strict=True):
+        assert_close(actual, numeric_gradient(f, variable))
+    ones = np.ones(shape[-1])
+    np.testing.assert_array_equal(ref.rmsnorm_forward(x)[0], ref.rmsnorm_forward(x, ones)[0])
+    np.testing.assert_array_equal(ref.rmsnorm_backward(dout, x, None, rstd)[0], ref.rmsnorm_backward(dout, x, ones, rstd)[0])
+
+
 @pytest.mark.parametrize("R, C, OC", [(1, 1, 1), (7, 3, 5), (2, 11, 1)])
 def test_matmul(rng, R, C, OC):
     x, w, b = rng.standard_normal((R, C)), rng.standard_normal((OC, C)), rng.standard_normal(OC)
@@ -127,6 +144,26 @@ def test_gelu(rng):
     x, dout = np.append(4 * rng.standard_normal(40), 0.0), rng.standard_normal(41)
     assert_close(ref.gelu_forward(x), x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
     assert_close(ref.gelu_backward(dout, x), numeric_gradient(lambda: (ref.gelu_forward(x) * dout).sum(), x))
+
+
+def test_gelu_erf(rng):
+    x, dout = np.append(4 * rng.standard_normal(40), 0.0), rng.standard_normal(41)
+    np.testing.assert_allclose(ref.gelu_erf_forward(x), ref.gelu_forward(x), atol=1e-3)  # which approximates it
+    assert ref.gelu_erf_forward(np.ones(1)) == pytest.approx(0.8413447460685429, rel=1e-15)
+    assert_close(ref.gelu_erf_backward(dout, x), numeric_gradient(lambda: (ref.gelu_erf_forward(x) * dout).sum(), x))
+
+
+def test_squared_relu(rng):
+    x, dout = np.append(4 * rng.standard_normal(40), 0.0), rng.standard_normal(41)
+    np.testing.assert_array_equal(ref.squared_relu_forward(np.array([-2.0, 0.0, 3.0])), [0, 0, 9])
+    assert_close(ref.squared_relu_backward(dout, x), numeric_gradient(lambda: (ref.squared_relu_forward(x) * dout).sum(), x))
+
+
+def test_swiglu(rng):
+    a, b, dout = 4 * rng.standard_normal(40), rng.standard_normal(40), rng.standard_normal(40)
+    assert_close(ref.swiglu_forward(a, b), a / (1 + np.exp(-a)) * b)
+    for actual, variable in zip(ref.swiglu_backward(dout, a, b), (a, b), strict=True):
+        assert_close(actual, numeric_gradient(lambda: (ref.swiglu_forward(a, b) * dout).sum(), variable))
 
 
 def test_gelu_tails():
