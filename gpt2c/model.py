@@ -75,10 +75,11 @@ class Model:
         return None if targets is None else self._loss()
 
     def evaluate(self, inputs, targets):
-        """The loss that forward gives, for less memory: no logits and no backward afterwards."""
+        """The cross-entropy, for less memory than forward: no logits and no backward afterwards."""
         self._run_forward(inputs, targets, purpose="loss")
         self._backward_ready = False
-        return self._loss()
+        self._loss()
+        return self.metrics["cross_entropy"]
 
     def loss_and_grad(self, inputs, targets, add=False, window=1):
         """forward and backward in one: the loss; its gradients take the place of `grads`, or are added to them."""
@@ -105,8 +106,12 @@ class Model:
         self._backward_ready = targets is not None
 
     def _loss(self):
-        loss = float(self._last.output.loss.array[0])
-        self.metrics = {"cross_entropy": loss}
+        output = self._last.output
+        self.metrics = {"cross_entropy": float(output.loss.array[0])}
+        loss = self.metrics["cross_entropy"]
+        for name, term in output.terms.items():
+            self.metrics[name] = float(term.value.array[0])
+            loss += term.weight * self.metrics[name]
         return loss
 
     def _checked(self, name, tokens, lowest):

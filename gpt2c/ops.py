@@ -10,18 +10,26 @@ from typing import NamedTuple
 from gpt2c._core import Buffer
 
 
+class Term(NamedTuple):
+    """Something besides the cross-entropy: its value times its weight is part of the loss. Weight 0: only to be looked at."""
+
+    value: Buffer  # (1,)
+    weight: float = 0.0
+
+
 class Output(NamedTuple):
     """What a model's forward returns."""
 
-    loss: Buffer | None  # (1,)
+    loss: Buffer | None  # (1,), the cross-entropy
     logits: Buffer | None  # (B, T, columns); None where they never exist all at once
+    terms: dict[str, Term] = {}
 
 
-def embedding(t, tokens, wte, wpe, *, name):
-    """Token plus position embedding: (B, T) -> (B, T, C)."""
+def embedding(t, tokens, wte, wpe=None, *, name):
+    """Token embedding, plus position embedding where there is one: (B, T) -> (B, T, C)."""
     out = t.new((*tokens.shape, wte.shape[1]), name)
-    t.s.embedding_forward(out.data, tokens, wte.data, wpe.data, t.position)
-    t.on_backward(lambda: t.s.embedding_backward(wte.grad, wpe.grad, out.grad, tokens, t.position))
+    t.s.embedding_forward(out.data, tokens, wte.data, wpe and wpe.data, t.position)
+    t.on_backward(lambda: t.s.embedding_backward(wte.grad, wpe and wpe.grad, out.grad, tokens, t.position))
     return out
 
 

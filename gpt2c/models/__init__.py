@@ -18,9 +18,9 @@ from types import ModuleType
 
 from gpt2c.errors import UsageError
 from gpt2c.flags import nearest
-from gpt2c.models import gpt2
+from gpt2c.models import gpt2, trm
 
-FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2}
+FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "trm": trm}
 
 
 def family_named(name) -> ModuleType:
