@@ -18,7 +18,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 KERNELS = [f"kernels/{name}.c" for name in (
-    "activation", "attention", "cope", "dyt", "elementwise", "embedding", "loss", "matmul", "norm", "optim", "peak", "recursion", "table")]
+    "activation", "attention", "cope", "dyt", "elementwise", "embedding", "loss", "matmul", "norm", "optim", "peak", "recursion",
+    "table")]
 ONCE = ["kernels/isa.c", "kernels/program.c"]  # without instruction set flags
 HEADERS = [str(path) for path in sorted(Path("kernels").iterdir()) if path.suffix in (".h", ".def")]
 

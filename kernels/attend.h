@@ -31,6 +31,39 @@ static inline void panel_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K
 #undef TILE_ROWS
 }
 
+// The same with c and b one vector wide: heads are often narrower than TN.
+static inline void narrow_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K, const float* a, ptrdiff_t a_row,
+                                  ptrdiff_t a_k, const float* b, ptrdiff_t b_k, int add) {
+#define TILE_ROWS(n)                                                            \
+    {                                                                           \
+        vf sum[n];                                                              \
+        _Pragma("GCC unroll 16") for (int r = 0; r < n; r++) sum[r] = (vf){0};  \
+        for (int64_t k = 0; k < K; k++) {                                       \
+            vf bk = vf_load(b + k * b_k);                                       \
+            const float* ak = a + i * a_row + k * a_k;                          \
+            _Pragma("GCC unroll 16") for (int r = 0; r < n; r++) sum[r] += vf_splat(ak[r * a_row]) * bk; \
+        }                                                                       \
+        _Pragma("GCC unroll 16") for (int r = 0; r < n; r++) {                  \
+            if (r == rows) break;                                               \
+            float* cr = c + (i + r) * c_row;                                    \
+            vf_store(cr, add ? vf_load(cr) + sum[r] : sum[r]);                  \
+        }                                                                       \
+    }
+    for (int64_t i = 0; i < M; i += TM) {
+        int rows = M - i < TM ? (int)(M - i) : TM;
+        TILE_DISPATCH(rows, TILE_ROWS)
+    }
+#undef TILE_ROWS
+}
+
+// The same with c and b W wide, W a multiple of VL.
+static inline void rows_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K, const float* a, ptrdiff_t a_row,
+                                ptrdiff_t a_k, const float* b, ptrdiff_t b_k, int64_t W, int add) {
+    int64_t at = 0;
+    for (; at + TN <= W; at += TN) panel_product(c + at, c_row, M, K, a, a_row, a_k, b + at, b_k, add);
+    if (at < W) narrow_product(c + at, c_row, M, K, a, a_row, a_k, b + at, b_k, add);
+}
+
 // dst (n, W) = scale * rows of width D, src_row apart; columns from D on are 0
 static inline void copy_rows(float* dst, int64_t W, const float* src, ptrdiff_t src_row, int64_t n, int64_t D, float scale) {
     for (int64_t i = 0; i < n; i++)

@@ -28,7 +28,7 @@ typedef struct {
 } Scratch;
 
 static Scratch divide_scratch(float* p, int64_t T, int64_t D) {
-    int64_t W = round_up(D, TN);
+    int64_t W = round_up(D, VL);
     Scratch s = {.W = W};
     float** part[] = {&s.k, &s.v, &s.dk, &s.dv, &s.s, &s.ds, &s.q_t, &s.dout_t, &s.out_t, &s.q, &s.dout};
     int64_t size[] = {(T + 1) * W, (T + 1) * W, T * W, T * W, T * TN, T * TN, W * TN, W * TN, W * TN, TN * W, TN * W};
@@ -37,7 +37,7 @@ static Scratch divide_scratch(float* p, int64_t T, int64_t D) {
 }
 
 size_t K(attention_scratch)(int64_t T, int64_t D) {
-    int64_t W = round_up(D, TN);
+    int64_t W = round_up(D, VL);
     return (4 * T + 2) * W + 2 * T * TN + 5 * W * TN;
 }
 
@@ -136,10 +136,8 @@ void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, con
 
             panel_product(s.out_t, TN, D, n, s.k, 1, s.W, s.ds, TN, 0);
             store_lanes(dq + first * 3 * C, 3 * C, s.out_t, lanes, D, scale_lane, add);
-            for (int64_t c = 0; c < s.W; c += TN) {
-                panel_product(s.dv + c, s.W, n, TN, s.s, TN, 1, s.dout + c, s.W, 1);
-                panel_product(s.dk + c, s.W, n, TN, s.ds, TN, 1, s.q + c, s.W, 1);
-            }
+            rows_product(s.dv, s.W, n, TN, s.s, TN, 1, s.dout, s.W, s.W, 1);
+            rows_product(s.dk, s.W, n, TN, s.ds, TN, 1, s.q, s.W, s.W, 1);
         }
         for (int64_t t = 0; t < T; t++)
             for (int64_t c = 0; c < D; c += VL) {

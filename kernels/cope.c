@@ -32,7 +32,7 @@ typedef struct {
 } Scratch;
 
 static size_t divide_scratch(Scratch* s, float* p, int64_t T, int64_t M, int64_t D) {
-    int64_t W = round_up(D, TN), scores = T * TN, lanes = W * TN;
+    int64_t W = round_up(D, VL), scores = T * TN, lanes = W * TN;
     float* start = p;
     s->M = M, s->W = W;
     float** part[] = {&s->k, &s->v, &s->table, &s->s, &s->ds, &s->gate, &s->dp, &s->z, &s->dz, &s->q_t, &s->dout_t,
@@ -62,36 +62,53 @@ static void load_head(Scratch s, const float* k, const float* v, ptrdiff_t kv_ro
 // Rows of z that n keys can reach: their gates add up to n at most.
 static inline int64_t reached(Scratch s, int64_t n) { return n < s.M ? n + 1 : s.M; }
 
-// r and z of the lanes' queries
-static void products(Scratch s, int64_t D, int64_t n) {
+// r and z of the lanes' queries; `width` lanes hold all of them.
+static void products(Scratch s, int64_t D, int64_t n, int64_t width) {
     int64_t rows = reached(s, n);
-    panel_product(s.s, TN, n, D, s.k, s.W, 1, s.q_t, TN, 0);
-    panel_product(s.z, TN, rows, D, s.table, s.W, 1, s.q_t, TN, 0);
+    rows_product(s.s, TN, n, D, s.k, s.W, 1, s.q_t, TN, width, 0);
+    rows_product(s.z, TN, rows, D, s.table, s.W, 1, s.q_t, TN, width, 0);
     memset(s.z + rows * TN, 0, TN * sizeof(float));
+}
+
+// How many of n keys any of the VL lanes from i on sees. For the others, probabilities and gradients are 0.
+static inline int64_t seen_by_any(int64_t at, int i, int64_t n) { return at + i + VL < n ? at + i + VL : n; }
+
+static inline void clear_rows(float* lanes_of, int i, int64_t first, int64_t last) {
+    for (int64_t j = first; j < last; j++) vf_store(lanes_of + j * TN + i, (vf){0});
 }
 
 // Which lanes have their query, at position `at` + lane, not before key j.
 static inline vi sees(int64_t at, int i, int64_t j) { return lane_numbers() + (int32_t)(at + i) >= (int32_t)j; }
 
-// Where in column i and on of z a position is read: at index and one row below, in parts 1 - f and f.
-static inline vi read_at(vf p, int i, vf* f) {
-    vi m = __builtin_convertvector(p, vi);
-    *f = p - __builtin_convertvector(m, vf);
-    return m * TN + lane_numbers() + i;
+// Where the lanes read z: in row m and the next, in parts 1 - f and f. From key to key m grows by one at most, because no
+// gate is above 1; where rounding takes a position beyond that, f = 1 means the same. `index` is where row m lies.
+typedef struct {
+    vi m, index;
+    vf f;
+} Place;
+
+// Moves on to a new position; true lanes of the result have gone to the next row.
+static inline vi move(Place* at, vf position) {
+    vi beyond = __builtin_convertvector(position, vi) > at->m;
+    at->m -= beyond;
+    at->index += beyond & TN;
+    at->f = position - __builtin_convertvector(at->m, vf);
+    return beyond;
 }
 
-// The scores in place of r, -inf where the key comes after the query, and each lane's largest.
+// The scores of keys 0 .. n-1 in place of r, -inf where the key comes after the query, and each lane's largest.
 static vf scores(Scratch s, int i, int64_t D, int64_t at, int64_t n) {
     const vf scale = vf_splat(1.0f / sqrtf(D)), last = vf_splat(s.M - 1), hidden = vf_splat(-INFINITY);
-    vf sum = {0}, max = hidden;
+    Place place = {.index = lane_numbers() + i};
+    vf sum = {0}, max = hidden, low = vf_load(s.z + i), high = vf_load(s.z + TN + i);
     for (int64_t j = n - 1; j >= 0; j--) {
         float* sj = s.s + j * TN + i;
         vi seen = sees(at, i, j);
-        vf r = vf_load(sj), f;
+        vf r = vf_load(sj);
         sum += vf_select(seen, vf_logistic(r), (vf){0});
-        vi index = read_at(vf_min(sum, last), i, &f);  // a NaN becomes `last`: no index is ever wild
-        vf low = vf_gather(s.z, index), high = vf_gather(s.z + TN, index);
-        r = vf_select(seen, r * scale + (low + f * (high - low)), hidden);
+        low = vf_select(move(&place, vf_min(sum, last)), high, low);  // a NaN counts as `last`: no index is ever wild
+        high = vf_gather(s.z + TN, place.index);
+        r = vf_select(seen, r * scale + (low + place.f * (high - low)), hidden);
         max = vf_max(max, r);
         vf_store(sj, r);
     }
@@ -115,22 +132,25 @@ static void attend(float* out, ptrdiff_t out_row, float* lse, float* preatt, flo
         int64_t lanes = T - first < TN ? T - first : TN, at = start + first, n = at + lanes;
         copy_rows(s.q, s.W, q + first * q_row, q_row, lanes, D, 1);
         pack_transposed(s.q_t, TN, s.q, s.W, lanes, D);
-        products(s, D, n);
+        int64_t width = round_up(lanes, VL);
+        products(s, D, n, width);
         vf max[TN / VL];
-        for (int i = 0; i < TN; i += VL) max[i / VL] = scores(s, i, D, at, n);
+        for (int i = 0; i < width; i += VL) max[i / VL] = scores(s, i, D, at, seen_by_any(at, i, n));
         if (preatt) store_to_look_at(preatt + first * T, T, s.s, one, lanes, at);
-        for (int i = 0; i < TN; i += VL) {
+        for (int i = 0; i < width; i += VL) {
+            int64_t seen = seen_by_any(at, i, n);
             vf sum = {0};
-            for (int64_t j = 0; j < n; j++) {
+            for (int64_t j = 0; j < seen; j++) {
                 vf p = vf_exp(vf_load(s.s + j * TN + i) - max[i / VL]);
                 vf_store(s.s + j * TN + i, p);
                 sum += p;
             }
+            clear_rows(s.s, i, seen, n);
             vf_store(inverse + i, 1.0f / sum);
             for (int l = 0; lse && l < VL && i + l < lanes; l++) lse[first + i + l] = max[i / VL][l] + logf(sum[l]);
         }
         if (att) store_to_look_at(att + first * T, T, s.s, inverse, lanes, at);
-        panel_product(s.out_t, TN, D, n, s.v, 1, s.W, s.s, TN, 0);
+        rows_product(s.out_t, TN, D, n, s.v, 1, s.W, s.s, TN, width, 0);
         store_lanes(out + first * out_row, out_row, s.out_t, lanes, D, inverse, 0);
     }
 }
@@ -173,23 +193,27 @@ void K(cope_cached_forward)(float* out, float* kcache, float* vcache, const floa
 // From r in s.s: the gates; the probabilities in place of r; ds from dout_i v_j; and what flows into p and z.
 static void backward_of_scores(Scratch s, int i, int64_t D, int64_t at, int64_t n, vf lse, vf dot) {
     const vf scale = vf_splat(1.0f / sqrtf(D)), last = vf_splat(s.M - 1), none = {0};
-    vf sum = {0};
+    Place place = {.index = lane_numbers() + i};
+    vf sum = {0}, low = vf_load(s.z + i), high = vf_load(s.z + TN + i), dlow = {0}, dhigh = {0};
     for (int64_t j = n - 1; j >= 0; j--) {
         int64_t at_j = j * TN + i;
         vi seen = sees(at, i, j);
-        vf r = vf_load(s.s + at_j), gate = vf_select(seen, vf_logistic(r), none), f;
+        vf r = vf_load(s.s + at_j), gate = vf_select(seen, vf_logistic(r), none);
         sum += gate;
-        vi index = read_at(vf_min(sum, last), i, &f);
-        vf low = vf_gather(s.z, index), step = vf_gather(s.z + TN, index) - low;
-        vf prob = vf_select(seen, vf_exp(r * scale + (low + f * step) - lse), none);
-        vf ds = prob * (vf_load(s.ds + at_j) - dot);
-        vf_scatter(s.dz, index, vf_gather(s.dz, index) + (ds - f * ds));
-        vf_scatter(s.dz + TN, index, vf_gather(s.dz + TN, index) + f * ds);
+        vi moved = move(&place, vf_min(sum, last));
+        low = vf_select(moved, high, low);
+        high = vf_gather(s.z + TN, place.index);
+        vf prob = vf_select(seen, vf_exp(r * scale + (low + place.f * (high - low)) - lse), none);
+        vf ds = prob * (vf_load(s.ds + at_j) - dot), part = place.f * ds;
+        dlow = vf_select(moved, dhigh, dlow) + (ds - part);
+        dhigh = vf_select(moved, none, dhigh) + part;
+        vf_scatter(s.dz, place.index, dlow);  // what it is when the lane leaves the row stays
         vf_store(s.s + at_j, prob);
         vf_store(s.ds + at_j, ds);
         vf_store(s.gate + at_j, gate);
-        vf_store(s.dp + at_j, vf_select(sum < last, ds * step, none));
+        vf_store(s.dp + at_j, vf_select(sum < last, ds * (high - low), none));
     }
+    vf_scatter(s.dz + TN, place.index, dhigh);
 }
 
 // dr = ds / sqrt(D) + dg g (1 - g) in place of ds: the gate of key k is part of p of every key before it, and of its own
@@ -213,8 +237,6 @@ static void backward_of_head(float* dq, float* dtable, const float* g, const flo
     memset(s.dv, 0, T * s.W * sizeof(float));
     for (int64_t first = 0; first < T; first += TN) {
         int64_t lanes = T - first < TN ? T - first : TN, n = first + lanes, rows = reached(s, n);
-        memset(s.q, 0, TN * s.W * sizeof(float));
-        memset(s.dout, 0, TN * s.W * sizeof(float));
         copy_rows(s.q, s.W, q + first * 3 * C, 3 * C, lanes, D, 1);
         copy_rows(s.dout, s.W, g + first * C, C, lanes, D, 1);
         pack_transposed(s.q_t, TN, s.q, s.W, lanes, D);
@@ -229,22 +251,24 @@ static void backward_of_head(float* dq, float* dtable, const float* g, const flo
             dot_lane[i] = vf_sum(dot);
         }
 
-        products(s, D, n);
-        panel_product(s.ds, TN, n, D, s.v, s.W, 1, s.dout_t, TN, 0);
+        int64_t width = round_up(lanes, VL);
+        products(s, D, n, width);
+        rows_product(s.ds, TN, n, D, s.v, s.W, 1, s.dout_t, TN, width, 0);
         memset(s.dz, 0, (rows + 1) * TN * sizeof(float));
-        for (int i = 0; i < TN; i += VL) {
-            backward_of_scores(s, i, D, first, n, vf_load(lse_lane + i), vf_load(dot_lane + i));
-            backward_of_gates(s, i, D, n);
+        for (int i = 0; i < width; i += VL) {
+            int64_t seen = seen_by_any(first, i, n);
+            backward_of_scores(s, i, D, first, seen, vf_load(lse_lane + i), vf_load(dot_lane + i));
+            backward_of_gates(s, i, D, seen);
+            clear_rows(s.s, i, seen, n);
+            clear_rows(s.ds, i, seen, n);
         }
 
-        panel_product(s.out_t, TN, D, n, s.k, 1, s.W, s.ds, TN, 0);
-        panel_product(s.out_t, TN, D, rows, s.table, 1, s.W, s.dz, TN, 1);
+        rows_product(s.out_t, TN, D, n, s.k, 1, s.W, s.ds, TN, width, 0);
+        rows_product(s.out_t, TN, D, rows, s.table, 1, s.W, s.dz, TN, width, 1);
         store_lanes(dq + first * 3 * C, 3 * C, s.out_t, lanes, D, one, add);
-        for (int64_t c = 0; c < s.W; c += TN) {
-            panel_product(s.dv + c, s.W, n, TN, s.s, TN, 1, s.dout + c, s.W, 1);
-            panel_product(s.dk + c, s.W, n, TN, s.ds, TN, 1, s.q + c, s.W, 1);
-            panel_product(dtable + c, s.W, rows, TN, s.dz, TN, 1, s.q + c, s.W, 1);
-        }
+        rows_product(s.dv, s.W, n, lanes, s.s, TN, 1, s.dout, s.W, s.W, 1);
+        rows_product(s.dk, s.W, n, lanes, s.ds, TN, 1, s.q, s.W, s.W, 1);
+        rows_product(dtable, s.W, rows, lanes, s.dz, TN, 1, s.q, s.W, s.W, 1);
     }
     for (int64_t t = 0; t < T; t++)
         for (int64_t c = 0; c < D; c += VL) {
@@ -259,12 +283,12 @@ static int64_t num_groups(int64_t B) { return B < MAX_GROUPS ? B : MAX_GROUPS; }
 
 // What each thread needs, and before that, once, the groups' gradients of the table.
 size_t K(cope_backward_scratch)(int64_t B, int64_t T, int64_t H, int64_t M, int64_t D) {
-    return K(cope_scratch)(T, M, D) + num_groups(B) * H * M * round_up(D, TN);
+    return K(cope_scratch)(T, M, D) + num_groups(B) * H * M * round_up(D, VL);
 }
 
 void K(cope_backward)(float* dqkv, float* dtable, const float* dout, const float* qkv, const float* out, const float* lse,
                       const float* table, int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, int64_t add, float* scratch) {
-    int64_t D = C / H, G = num_groups(B), W = round_up(D, TN);
+    int64_t D = C / H, G = num_groups(B), W = round_up(D, VL);
     float* dtables = scratch;  // (G, H, M, W)
     scratch += G * H * M * W;
     PARALLEL_FOR(B * T * T * (C / 4 + 8 * H))

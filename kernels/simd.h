@@ -134,7 +134,7 @@ static inline vf vf_tanh(vf x) {
     return vf_select(size < 0.55f, q * z * x + x, (vf)((vi)large | sign));
 }
 
-// Lane i of the result is base[index[i]]; in the scatter, no two lanes may have the same index.
+// Lane i is, or goes to, base[index[i]]; in the scatter, no two lanes may have the same index.
 static inline vf vf_gather(const float* base, vi index) {
 #if VL == 16
     return (vf)_mm512_i32gather_ps((__m512i)index, base, 4);
