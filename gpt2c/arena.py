@@ -33,6 +33,11 @@ def normal(std):
     return lambda rng, shape: rng.standard_normal(shape, np.float32) * np.float32(std)
 
 
+def uniform(bound):
+    """Initialise evenly between -bound and bound."""
+    return lambda rng, shape: (2 * rng.random(shape, np.float32) - 1) * np.float32(bound)
+
+
 def constant(value):
     return lambda rng, shape: np.full(shape, value, np.float32)
 

@@ -26,7 +26,7 @@ from gpt2c.engine import Runner, Work
 from gpt2c.errors import Gpt2cError, UsageError
 from gpt2c.model import Model, create
 from gpt2c.models import make_config
-from gpt2c.optim import AdamW
+from gpt2c.optim import Optimizer
 from gpt2c.peak import measured_bandwidth, measured_peak
 from gpt2c.sampler import generate
 from gpt2c.trainer import TrainConfig, Trainer
@@ -160,7 +160,7 @@ def training_step(case):
     """What the Trainer does for one update, always on the same random tokens."""
     model, (x, y) = create("gpt2", **case.config), batch(case)
     loader = SimpleNamespace(B=case.B, T=case.T, world=1, num_batches=1, next_batch=lambda: (x, y))
-    return Trainer(model, loader, config=TrainConfig(max_steps=sys.maxsize)).train_step
+    return Trainer(model, loader, config=TrainConfig(max_steps=sys.maxsize)).update
 
 
 def generated_token(case):
@@ -320,7 +320,7 @@ def profile(case, isa, machine):
     model = create("gpt2", **case.config)
     step = model.program(case.B, case.T)
     step.tokens[...], step.targets[...] = batch(case)
-    model.stream, optimizer = Stream("record"), AdamW(model)
+    model.stream, optimizer = Stream("record"), Optimizer(model)
     model.zero_grad()
     before = model.stream.program()
     optimizer.norm()

@@ -32,7 +32,9 @@ class Model:
         self.params, self.grads, self.m, self.v = (Arena(specs, prefix) for prefix in ("", "d", "m.", "v."))
         require_memory(self.params.nbytes, f"a model of {self.params.size:,} parameters", "choose a smaller one")
         self._runner = Runner(self, record=record, reuse=reuse, poison=poison)
+        self._evaluation = None  # a Runner of its own for a family that carries a state
         self.stream = Stream()
+        self.seed, self.dropout_counter = 1337, 0  # from which dropout's masks follow; forward(train=True) counts
         self._last = None  # the Pass of the last forward
         self._backward_ready = False
 
@@ -42,6 +44,7 @@ class Model:
 
     def initialise(self, seed):
         """Fills the parameters as the family starts them. Each tensor has its own stream of random numbers."""
+        self.seed = seed
         for number, spec in enumerate(self.params.specs):
             self.params[spec.name][...] = spec.init(np.random.default_rng([seed, number]), spec.shape)
         return self
@@ -61,29 +64,55 @@ class Model:
         for array in self.state.values():
             return self._runner.begin(array.shape[1])
 
+    def carried(self, window=1):
+        """What the next training step takes over from those before it, by name: the state and, with a window, what the
+        backward will need of the chunks inside it."""
+        return {f"state.{name}": array for name, array in self.state.items()} | self._runner.chain_arrays(window - 1)
+
+    def carry(self, arrays):
+        """Goes on from what `carried` gave."""
+        self.state = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
+        self._runner.restore_chain({name: array for name, array in arrays.items() if name.startswith("chain.")})
+
     def forward(self, inputs, targets=None, *, keep=False, train=False, window=1):
         """The mean loss over the counted targets (a float); without targets, None: see `logits`.
 
         inputs and targets are (B, T) token ids, targets -1 where they do not count. `keep` keeps every activation for
-        `acts`. `train` turns on what acts in training only, such as dropout; GPT-2 as llm.c has it knows nothing of the
-        kind. Gradients and parameters stay as they are.
+        `acts`. `train` turns on what acts in training only: dropout, with new masks each time. Gradients and parameters
+        stay as they are.
 
         A recurrent family continues from `state`. The backward of this chunk's loss then reaches back through the last
         `window` chunks, this one included; the state before them counts as a constant.
         """
-        self._run_forward(inputs, targets, window, keep=keep)
+        self._run_forward(inputs, targets, window, keep=keep, train=train)
         return None if targets is None else self._loss()
 
-    def evaluate(self, inputs, targets):
-        """The cross-entropy, for less memory than forward: no logits and no backward afterwards."""
-        self._run_forward(inputs, targets, purpose="loss")
-        self._backward_ready = False
-        self._loss()
-        return self.metrics["cross_entropy"]
+    def evaluate(self, inputs, targets, continues=False):
+        """The cross-entropy, for less memory than forward: no logits and no backward afterwards.
 
-    def loss_and_grad(self, inputs, targets, add=False, window=1):
+        A recurrent family starts from zeros, or where the evaluation before ended if this one `continues` it; `state` and
+        what training carries stay as they are.
+        """
+        if not self._runner.state_shapes(1):
+            self._run_forward(inputs, targets, purpose="loss")
+            self._backward_ready = False
+            self._loss()
+            return self.metrics["cross_entropy"]
+        if self._evaluation is None:
+            self._evaluation = Runner(self)
+        training, self._runner, last, ready = self._runner, self._evaluation, self._last, self._backward_ready
+        try:
+            if not continues:
+                self._runner.begin(len(inputs))
+            self._run_forward(inputs, targets, purpose="loss")
+            self._loss()
+            return self.metrics["cross_entropy"]
+        finally:
+            self._runner, self._last, self._backward_ready = training, last, ready
+
+    def loss_and_grad(self, inputs, targets, add=False, window=1, *, train=False):
         """forward and backward in one: the loss; its gradients take the place of `grads`, or are added to them."""
-        self._run_forward(inputs, targets, window, ADD if add else STORE, purpose="step")
+        self._run_forward(inputs, targets, window, ADD if add else STORE, purpose="step", train=train)
         self.backward()
         return self._loss()
 
@@ -97,11 +126,14 @@ class Model:
         if window < 1:
             raise UsageError(f"a window of {window} chunks: expected at least 1")
         through = window > 1 and targets is not None and bool(self._runner.state_shapes(B))
+        self._runner.keep_window(window - 1)  # and the one to come
         self._last = self._runner.prepare(Work(B, T, targets is not None, through=through, **how), backward)
-        self._runner.keep_window(window)
         self._last.tokens[...] = tokens
         if targets is not None:
             self._last.targets[...] = targets
+        if self._last.work.train:
+            self.dropout_counter += 1
+            self._last.noise.view(np.uint32)[...] = self.seed % 2**32, self.dropout_counter % 2**32
         self._last.forward()
         self._backward_ready = targets is not None
 
@@ -168,11 +200,13 @@ class Model:
 
     def program(self, B, T):
         """The recorded kernel calls of one training step at this shape: print it."""
-        return self._runner.prepare(Work(B, T, True, purpose="step"), STORE)
+        return self._runner.prepare(Work(B, T, True, purpose="step", train=True), STORE)
 
     def memory(self, B, T, window=1):
         """Bytes that training at this shape takes, by what for; nothing is allocated to find out."""
-        activations = window * self._runner.plan(Work(B, T, True, purpose="step"))
+        through = window > 1 and bool(self._runner.state_shapes(B))
+        work = Work(B, T, True, purpose="step", through=through, train=True)
+        activations = self._runner.plan(work) * (window if through else 1)
         return {"parameters": self.params.nbytes, "gradients": self.grads.nbytes,
                 "Adam moments": self.m.nbytes + self.v.nbytes,
                 "activations": activations}

@@ -26,7 +26,7 @@ class Output(NamedTuple):
 
 
 def embedding(t, tokens, wte, wpe=None, *, name):
-    """Token embedding, plus position embedding where there is one: (B, T) -> (B, T, C)."""
+    """Token plus, with a table for it, position embedding: (B, T) -> (B, T, C)."""
     out = t.new((*tokens.shape, wte.shape[1]), name)
     t.s.embedding_forward(out.data, tokens, wte.data, wpe and wpe.data, t.position)
     t.on_backward(lambda: t.s.embedding_backward(wte.grad, wpe and wpe.grad, out.grad, tokens, t.position))
@@ -161,17 +161,48 @@ def swiglu(t, a, b, *, name):
     return out
 
 
-def residual(t, a, b, *, name):
-    """a + b."""
+def residual(t, a, b, *, dropout=0.0, stream=0, name):
+    """a + b; while training, elements of b are dropped with probability `dropout`. Each place where a model does so has
+    a `stream` of masks of its own."""
     out = t.new(a.shape, name)
-    t.s.residual_forward(out.data, a.data, b.data)
+    dropping = t.noise is not None and dropout > 0
+    if dropping:
+        t.s.dropout_residual_forward(out.data, a.data, b.data, t.noise, stream, dropout)
+    else:
+        t.s.residual_forward(out.data, a.data, b.data)
 
     def backward():
         (da, add_a), (db, add_b) = a.sink(), b.sink()
-        t.s.residual_backward(da, db, out.grad, add_a, add_b)
+        if dropping:
+            t.s.dropout_residual_backward(da, db, out.grad, t.noise, stream, dropout, add_a, add_b)
+        else:
+            t.s.residual_backward(da, db, out.grad, add_a, add_b)
 
     t.on_backward(backward)
     return out
+
+
+def mingru(t, x, h0, *, name):
+    """The minimal GRU's recurrence: x (B, T, 2I), candidate and gate, from the state h0 (B, I) -> (h (B, T, I), last).
+
+    `last` is the state after the last step; what flows back into it goes on to h0, which nothing else may use.
+    """
+    B, T, I = *x.shape[:2], x.shape[2] // 2
+    h, last = t.new((B, T, I), name), t.new((B, I), f"{name}_last")
+    a, b = (t.buffer((B, T, I), f"{name}_{part}") for part in "ab")
+    t.s.mingru_gates_forward(a, b, x.data)
+    t.s.scan_forward(h.data, last.data, a, b, h0.data)
+
+    def backward():
+        da, db = (t.buffer((B, T, I), f"d{name}_{part}") for part in "ab")
+        dh0 = t.buffer((B, I), f"d{h0.name}")
+        h0.grad_is(dh0)
+        t.s.scan_backward(da, db, dh0, h.grad, last.grad if last.has_grad else None, a, h.data, h0.data)
+        dx, add = x.sink()
+        t.s.mingru_gates_backward(dx, da, db, x.data, add)
+
+    t.on_backward(backward)
+    return h, last
 
 
 def classifier(t, x, w, targets, vocab_size):

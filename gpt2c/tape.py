@@ -4,6 +4,7 @@ An op (ops.py) calls its forward kernel and leaves a closure that calls its back
 the closures in reverse. There is no graph: what a closure holds is what stays in memory, and when it has run, the
 buffers that nobody else holds go back to the pool.
 """
+import weakref
 from collections.abc import Callable
 
 from gpt2c._core import Buffer, Stream
@@ -39,11 +40,6 @@ class Tensor:
             self._data = None
 
     @property
-    def has_grad(self):
-        """Whether anything has flowed back."""
-        return self._written
-
-    @property
     def grad(self) -> Buffer:
         """The gradient, for who reads it or adds to it: zeroed if nothing has been written yet."""
         buffer, add = self.sink()
@@ -57,6 +53,11 @@ class Tensor:
         if self._grad is None:
             self._grad = self.tape.buffer(self.shape, f"d{self.name}")
         return self._grad, add
+
+    @property
+    def has_grad(self):
+        """Whether anything has flowed back into it."""
+        return self._written
 
     def grad_is(self, buffer):
         """The gradient is what is, or will be, in this buffer."""
@@ -74,16 +75,19 @@ class Tape:
 
     `caches(name, shape)` gives buffers that live on between calls, for attention that continues where it was (None: it
     starts anew); `context` is how many positions they hold, `position` holds the sequence's first position.
-    `carried(name, layer)` gives the buffers of a recurrent family's state: see `incoming` and `outgoing`.
+    `carried(name, layer)` gives the buffers of a recurrent family's state: see `incoming` and `outgoing`. What a `lasting`
+    forward leaves for its backward is still there afterwards, for another one. `noise` holds the seed and the counter of
+    dropout (None: nothing is dropped).
     """
 
     def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, pieces=False, own_loss=True,
-                 recompute=0, caches=None, context=0, carried=None):
-        self.s, self.pool, self.position = stream, pool, position
+                 lasting=False, recompute=0, caches=None, context=0, carried=None, noise: Buffer | None = None):
+        self.s, self.pool, self.position, self.noise = stream, pool, position, noise
         self.grad, self.keep, self.pieces, self.own_loss, self.recompute = grad, keep, pieces, own_loss, recompute
         self.caches, self.context, self._carried = caches, context, carried
         self.kept = {}
         self._incoming, self._again = {}, False
+        self._values = weakref.WeakSet() if lasting else None
         self._closures = []
 
     def block(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -128,6 +132,8 @@ class Tape:
         piece = self.pool.take(tuple(shape), name)
         if self.keep:
             self.kept[name] = piece
+        if self._values is not None:
+            self._values.add(piece)
         return piece
 
     def new(self, shape, name) -> Tensor:
@@ -138,7 +144,14 @@ class Tape:
         if self.grad:
             self._closures.append(closure)
 
+    def drop(self):
+        """Lets go of what is held for a backward pass that will not come, and of the state that came in."""
+        self._closures.clear()
+        self._incoming.clear()
+
     def backward(self):
         """Runs the closures, last first; each is dropped as soon as it has run."""
+        held, self._values = list(self._values or ()), None  # until the end
         while self._closures:
             self._closures.pop()()
+        del held

@@ -1,4 +1,4 @@
-// Token and position embedding.
+// Token and, where there is a table for it, position embedding.
 //
 // Forward gathers rows. Backward scatters them back: two positions may hold the same token, so the work is divided by
 // columns, and each column of the tables is summed over (b, t) in order, whoever does it.

@@ -20,10 +20,10 @@
 
 // embedding.c ---------------------------------------------------------------------------------------------------
 // out[b,t] = wte[tokens[b,t]] + wpe[pos + t]           out (B,T,C)  tokens (B,T)  wte (V,C)  wpe (S,C)  pos (1)
-// wpe may be NULL: 0
+// Without wpe (NULL), and dwpe in the backward, tokens alone.
 void K(embedding_forward)(float* out, const int32_t* tokens, const float* wte, const float* wpe, const int32_t* pos,
                           int64_t B, int64_t T, int64_t C);
-// dwte[tokens[b,t]] += dout[b,t];  dwpe[pos + t] += sum_b dout[b,t]   (dwpe may be NULL)
+// dwte[tokens[b,t]] += dout[b,t];  dwpe[pos + t] += sum_b dout[b,t]
 void K(embedding_backward)(float* dwte, float* dwpe, const float* dout, const int32_t* tokens, const int32_t* pos,
                            int64_t B, int64_t T, int64_t C);
 
@@ -167,6 +167,31 @@ void K(ponder_forward)(float* ponder, float* mean_depth, float* count, const flo
                        const int32_t* targets, int64_t R);
 // Stores dtotal = -weight / count, 0 where the target is -1.
 void K(ponder_backward)(float* dtotal, const int32_t* targets, const float* count, int64_t R, float weight);
+// scan.c --------------------------------------------------------------------------------------------------------
+// out_t = a_t out_{t-1} + b_t with out_{-1} = h0, last = out_{T-1}
+//                                                      out, a, b (B,T,I)  last, h0 (B,I)
+void K(scan_forward)(float* out, float* last, const float* a, const float* b, const float* h0, int64_t B, int64_t T, int64_t I);
+// Stores delta_t = dout_t + a_{t+1} delta_{t+1}, where delta after the last step is dlast (NULL: 0) and its a is 1:
+// db = delta,  da_t = delta_t out_{t-1},  dh0 = a_0 delta_0
+void K(scan_backward)(float* da, float* db, float* dh0, const float* dout, const float* dlast, const float* a, const float* out,
+                      const float* h0, int64_t B, int64_t T, int64_t I);
+// x = candidate c | gate,  z = 1 / (1 + exp(-gate)),  g(c) = c + 1/2 where c >= 0, else 1 / (1 + exp(-c))
+// a = 1 - z,  b = z g(c)                               a, b (R,I)  x (R,2I)
+void K(mingru_gates_forward)(float* a, float* b, const float* x, int64_t R, int64_t I);
+// dc += db z g'(c),  dgate += (db g(c) - da) z (1 - z)
+void K(mingru_gates_backward)(float* dx, const float* da, const float* db, const float* x, int64_t R, int64_t I, int64_t add);
+// Gates and scan in one by sums of logarithms, in double and one element at a time: a second opinion on the others.
+// A_t = sum_{s<=t} log a_s,  out_t = exp(A_t + log(h0 + sum_{s<=t} exp(log b_s - A_s))); an h0 below 1e-10 counts as that.
+void K(mingru_log_forward)(float* out, const float* x, const float* h0, int64_t B, int64_t T, int64_t I);
+
+// dropout.c -----------------------------------------------------------------------------------------------------
+// out = a + keep b / (1 - p)                           out, a, b (R)  noise (2): seed, counter
+// keep is 0 with probability p (rounded to 24 bits), else 1: a function of seed, counter, stream and the element's index.
+void K(dropout_residual_forward)(float* out, const float* a, const float* b, const int32_t* noise, int64_t R,
+                                 int64_t stream, float p);
+// da += dout,  db += keep dout / (1 - p), each with an `add` of its own
+void K(dropout_residual_backward)(float* da, float* db, const float* dout, const int32_t* noise, int64_t R,
+                                  int64_t stream, int64_t add_a, int64_t add_b, float p);
 
 // elementwise.c -------------------------------------------------------------------------------------------------
 // out = a + b                                                                             out, a, b (R)
@@ -199,6 +224,14 @@ void K(mean_loss)(float* loss, const float* losses, const float* count, int64_t 
 // params -= lr (m / bias1 / (sqrt(v / bias2) + eps) + decay params),  bias_i = 1 - beta_i^t            all (R)
 void K(adamw)(float* params, float* m, float* v, const float* grads, int64_t R,
               float lr, float beta1, float beta2, float eps, float decay, float bias1, float bias2, float scale);
+// d = scale grads + decay params,  m = momentum m + (1 - dampening) d, or d the first time
+// params -= lr (d without m,  m,  or with nesterov d + momentum m)                                      all (R)
+void K(sgd)(float* params, float* m, const float* grads, int64_t R,
+            float lr, float momentum, float dampening, float decay, float scale, int64_t nesterov, int64_t first);
+// y += a x                                             y, x (R)
+void K(add_scaled)(float* y, const float* x, int64_t R, float a);
+// x = min(max(x, -limit), limit)                       x (R)
+void K(clamp)(float* x, int64_t R, float limit);
 // norm = sqrt(sum x^2)                                 norm (1)  x (R)
 size_t K(global_norm_scratch)(int64_t R);
 void K(global_norm)(float* norm, const float* x, int64_t R, float* scratch);

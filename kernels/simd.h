@@ -28,6 +28,7 @@
 
 typedef float vf __attribute__((vector_size(4 * VL)));
 typedef int32_t vi __attribute__((vector_size(4 * VL)));
+typedef uint32_t vu __attribute__((vector_size(4 * VL)));  // for arithmetic modulo 2^32
 typedef float vf_unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
 
 static inline vf vf_load(const float* p) { return *(const vf_unaligned*)p; }

@@ -167,7 +167,7 @@ class Door:
                 expected = ", ".join(_dim(d, value) for d in dims)
                 known = ", ".join(f"{l} = {v} from {source[l]}" for l, v in value.items())
                 raise ValueError(f"{self.name}: {name} has shape {a.shape}, expected ({expected})" + (f" with {known}" if known else ""))
-        return [value.get(letter, 0) for letter in self.letters]  # 0: only arrays that are None have it
+        return [value.get(letter, 0) for letter in self.letters]
 
     def check_rules(self, sizes, scalars):
         """An error where sizes that fit the arrays still make no sense together."""

@@ -210,6 +210,94 @@ def swiglu_backward(dout, a, b):
     return dout * b * sigmoid(a) * (1 + a * sigmoid(-a)), dout * a * sigmoid(a)
 
 
+# ---- scan: out_t = a_t out_{t-1} + b_t from out_{-1} = h0; its last state goes on
+
+
+@in_float64
+def scan_forward(a, b, h0):
+    out = np.empty_like(a)  # (B, T, I)
+    h = h0  # (B, I)
+    for t in range(a.shape[1]):
+        out[:, t] = h = a[:, t] * h + b[:, t]
+    return out, h
+
+
+@in_float64
+def scan_backward(dout, dlast, a, out, h0):
+    """-> da, db, dh0; dlast is the gradient of the last state."""
+    da, db = np.empty_like(a), np.empty_like(a)
+    d = dlast
+    for t in reversed(range(a.shape[1])):
+        d = d + dout[:, t]
+        da[:, t], db[:, t] = d * (out[:, t - 1] if t else h0), d
+        d = a[:, t] * d
+    return da, db, d
+
+
+# ---- the minimal GRU's gates: x = c | gate, z = sigmoid(gate), g(c) = c + 1/2 or sigmoid(c), a = 1 - z, b = z g(c)
+
+
+def mingru_candidate(c):
+    return np.where(c >= 0, c + 0.5, sigmoid(c))
+
+
+@in_float64
+def mingru_gates_forward(x):
+    c, gate = np.split(x, 2, axis=-1)
+    return sigmoid(-gate), sigmoid(gate) * mingru_candidate(c)
+
+
+@in_float64
+def mingru_gates_backward(da, db, x):
+    c, gate = np.split(x, 2, axis=-1)
+    slope = np.where(c >= 0, 1, sigmoid(c) * sigmoid(-c))
+    z = sigmoid(gate)
+    return np.concatenate([db * z * slope, (db * mingru_candidate(c) - da) * z * sigmoid(-gate)], axis=-1)
+
+
+@in_float64
+def mingru_log_forward(x, h0):
+    """Gates and scan in one: log out_t = A_t + log(h0 + sum_s exp(log b_s - A_s)), A_t the sum of log a_s."""
+    c, gate = np.split(x, 2, axis=-1)
+    log_a, log_z = -np.logaddexp(0, gate), -np.logaddexp(0, -gate)
+    log_g = np.where(c >= 0, np.log(np.maximum(c, 0) + 0.5), -np.logaddexp(0, -c))
+    A = np.cumsum(log_a, axis=1)
+    terms = np.concatenate([np.log(np.maximum(h0, 1e-10))[:, None], log_z + log_g - A], axis=1)
+    return np.exp(A + np.logaddexp.accumulate(terms, axis=1)[:, 1:])
+
+
+# ---- dropout: the mask is a function of seed, counter, stream and index, in arithmetic modulo 2^64 and 2^32
+
+
+def mix64(x):
+    for _ in range(2):
+        x = (x ^ x >> 32) * 0xD6E8FEB86659FD93 % 2**64
+    return x ^ x >> 32
+
+
+def dropout_mask(R, seed, counter, stream, p):
+    """(R) of 0 and 1."""
+    key = mix64(mix64((seed << 32) + counter) ^ mix64(stream + 0x9E3779B97F4A7C15))
+    mask = []
+    for group in range(-(-R // 1024)):
+        low, high = (part := mix64((key + group) % 2**64)) % 2**32, part >> 32
+        x = (np.arange(1024, dtype=np.uint64) * 0x9E3779B9 + low) % 2**32
+        x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
+        x = (x ^ high ^ x >> 13) * 0xC2B2AE35 % 2**32
+        mask.append((x ^ x >> 16) >> 8 >= int(p * 2**24))
+    return np.concatenate([np.zeros(0, bool), *mask])[:R].astype(float)
+
+
+@in_float64
+def dropout_residual_forward(a, b, mask, p):
+    return a + mask * b / (1 - p)
+
+
+@in_float64
+def dropout_residual_backward(dout, mask, p):
+    return dout, mask * dout / (1 - p)
+
+
 # ---- residual: out = a + b; its gradient goes to both unchanged, so there is no backward
 
 
@@ -250,6 +338,16 @@ def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, t, grad_scale=1.0):
     v = beta2 * v + (1 - beta2) * g**2
     step = (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
     return p - lr * (step + weight_decay * p), m, v
+
+
+@in_float64
+def sgd(p, g, m, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, first=False, grad_scale=1.0):
+    """PyTorch's SGD -> new p, m; without momentum m is None."""
+    d = g * grad_scale + weight_decay * p
+    if m is None:
+        return p - lr * d, None
+    m = d if first else momentum * m + (1 - dampening) * d
+    return p - lr * (d + momentum * m if nesterov else m), m
 
 
 @in_float64

@@ -63,16 +63,17 @@ ROWS = [
 # ---- embedding
 
 
-@case((0, 3, 5), (1, 1, 1), (2, 7, 3), (1, 5, 17), (3, 4, 65), (3, 4, 17, False), large=(4, 32, 1801))
+@case((0, 3, 5), (1, 1, 1), (2, 7, 3), (1, 5, 17), (3, 4, 65), (2, 7, 5, False), large=(4, 32, 1801))
 def embedding_forward(rng, B, T, C, positions=True):
     V, S, pos = 11, T + 5, 3
     tokens = rng.integers(V, size=(B, T), dtype=np.int32)
-    wte, wpe = normal(rng, V, C), normal(rng, S, C) * positions
+    wte, wpe = normal(rng, V, C), normal(rng, S, C)
     args = unset(B, T, C), tokens, wte, wpe if positions else None, np.array([pos], np.int32)
-    return args, [(single(ref.embedding_forward(tokens, wte, wpe, pos)), 0)]  # one rounding: exact
+    exact = ref.embedding_forward(tokens, wte, wpe, pos) if positions else wte[tokens]
+    return args, [(single(exact), 0)]  # one rounding: exact
 
 
-@case((0, 3, 5), (1, 1, 1), (2, 7, 3), (1, 5, 17), (3, 4, 65), (3, 4, 17, False), large=(4, 32, 1801))
+@case((0, 3, 5), (1, 1, 1), (2, 7, 3), (1, 5, 17), (3, 4, 65), (2, 7, 5, False), large=(4, 32, 1801))
 def embedding_backward(rng, B, T, C, positions=True):
     V, S, pos = 5, T + 5, 3  # most tokens occur more than once
     tokens = rng.integers(V, size=(B, T), dtype=np.int32)
@@ -80,8 +81,8 @@ def embedding_backward(rng, B, T, C, positions=True):
     exact = ref.embedding_backward(dout, tokens, V, S, pos)
     sizes = ref.embedding_backward(abs(dout), tokens, V, S, pos)
     args = dwte, dwpe if positions else None, dout, tokens, np.array([pos], np.int32)
-    expected = [(old + e, gamma(B * T) * (abs(old) + s)) for old, e, s in zip((dwte, dwpe), exact, sizes)]
-    return args, expected[: 1 + positions]
+    tables = (dwte, dwpe) if positions else (dwte,)
+    return args, [(old + e, gamma(B * T) * (abs(old) + s)) for old, e, s in zip(tables, exact, sizes)]
 
 
 # ---- layernorm
@@ -581,6 +582,89 @@ def swiglu_backward(rng, R):
     ]
 
 
+# ---- scan: the two forms are on either side of SIDE = 4 streams and LONG = 512 steps
+
+SCANS = [
+    (0, 3, 2), (1, 1, 1), (1, 2, 5), (2, 7, 16), (1, 5, 17), (3, 9, 33), (2, 4, 97), (5, 13, 3), (1, 511, 3), (1, 512, 1),
+    (1, 513, 16), (2, 545, 5), (1, 1031, 17), (3, 600, 2),
+]  # fmt: skip
+
+
+def scan_inputs(rng, B, T, I):
+    a = single(rng.uniform(0, 1, (B, T, I)) ** 0.1)
+    a[:, ::37] *= -1  # the recurrence is not for gates alone
+    return a, normal(rng, B, T, I), normal(rng, B, I)
+
+
+def steps_of(T):
+    """Roundings behind a state after T steps, either form: two a step, and a stretch's product and sum."""
+    return 4 * T + 40
+
+
+@case(*SCANS, large=(2, 701, 133))
+def scan_forward(rng, B, T, I):
+    a, b, h0 = scan_inputs(rng, B, T, I)
+    out, last = ref.scan_forward(a, b, h0)
+    bound = gamma(steps_of(T)) * ref.scan_forward(abs(a), abs(b), abs(h0))[0]
+    return (unset(B, T, I), unset(B, I), a, b, h0), [(out, bound), (last, bound[:, -1])]
+
+
+@case(*SCANS, (2, 7, 3, False), large=(2, 701, 133))
+def scan_backward(rng, B, T, I, continued=True):
+    a, b, h0 = scan_inputs(rng, B, T, I)
+    out, dout, dlast = single(ref.scan_forward(a, b, h0)[0]), normal(rng, B, T, I), normal(rng, B, I)
+    if not continued:
+        dlast = np.zeros_like(dlast)
+    exact = ref.scan_backward(dout, dlast, a, out, h0)
+    sizes = ref.scan_backward(abs(dout), abs(dlast), abs(a), abs(out), abs(h0))
+    args = unset(B, T, I), unset(B, T, I), unset(B, I), dout, dlast if continued else None, a, out, h0
+    return args, [(e, gamma(steps_of(T)) * s) for e, s in zip(exact, sizes)]
+
+
+@case(*ROWS, large=(64, 1031))
+def mingru_gates_forward(rng, R, I):
+    x = 4 * normal(rng, R, 2 * I)
+    a, b = ref.mingru_gates_forward(x)
+    return (unset(R, I), unset(R, I), x), [(a, gamma(8) * a), (b, gamma(17) * b)]
+
+
+@case(*ROWS, large=(64, 1031))
+def mingru_gates_backward(rng, R, I):
+    dx, da, db, x = normal(rng, R, 2 * I), normal(rng, R, I), normal(rng, R, I), 4 * normal(rng, R, 2 * I)
+    exact = ref.mingru_gates_backward(da, db, x)
+    size = ref.mingru_gates_backward(-abs(da), abs(db), x)
+    return (dx, da, db, x), [(dx + exact, gamma(32) * size + gamma(2) * abs(dx))]
+
+
+@case((0, 3, 2), (1, 1, 1), (2, 5, 3), (1, 33, 17), large=(2, 65, 31))
+def mingru_log_forward(rng, B, T, I):
+    x, h0 = 2 * normal(rng, B, T, 2 * I), abs(normal(rng, B, I))
+    out = ref.mingru_log_forward(x, h0)
+    return (unset(B, T, I), x, h0), [(out, gamma(1) * out + 1e-12)]
+
+
+# ---- dropout
+
+NOISE = np.array([1337, 5], np.int32)
+DROPPED = [(n, 3, 0.1) for n, in LENGTHS] + [(1024, 0, 0.5), (1025, 1, 0.0), (2100, 7, 1.0), (3000, 2**40, 0.25)]
+
+
+@case(*DROPPED, large=(80021, 4, 0.1))
+def dropout_residual_forward(rng, R, stream, p):
+    a, b, p = normal(rng, R), normal(rng, R), float(single(p))
+    mask = ref.dropout_mask(R, *NOISE.tolist(), stream, p)
+    out = ref.dropout_residual_forward(a, b, mask, p) if p < 1 else a
+    return (unset(R), a, b, NOISE, stream, p), [(out, gamma(4) * (abs(a) + abs(out)))]
+
+
+@case(*DROPPED, large=(50021, 4, 0.1))
+def dropout_residual_backward(rng, R, stream, p):
+    da, db, dout, p = normal(rng, R), normal(rng, R), normal(rng, R), float(single(p))
+    mask = ref.dropout_mask(R, *NOISE.tolist(), stream, p)
+    _, added = ref.dropout_residual_backward(dout, mask, p) if p < 1 else (dout, 0 * db)
+    return (da, db, dout, NOISE, stream, p), [(da + dout, 0), (db + added, gamma(4) * (abs(db) + abs(added)))]
+
+
 # ---- sums and copies: at most one rounding an element, so the float64 result rounded to float32
 
 
@@ -679,6 +763,30 @@ def adamw(rng, R):
     return args, [(new, bound), (new_m, gamma(4) * size_m), (new_v, gamma(5) * new_v)]
 
 
+@case(*LENGTHS, (33, 0.0, 0.9), (33, 1.0, 0.0), (33, 0.0, 0.9, 1), (97, 0.3, 0.9, 0, 1), large=(8 * 16384 + 5,))
+def sgd(rng, R, dampening=0.3, momentum=0.9, nesterov=0, first=0):
+    params, m, grads = normal(rng, R), normal(rng, R), normal(rng, R)
+    lr, momentum, dampening, decay, scale = (float(single(x)) for x in (0.1, momentum, dampening, 0.3, 0.7))
+    exact = ref.sgd(params, grads, m, lr, momentum, dampening, decay, nesterov, first, scale)
+    size_d = scale * abs(grads) + decay * abs(params)
+    size_m = size_d if first else momentum * abs(m) + (1 - dampening) * size_d
+    size_p = abs(params) + lr * (size_d + momentum * size_m if nesterov else size_m)
+    args = params, m, grads, lr, momentum, dampening, decay, scale, nesterov, first
+    return args, [(exact[0], gamma(8) * size_p), (exact[1], gamma(5) * size_m)]
+
+
+@case(*LENGTHS, large=(8 * 16384 + 5,))
+def add_scaled(rng, R):
+    y, x, a = normal(rng, R), normal(rng, R), float(single(0.3))
+    return (y, x, a), [(y + a * x.astype(np.float64), gamma(2) * (abs(y) + a * abs(x)))]
+
+
+@case(*LENGTHS, large=(8 * 16384 + 5,))
+def clamp(rng, R):
+    x = normal(rng, R)
+    return (x, 0.5), [(np.clip(x, -0.5, 0.5), 0)]
+
+
 @case(*LENGTHS, large=(8 * 16384 + 5,))
 def global_norm(rng, R):
     """Up to 2^14 squares are summed in float32."""
@@ -731,7 +839,8 @@ def is_batch(array):
     return array[2][0] in ((1, "R"), (1, "B"))  # its leading dimension, in the kernel's door
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if is_batch(_core.DOORS[name].arrays[0])])
+@pytest.mark.parametrize("name", [name for name in CASES if is_batch(_core.DOORS[name].arrays[0])
+                                  and not name.startswith("dropout")])  # whose masks depend on where an element stands
 def test_an_element_or_row_has_the_same_bits_wherever_it_stands(isa, name):
     args, _ = made(name, CASES[name][2])
     door = _core.DOORS[name].arrays
@@ -814,6 +923,38 @@ def test_contextual_decoding_in_any_steps_is_the_full_forward(isa):
             parts.append(part)
             pos = end
         assert_within([np.concatenate(parts, axis=1)], [(out, bound)])
+@pytest.mark.parametrize("T", [63, 500, 4000])
+@pytest.mark.parametrize("I", [1, 5, 200])
+def test_the_three_forms_of_the_mingru_agree(isa, rng, T, I):
+    """Few recurrences over a long sequence are cut into stretches, many are not; and the form in logarithms."""
+    x, h0 = 2 * normal(rng, 1, T, 2 * I), abs(normal(rng, 1, I))
+    a, b = run("mingru_gates_forward", unset(1, T, I), unset(1, T, I), x)
+    found = run("scan_forward", unset(1, T, I), unset(1, I), a, b, h0)[0]
+    many = [np.repeat(array, 4, axis=0) for array in (a, b, h0)]
+    direct = call("scan_forward", (unset(4, T, I), unset(4, I), *many))[0]
+    logs = call("mingru_log_forward", (unset(1, T, I), x, h0))[0]
+    np.testing.assert_allclose(found, logs, rtol=1e-5)
+    np.testing.assert_allclose(direct, np.repeat(logs, 4, axis=0), rtol=1e-5)
+
+
+def test_dropout_keeps_the_right_share_independently(isa):
+    """Of 2^20 elements; a share of p varies by sqrt(p (1 - p) / n), five of which are 0.0015 for p = 0.1."""
+    n, p = 1 << 20, 0.1
+    zero, one = np.zeros(n, np.float32), np.ones(n, np.float32)
+
+    def dropped(stream, *noise):
+        out = unset(n)
+        STREAM.dropout_residual_forward(out, zero, one, np.array(noise, np.int32), stream, p)
+        return out == 0
+
+    masks = [dropped(0, 1, 1), dropped(1, 1, 1), dropped(0, 2, 1), dropped(0, 1, 2), dropped(0, -1, 1)]
+    for mask in masks:
+        assert mask.mean() == pytest.approx(p, abs=0.0015)
+        for lag in (1, 2, 16, 64, 1024, 4096):
+            assert (mask[lag:] & mask[:-lag]).mean() == pytest.approx(p * p, abs=0.0005)
+    for i, one_mask in enumerate(masks):
+        for other in masks[:i]:
+            assert (one_mask & other).mean() == pytest.approx(p * p, abs=0.0005)
 
 
 @pytest.mark.parametrize("R", [1, 16383, 16385, 8 * 16384 + 5])
@@ -821,6 +962,17 @@ def test_global_norm_of_whole_numbers_is_exact(isa, rng, R):
     """Every partial sum is exact, in whatever order: no element is left out."""
     x = rng.integers(1, 9, R).astype(np.float32)
     assert run("global_norm", unset(1), x)[0] == single(ref.global_norm(x))
+
+
+def test_clamp_keeps_what_is_not_a_number(isa):
+    x = single([np.nan, np.inf, -np.inf, 1, -1, 0.25] * 7)
+    np.testing.assert_array_equal(run("clamp", x, 0.5)[0], single([np.nan, 0.5, -0.5, 0.5, -0.5, 0.25] * 7))
+
+
+def test_sgd_without_momentum_needs_no_moments(isa, rng):
+    p, g = normal(rng, 33), normal(rng, 33)
+    expected = ref.sgd(p, g, None, 0.1, weight_decay=0.3)[0], gamma(5) * (abs(p) + abs(g))
+    assert_within(call("sgd", (p, None, g, 0.1, 0.0, 0.0, 0.3)), [expected])
 
 
 @pytest.mark.parametrize("R, P, V, scale", [(1, 1, 1, 1), (5, 8, 3, 1), (4, 31, 17, 1), (6, 33, 29, 1e4)])
@@ -866,7 +1018,7 @@ def test_bf16_products_are_those_of_rounded_operands(R, C, N, isa, threads, rng)
 
 def test_peak_counts_what_it_does(isa):
     """12 sums per lane go from 0, 0.1, 0.2, ... by s x + y; a sink is the sum over all of them."""
-    R, steps, lanes = 5, 7, {"avx2": 8, "avx512": 16, "avx512bf16": 16}.get(isa, 4)
+    R, steps, lanes = 5, 7, {"avx2": 8, "avx512": 16, "avx512bf16": 16, "amx": 16}.get(isa, 4)
     sums = 0.1 * np.arange(12)
     for _ in range(steps):
         sums = sums * 1.0001 + 0.0001

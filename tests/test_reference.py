@@ -166,6 +166,51 @@ def test_swiglu(rng):
         assert_close(actual, numeric_gradient(lambda: (ref.swiglu_forward(a, b) * dout).sum(), variable))
 
 
+@pytest.mark.parametrize("B, T, I", [(1, 1, 1), (2, 5, 3)])
+def test_scan(rng, B, T, I):
+    a, b, dout = rng.standard_normal((3, B, T, I))
+    h0, dlast = rng.standard_normal((2, B, I))
+    out, last = ref.scan_forward(a, b, h0)
+    np.testing.assert_array_equal(out[:, -1], last)
+    assert_close(out[:, 0], a[:, 0] * h0 + b[:, 0])
+
+    def f():
+        out, last = ref.scan_forward(a, b, h0)
+        return (out * dout).sum() + (last * dlast).sum()
+
+    for actual, variable in zip(ref.scan_backward(dout, dlast, a, out, h0), (a, b, h0), strict=True):
+        assert_close(actual, numeric_gradient(f, variable))
+
+
+def test_mingru_gates(rng):
+    x, da, db = 3 * rng.standard_normal((4, 10)), *rng.standard_normal((2, 4, 5))
+    a, b = ref.mingru_gates_forward(x)
+    assert ((a > 0) & (a < 1) & (b > 0)).all() and (x[:, :5] < 0).any() and (x[:, :5] > 0).any()
+
+    def f():
+        a, b = ref.mingru_gates_forward(x)
+        return (a * da).sum() + (b * db).sum()
+
+    assert_close(ref.mingru_gates_backward(da, db, x), numeric_gradient(f, x))
+
+
+def test_mingru_in_logarithms_is_the_recurrence(rng):
+    x, h0 = 2 * rng.standard_normal((2, 300, 6)), abs(rng.standard_normal((2, 3)))
+    assert_close(ref.mingru_log_forward(x, h0), ref.scan_forward(*ref.mingru_gates_forward(x), h0)[0], 1e-12)
+
+
+def test_dropout_residual(rng):
+    a, b, dout = rng.standard_normal((3, 50))
+    mask = ref.dropout_mask(50, 7, 3, 2, 0.3)
+    assert 0 < mask.sum() < 50
+
+    def f():
+        return (ref.dropout_residual_forward(a, b, mask, 0.3) * dout).sum()
+
+    for actual, variable in zip(ref.dropout_residual_backward(dout, mask, 0.3), (a, b), strict=True):
+        assert_close(actual, numeric_gradient(f, variable))
+
+
 def test_gelu_tails():
     x = np.array([-1000.0, -50.0, 50.0, 1000.0])
     np.testing.assert_array_equal(ref.gelu_forward(x), [0, 0, 50, 1000])

@@ -17,10 +17,11 @@ from gpt2c.flags import flag
 from gpt2c.recursive import Halting, cope_attention, dyt, scaled_residual
 
 TOKENIZER = "word"
-# How its document trains it: Adam at a constant rate; the residual scales have a rate and bounds of their own.
-TRAINING = dict(learning_rate=5e-4, epochs=100, seq_len=80, weight_decay=0.0,
-                tensor_learning_rate=dict(alpha=1e-4, beta=1e-4), tensor_clamp=dict(alpha=(0.01, 0.5), beta=(0.01, 0.5)))
+# How its document trains it: pre-training, then instruction tuning, with Adam.
+TRAINING = dict(batch_size=16, seq_len=80, epochs=100.0, optimizer="adam", learning_rate=5e-4)
 INSTRUCTION_TUNING = dict(TRAINING, learning_rate=1e-4)
+# The residual scales have a rate of their own, whatever the schedule says, and bounds that each update keeps them in.
+TENSOR_TRAINING = {name: dict(learning_rate=1e-4, clamp=(0.01, 0.5)) for name in ("alpha", "beta")}
 
 
 @dataclass(frozen=True)
