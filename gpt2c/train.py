@@ -161,7 +161,7 @@ def new_model(family, shape, given, source):
     changes = {}
     if source.tokenizer and "vocab_size" not in given:
         changes["vocab_size"] = source.tokenizer.vocab_size
-        if "padded_vocab_size" not in given:
+        if hasattr(shape, "padded_vocab_size") and "padded_vocab_size" not in given:
             changes["padded_vocab_size"] = 0
     return Model(family, dataclasses.replace(shape, **changes))
 
