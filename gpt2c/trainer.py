@@ -210,8 +210,8 @@ class Trainer:
             raise UsageError(f"the total batch size of {config.total_batch_size} tokens is no multiple of the batch of "
                              f"{loader.B} x {loader.T} = {batch}")
         target = config.target_val_loss or config.target_train_loss
-        epochs = (target and config.max_epochs) or config.epochs or (1 if config.max_steps < 0 else 0)
-        self.total_steps = self._steps_in(epochs) if epochs else config.max_steps
+        self.epochs = (target and config.max_epochs) or config.epochs or (1 if config.max_steps < 0 else 0)
+        self.total_steps = self._steps_in(self.epochs) if self.epochs else config.max_steps
         self._deadline = time.monotonic() + seconds(config.max_time) if config.max_time else math.inf
         self._first_batch = loader.next_batch() if config.overfit else None
         self._after_update = self._progress()
@@ -227,7 +227,7 @@ class Trainer:
 
     @property
     def epochs_in_all(self):
-        return math.ceil(self.config.epochs or self.total_steps * self.micro_steps / self.loader.num_batches)
+        return math.ceil(self.epochs or self.total_steps * self.micro_steps / self.loader.num_batches)
 
     @property
     def flops_per_step(self):

@@ -20,7 +20,7 @@ from gpt2c import _core
 from gpt2c.llmc import bf16_bits
 
 U = 2.0**-24  # half the distance from 1 to the next float32
-TINY = 2.0**-148  # below 2^-126 roundings are off by an amount instead: two of them by this
+TINY = 2.0**-120  # numbers below 2^-126 count as zero: what a sum of 64 such can amount to
 
 CASES = {}
 

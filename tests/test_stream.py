@@ -229,3 +229,13 @@ def test_a_program_times_its_calls(arrays):
 
 def test_an_empty_program_runs():
     _core.Stream("record").program().run()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_subnormal_numbers_count_as_zero_in_kernels_alone(threads):
+    _core.use_threads(threads)
+    tiny = np.full(1 << 17, 1e-40, np.float32)
+    out = np.ones_like(tiny)
+    _core.Stream().residual_forward(out, tiny, tiny)
+    assert not out.any()  # on every thread
+    assert (tiny + tiny).all()  # and nowhere else
