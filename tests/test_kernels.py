@@ -145,7 +145,7 @@ def rmsnorm_backward(rng, R, C, gains=True):
 
 
 # ---- matmul: M x K times K x N, across the borders of tiles (M 4, 6, 14; N 8, 16, 32), of spans of K (384)
-# and of blocks (M 292, 438, 1022; N 80, 160, 320)
+# and of blocks (M 256, 384, 896; N 80, 160, 320)
 
 PRODUCTS = [
     (0, 5, 3), (1, 1, 1), (2, 3, 5), (4, 17, 33), (5, 16, 32), (3, 770, 7), (13, 31, 31), (14, 383, 32),
@@ -1002,18 +1002,41 @@ def test_decoding_in_any_steps_is_the_full_forward(isa):
     assert_within(decoded, 3 * [(out, bound)])
 
 
-@pytest.mark.parametrize("R, C, N", [(5, 1, 1), (7, 17, 13), (33, 769, 34), (30, 31, 771), (70, 129, 200)])
+BF16_PRODUCTS = [(5, 1, 1), (7, 17, 13), (33, 769, 34), (30, 31, 771), (70, 129, 200), (331, 40, 929)]
+
+
+def bf16_products(x, w, b, dout, old_dx, old_dw):
+    """-> out, dx, dw with the bias and what was there before"""
+    return [run("matmul_forward", unset(len(x), len(w)), x, w, b)[0], run("matmul_backward_x", old_dx.copy(), dout, w)[0],
+            run("matmul_backward_w", old_dw.copy(), None, dout, x)[0]]
+
+
+@pytest.mark.parametrize("R, C, N", BF16_PRODUCTS)
 def test_bf16_products_are_those_of_rounded_operands(R, C, N, isa, threads, rng):
     """Only the operands are rounded; the sums are as exact as with float32."""
     gpt2c.set_matmul_precision("bf16")
     full = normal(rng, R, C), normal(rng, N, C), normal(rng, R, N)
     x, w, dout = ((bf16_bits(a).astype(np.uint32) << 16).view(np.float32) for a in full)
-    size = [ref.matmul_forward(abs(x), abs(w)), *ref.matmul_backward(abs(dout), abs(x), abs(w))[:2]]
-    exact = [ref.matmul_forward(x, w), *ref.matmul_backward(dout, x, w)[:2]]
-    for a, b, c in (full, (x, w, dout)):
-        found = [run("matmul_forward", unset(R, N), a, b, None)[0], run("matmul_backward_x", np.zeros_like(a), c, b)[0],
-                 run("matmul_backward_w", np.zeros_like(b), None, c, a)[0]]
+    b, *old = normal(rng, N), normal(rng, R, C), normal(rng, N, C)
+    size = [ref.matmul_forward(abs(x), abs(w), abs(b)), *ref.matmul_backward(abs(dout), abs(x), abs(w))[:2]]
+    exact = [ref.matmul_forward(x, w, b), *ref.matmul_backward(dout, x, w)[:2]]
+    for i in 0, 1:
+        exact[i + 1], size[i + 1] = exact[i + 1] + old[i], size[i + 1] + abs(old[i])
+    for x, w, dout in full, (x, w, dout):
+        found = bf16_products(x, w, b, dout, *old)
         assert_within(found, [(e, gamma(k + 2) * s) for e, s, k in zip(exact, size, (C, N, R))])
+
+
+@pytest.mark.parametrize("R, C, N", BF16_PRODUCTS[2:])
+def test_threads_change_no_bit_of_bf16_products(R, C, N, isa, rng):
+    gpt2c.set_matmul_precision("bf16")
+    args = [normal(rng, *shape) for shape in ((R, C), (N, C), (N,), (R, N), (R, C), (N, C))]
+
+    def found(threads):
+        _core.use_threads(threads)
+        return bits(bf16_products(*args))
+
+    assert [found(2), found(3), found(7)] == 3 * [found(1)]
 
 
 def test_peak_counts_what_it_does(isa):
