@@ -33,6 +33,11 @@ def normal(std):
     return lambda rng, shape: rng.standard_normal(shape, np.float32) * np.float32(std)
 
 
+def uniform(bound):
+    """Initialise evenly between -bound and bound."""
+    return lambda rng, shape: (2 * rng.random(shape, np.float32) - 1) * np.float32(bound)
+
+
 def constant(value):
     return lambda rng, shape: np.full(shape, value, np.float32)
 
@@ -101,7 +106,7 @@ class Arena:
         shape = self._shapes[name]
         first, label = self._offsets[name], self.prefix + name
         if layer is not None:
-            shape = shape[1:]
+            shape = shape[1:] or (1,)
             first, label = first + layer * math.prod(shape), f"{label}[{layer}]"
         return Buffer(label, shape, self.flat.ctypes.data + 4 * first if address else 0, self._flat)
 

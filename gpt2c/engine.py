@@ -4,6 +4,7 @@ A Runner keeps Passes: one for each shape of work, all on one slab of memory, be
 (a forward without a backward is simply dropped). Where a gradient reaches back through several chunks of a text, each of
 those chunks has a Pass and a slab of its own.
 """
+import hashlib
 from collections import deque
 from dataclasses import dataclass
 
@@ -64,17 +65,21 @@ class Runner:
 
     def plan(self, work: Work) -> int:
         """Bytes of slab that a Work needs. Nothing is allocated to find out."""
-        pool = Pool(reuse=self.reuse)
-        tape, _ = self.trace(work, Stream("plan"), pool, _input_buffers(work, planning=True), planning=True)
-        tape.backward()
-        return pool.peak
+        peaks = []
+        for backward in (ADD, THROUGH) if work.through else (ADD,):
+            pool = Pool(reuse=self.reuse)
+            tape, _ = self.trace(work, Stream("plan"), pool, _input_buffers(work, planning=True), backward, planning=True)
+            tape.backward()
+            peaks.append(pool.peak)
+        return max(peaks)
 
     def trace(self, work, stream, pool, inputs, backward=ADD, planning=False):
         """Calls the model's forward on a new tape."""
         model, (batch, position, noise) = self.model, inputs
         grad = work.targets and work.purpose != "loss" and self.context is None
         tape = Tape(stream, pool, position, grad=grad, keep=work.keep, pieces=work.purpose != "any",
-                    own_loss=backward != THROUGH, recompute=0 if work.keep else model.recompute,
+                    own_loss=backward != THROUGH, lasting=work.through,
+                    recompute=0 if work.keep else model.recompute,
                     caches=self._caches(planning) if self.context else None, context=self.context or 0,
                     carried=self._carried(work, planning), noise=noise if work.train else None,
                     balance_loss=model.balance_loss)
@@ -125,6 +130,28 @@ class Runner:
         while self._chain:
             self._release(self._chain.popleft())
 
+    def chain_arrays(self, count):
+        """The last `count` passes of the chain as arrays by name: what went in, and the memory that holds what came out."""
+        arrays = {}
+        for number, done in enumerate(list(self._chain)[-count:] if count else []):
+            parts = {"tokens": done.tokens, "targets": done.targets, "noise": done.noise, "memory": done.slab,
+                     "program": done.fingerprint()}
+            arrays |= {f"chain.{number}.{name}": array for name, array in parts.items()}
+        return arrays
+
+    def restore_chain(self, arrays):
+        """The chain of which chain_arrays were saved."""
+        for number in range(len(arrays) // 5):
+            parts = {name: arrays[f"chain.{number}.{name}"] for name in ("tokens", "targets", "noise", "memory", "program")}
+            work = Work(*parts["tokens"].shape, True, purpose="step", through=True, train=True)
+            done = self._chained(work, STORE)
+            if (done.fingerprint() != parts["program"]).any():
+                raise UsageError("the checkpoint was made by another version of gpt2c, which lays out its memory differently: "
+                                 "take its weights with --init-from, or resume with a window of one chunk")
+            for name, array in (("tokens", done.tokens), ("targets", done.targets), ("noise", done.noise),
+                                ("memory", done.slab)):
+                array[...] = parts[name]
+
     def _release(self, done):
         self._spare.setdefault(done.work, []).append(done)
 
@@ -152,7 +179,7 @@ class Runner:
         if work.through:
             return self._chained(work, backward)
         self.forget_chain()
-        if not self.record or work not in self._passes:
+        if work not in self._passes:
             size = self.plan(work)
             if size > self._slab.nbytes:
                 require_memory(size, f"a batch of {work.B} x {work.T} tokens", "try a smaller batch or sequence length")
@@ -175,7 +202,7 @@ class Runner:
         return last
 
     def keep_window(self, window):
-        """Lets go of passes that lie before the last `window`."""
+        """Lets go of all but the last `window` passes."""
         while len(self._chain) > window:
             self._release(self._chain.popleft())
 
@@ -217,15 +244,16 @@ class Pass:
         (batch, position, noise) = self.inputs
         self.tokens, self.position, self.noise = batch.tokens.array, position.array, noise.array
         self.targets = batch.targets.array if work.targets else None
-        self._runner, self._slab = runner, slab
+        self._runner, self.slab = runner, slab
         self.forward_program, self._backward_programs = None, {}
-        self._pool = Pool(slab, runner.reuse, runner.poison)  # of kernels that run at once
+        self._tape = None  # of kernels that run at once
+        self._pool = Pool(slab, runner.reuse, runner.poison)
 
     def ready(self, backward):
         """Chooses the kind of backward, and records it if it is new. The forward is the same for all of them."""
         self._kind = backward
         if self._runner.record and backward not in self._backward_programs:
-            stream, pool = Stream("record"), Pool(self._slab, self._runner.reuse)
+            stream, pool = Stream("record"), Pool(self.slab, self._runner.reuse)
             tape, output = self._runner.trace(self.work, stream, pool, self.inputs, backward)
             forward = stream.program()
             tape.backward()
@@ -233,6 +261,11 @@ class Pass:
             if self.forward_program is None:
                 self.forward_program, self.output, self.kept = forward, output, tape.kept
         return self
+
+    def fingerprint(self):
+        """A digest of its program and of the room it takes: passes of which it is equal keep the same in the same places."""
+        text = f"{self.slab.nbytes}\n{self.forward_program}"
+        return np.frombuffer(hashlib.sha256(text.encode()).digest(), "<u4")
 
     @property
     def backward_program(self):
@@ -242,6 +275,8 @@ class Pass:
         if self._runner.record:
             self.forward_program.run()
         else:
+            if self._tape:
+                self._tape.drop()  # before the new one asks for memory
             self._tape, self.output = self._runner.trace(self.work, Stream("run"), self._pool, self.inputs, self._kind)
             self.kept = self._tape.kept
 

@@ -22,8 +22,7 @@ class Model:
     """`params`, `grads`, `m` and `v` are Arenas: m.params["wte"] is a view, m.params.flat all of them in one array.
 
     `recompute` trades time for memory in training (Tape), `balance_loss` weighs the balance loss of a mixture of experts;
-    both are set before the first forward. `record`, `reuse` and `poison` are the Runner's and the
-    Pool's, for debugging.
+    both are set before the first forward. `record`, `reuse` and `poison` are the Runner's and the Pool's, for debugging.
     """
 
     def __init__(self, family, config, tokenizer=None, *, recompute=0, balance_loss=0.0, record=True, reuse=True, poison=False):
@@ -34,6 +33,7 @@ class Model:
         self.params, self.grads, self.m, self.v = (Arena(specs, prefix) for prefix in ("", "d", "m.", "v."))
         require_memory(self.params.nbytes, f"a model of {self.params.size:,} parameters", "choose a smaller one")
         self._runner = Runner(self, record=record, reuse=reuse, poison=poison)
+        self._evaluation = None  # a Runner of its own for a family that carries a state
         self.stream = Stream()
         self.seed, self.dropout_counter = 1337, 0  # from which dropout's masks follow; forward(train=True) counts
         self._last = None  # the Pass of the last forward
@@ -65,6 +65,16 @@ class Model:
         for array in self.state.values():
             return self._runner.begin(array.shape[1])
 
+    def carried(self, window=1):
+        """What the next training step takes over from those before it, by name: the state and, with a window, what the
+        backward will need of the chunks inside it."""
+        return {f"state.{name}": array for name, array in self.state.items()} | self._runner.chain_arrays(window - 1)
+
+    def carry(self, arrays):
+        """Goes on from what `carried` gave."""
+        self.state = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
+        self._runner.restore_chain({name: array for name, array in arrays.items() if name.startswith("chain.")})
+
     def forward(self, inputs, targets=None, *, keep=False, train=False, window=1):
         """The mean loss over the counted targets (a float); without targets, None: see `logits`.
 
@@ -78,8 +88,25 @@ class Model:
         self._run_forward(inputs, targets, window, keep=keep, train=train)
         return None if targets is None else self._loss()
 
-    def evaluate(self, inputs, targets):
-        """The cross-entropy, for less memory than forward: no logits and no backward afterwards."""
+    def evaluate(self, inputs, targets, continues=False):
+        """The cross-entropy, for less memory than forward: no logits and no backward afterwards.
+
+        A recurrent family starts from zeros, or where the evaluation before ended if this one `continues` it; `state` and
+        what training carries stay as they are.
+        """
+        if not self._runner.state_shapes(1):
+            return self._cross_entropy(inputs, targets)
+        if self._evaluation is None:
+            self._evaluation = Runner(self)
+        training, self._runner, last, ready = self._runner, self._evaluation, self._last, self._backward_ready
+        try:
+            if not continues:
+                self._runner.begin(len(inputs))
+            return self._cross_entropy(inputs, targets)
+        finally:
+            self._runner, self._last, self._backward_ready = training, last, ready
+
+    def _cross_entropy(self, inputs, targets):
         self._run_forward(inputs, targets, purpose="loss")
         self._backward_ready = False
         self._loss()
@@ -101,8 +128,8 @@ class Model:
         if window < 1:
             raise UsageError(f"a window of {window} chunks: expected at least 1")
         through = window > 1 and targets is not None and bool(self._runner.state_shapes(B))
+        self._runner.keep_window(window - 1)  # and the one to come
         self._last = self._runner.prepare(Work(B, T, targets is not None, through=through, **how), backward)
-        self._runner.keep_window(window)
         self._last.tokens[...] = tokens
         if targets is not None:
             self._last.targets[...] = targets
@@ -179,7 +206,9 @@ class Model:
 
     def memory(self, B, T, window=1):
         """Bytes that training at this shape takes, by what for; nothing is allocated to find out."""
-        activations = window * self._runner.plan(Work(B, T, True, purpose="step", train=True))
+        through = window > 1 and bool(self._runner.state_shapes(B))
+        work = Work(B, T, True, purpose="step", through=through, train=True)
+        activations = self._runner.plan(work) * (window if through else 1)
         return {"parameters": self.params.nbytes, "gradients": self.grads.nbytes,
                 "Adam moments": self.m.nbytes + self.v.nbytes,
                 "activations": activations}

@@ -4,6 +4,7 @@ An op (ops.py) calls its forward kernel and leaves a closure that calls its back
 the closures in reverse. There is no graph: what a closure holds is what stays in memory, and when it has run, the
 buffers that nobody else holds go back to the pool.
 """
+import weakref
 from collections.abc import Callable
 
 from gpt2c._core import Buffer, Stream
@@ -37,11 +38,6 @@ class Tensor:
         """Gives the value's memory back, if it can be computed again when the backward pass needs it."""
         if self._remake and self.tape.grad:
             self._data = None
-
-    @property
-    def has_grad(self):
-        """Whether anything has flowed back."""
-        return self._written
 
     @property
     def grad(self) -> Buffer:
@@ -79,17 +75,20 @@ class Tape:
 
     `caches(name, shape)` gives buffers that live on between calls, for attention that continues where it was (None: it
     starts anew); `context` is how many positions they hold, `position` holds the sequence's first position.
-    `carried(name, layer)` gives the buffers of a recurrent family's state: see `incoming` and `outgoing`. `noise` holds
-    the seed and the counter of dropout (None: nothing is dropped). `balance_loss` weighs what uneven use of experts costs.
+    `carried(name, layer)` gives the buffers of a recurrent family's state: see `incoming` and `outgoing`. What a `lasting`
+    forward leaves for its backward is still there afterwards, for another one. `noise` holds the seed and the counter of
+    dropout (None: nothing is dropped). `balance_loss` weighs what uneven use of experts costs.
     """
 
     def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, pieces=False, own_loss=True,
-                 recompute=0, caches=None, context=0, carried=None, noise: Buffer | None = None, balance_loss=0.0):
+                 lasting=False, recompute=0, caches=None, context=0, carried=None, noise: Buffer | None = None,
+                 balance_loss=0.0):
         self.s, self.pool, self.position, self.noise, self.balance_loss = stream, pool, position, noise, balance_loss
         self.grad, self.keep, self.pieces, self.own_loss, self.recompute = grad, keep, pieces, own_loss, recompute
         self.caches, self.context, self._carried = caches, context, carried
         self.kept = {}
         self._incoming, self._again = {}, False
+        self._values = weakref.WeakSet() if lasting else None
         self._closures = []
 
     def block(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -134,6 +133,8 @@ class Tape:
         piece = self.pool.take(tuple(shape), name, kind)
         if self.keep:
             self.kept[name] = piece
+        if self._values is not None:
+            self._values.add(piece)
         return piece
 
     def new(self, shape, name) -> Tensor:
@@ -144,7 +145,14 @@ class Tape:
         if self.grad:
             self._closures.append(closure)
 
+    def drop(self):
+        """Lets go of what is held for a backward pass that will not come, and of the state that came in."""
+        self._closures.clear()
+        self._incoming.clear()
+
     def backward(self):
         """Runs the closures, last first; each is dropped as soon as it has run."""
+        held, self._values = list(self._values or ()), None  # until the end
         while self._closures:
             self._closures.pop()()
+        del held

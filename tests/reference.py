@@ -341,6 +341,16 @@ def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, t, grad_scale=1.0):
 
 
 @in_float64
+def sgd(p, g, m, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, first=False, grad_scale=1.0):
+    """PyTorch's SGD -> new p, m; without momentum m is None."""
+    d = g * grad_scale + weight_decay * p
+    if m is None:
+        return p - lr * d, None
+    m = d if first else momentum * m + (1 - dampening) * d
+    return p - lr * (d + momentum * m if nesterov else m), m
+
+
+@in_float64
 def global_norm(g):
     return np.sqrt((g**2).sum())
 
@@ -432,7 +442,32 @@ def gpt2_backward(cache):
     return g
 
 
-def gpt2_golden(name):
+# ---- chargpt: cfg has num_layers, num_heads and dropout; `noise` is (seed, counter), None where nothing is dropped
+
+
+def chargpt_forward(params, cfg, tokens, targets, noise=None):
+    """-> loss, logits (B, T, V)."""
+    p, drop = params, cfg["dropout"]
+    x = embedding_forward(tokens, p["wte"], p["wpe"])
+
+    def add(x, h, stream):
+        if noise is None:
+            return x + h
+        mask = dropout_mask(h.size, *noise, stream, drop).reshape(h.shape)
+        return dropout_residual_forward(x, h, mask, drop)
+
+    for l in range(cfg["num_layers"]):
+        qkv = matmul_forward(rmsnorm_forward(x)[0], p["qkvw"][l])
+        atty = attention_forward(qkv, cfg["num_heads"])[0]
+        x = add(x, matmul_forward(atty, p["attprojw"][l]), 2 * l)
+        fch = matmul_forward(rmsnorm_forward(x)[0], p["fcw"][l])
+        x = add(x, matmul_forward(squared_relu_forward(fch), p["fcprojw"][l]), 2 * l + 1)
+    logits = matmul_forward(x, p["lm_head"])
+    loss = crossentropy_forward(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), logits.shape[-1])[2]
+    return loss, logits
+
+
+def golden(name):
     """A file of golden/ -> {cfg, params, grads (dicts), tokens, targets, loss, logits and maybe curve}."""
     golden = {"cfg": {}, "params": {}, "grads": {}}
     with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as file:

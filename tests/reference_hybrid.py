@@ -340,7 +340,8 @@ def hybrid_backward(cache, dstate=None):
     grads = {name: np.zeros(shape) for name, shape in hybrid_shapes(cfg).items()}
     dstate = dstate or zero_state(cfg, B)
     dfirst = zero_state(cfg, B)
-    dlogits = crossentropy_backward(cache["logits"].reshape(-1, cfg["vocab_size"]), cache["targets"].reshape(-1), cfg["vocab_size"])
+    V = cfg["vocab_size"]
+    dlogits = crossentropy_backward(cache["logits"].reshape(-1, V), cache["targets"].reshape(-1), V)
     dxn, grads["head"], _ = matmul_backward(dlogits.reshape(cache["logits"].shape), cache["xn"], p["head"])
     dx, grads["out_norm"] = rmsnorm_backward(dxn, cache["x"], p["out_norm"], cache["rstd"])
     for l, a in reversed(list(enumerate(cache["layers"]))):
