@@ -12,6 +12,7 @@ import functools
 import numpy as np
 import pytest
 import reference as ref
+import reference_hybrid as hybrid
 import reference_trm as trm
 from guarded import STREAM, bits, call, run
 
@@ -680,6 +681,13 @@ def residual_backward(rng, R):
     return (da, db, dout), [(da + dout, 0), (db + dout, 0)]
 
 
+def test_residual_takes_a_multiple_of_what_is_added(isa, rng):
+    a, b, scale = normal(rng, 37), normal(rng, 37), 0.25  # a power of 2: one rounding
+    np.testing.assert_array_equal(run("residual_forward", unset(37), a, b, scale)[0], a + scale * b)
+    da, db = run("residual_backward", a, b, a, 1, 1, scale)
+    np.testing.assert_array_equal((da, db), (a + a, b + scale * a))
+
+
 @case((0, 2, 3), (1, 1, 1), (3, 5, 7), (2, 4, 33), large=(16, 9, 1801))
 def last_position_forward(rng, B, T, C):
     x = normal(rng, B, T, C)
@@ -745,6 +753,163 @@ def mean_loss(rng, R, counted):
     losses[counted:] = 0
     exact = losses.sum(dtype=float) / max(counted, 1)
     return (unset(1), losses, single([counted])), [(exact, gamma(2) * exact)]
+
+
+# ---- experts: B, T, H, experts N, chosen besides the first K. Every value is off by the roundings of the sums behind it;
+# they are bounded by the largest value of its tensor.
+
+
+def behind(n, exact, *, terms=0.0):
+    """A value of a tensor behind n roundings, of sums whose terms reach what the tensor and `terms` do."""
+    return gamma(n) * (abs(exact).max(initial=0) + terms)
+
+
+def cast(arrays):
+    """As the kernels receive them: float32, whole numbers as they are, None where absent (or of no size)."""
+    return [None if a is None or 0 in a.shape[-1:] else a if a.dtype == np.int32 else single(a) for a in arrays]
+
+
+def expert_weights(rng, H, N):
+    shapes = (N, 2 * H, H), (N, 2 * H, H), (N, H, 2 * H), (N - 1, H)
+    return [single(rng.standard_normal(shape) / np.sqrt(shape[-1])) if shape[0] else None for shape in shapes]
+
+
+MIXTURES = [(1, 1, 1, 1, 1), (2, 3, 5, 4, 1), (1, 7, 16, 4, 2), (3, 5, 17, 3, 2), (1, 33, 8, 5, 3), (5, 13, 33, 2, 1), (0, 2, 3, 3, 1)]
+
+
+def mixture_of(rng, B, T, H, N, K):
+    """-> n, weights, the oracle's result, its cache, what is kept as (..., B, T, ...)"""
+    n, weights = normal(rng, B, T, H), expert_weights(rng, H, N)
+    out, cache = hybrid.moe_forward(n.reshape(-1, H), *weights, K)
+    kept = [a.reshape(*a.shape[:-2], B, T, a.shape[-1]) for a in hybrid.moe_kept(cache)]
+    return n, weights, out.reshape(B, T, H), cache, kept
+
+
+@case(*MIXTURES, large=(9, 7, 48, 4, 1))
+def moe_forward(rng, B, T, H, N, K):
+    n, weights, out, _, kept = mixture_of(rng, B, T, H, N, K)
+    expected = [(out, behind(6 * H + 30, out)), *((a, behind(6 * H + 30, a) * (a.dtype != np.int32)) for a in kept)]
+    outputs = [None if a is None else np.full_like(a, -7) for a in cast([out, *kept])]
+    return (*outputs, n, *weights), [pair for pair, output in zip(expected, outputs) if output is not None]
+
+
+@case(*MIXTURES, (3, 5, 17, 3, 2, 0.5), large=(9, 7, 48, 4, 1))
+def moe_backward(rng, B, T, H, N, K, balance=0.0):
+    n, weights, _, cache, kept = mixture_of(rng, B, T, H, N, K)
+    dout, slope, fraction = normal(rng, B, T, H), 0.0, None
+    if balance:
+        fraction = single(cache["picked"].mean(axis=0))
+        slope = balance * hybrid.balance_slope(cache["picked"])
+    dn, _, (da, db, dlogits) = hybrid.moe_backward(dout.reshape(-1, H), cache, *weights, slope)
+    dgates = hybrid.by_slot(np.concatenate([da, db], axis=-1), kept[-1].reshape(B * T, kept[-1].shape[-1]))
+    exact = [a.reshape(shape) for a, shape in zip((dn, dgates, dlogits), (dout.shape, kept[0].shape, kept[2].shape))]
+    outputs = [None if a is None else np.full_like(a, -7) for a in cast(exact)]
+    args = *outputs, dout, *cast(kept), *weights, fraction, balance
+    return args, [(a, behind(9 * H + 60, a, terms=0.5)) for a, output in zip(exact, outputs) if output is not None]
+
+
+@case(*MIXTURES, (3, 400, 2, 3, 1), large=(9, 7, 48, 4, 1))
+def moe_backward_w(rng, B, T, H, N, K):
+    """More rows of an expert than are gathered at a time are among the sizes."""
+    n, _, _, _, kept = mixture_of(rng, B, T, H, N, K)
+    gates, _, _, shares, chosen = cast(kept)
+    dout, dgates = normal(rng, B, T, H), normal(rng, *gates.shape)
+    old = normal(rng, N, 2 * H, H), normal(rng, N, 2 * H, H), normal(rng, N, H, 2 * H)
+    exact, size = [a.astype(float) for a in old], [abs(a.astype(float)) for a in old]
+    for slot, (g, d) in enumerate(zip(gates.astype(float), dgates.astype(float))):
+        hidden = g[..., : 2 * H] * ref.sigmoid(g[..., : 2 * H]) * g[..., 2 * H :]
+        dy = dout * shares[..., slot, None].astype(float)
+        pairs = (d[..., : 2 * H], n.astype(float)), (d[..., 2 * H :], n.astype(float)), (dy, hidden)
+        for e in range(N):
+            rows = chosen[..., slot] == e
+            for i, (left, right) in enumerate(pairs):
+                exact[i][e] += left[rows].T @ right[rows]
+                size[i][e] += abs(left[rows]).T @ abs(right[rows])
+    args = *old, dout, dgates, gates, n, shares, chosen
+    return args, [(e, gamma(B * T * len(gates) + 24) * s) for e, s in zip(exact, size)]
+
+
+@case((1, 1, 1), (3, 2, 1), (17, 5, 2), (0, 3, 1), large=(3001, 3, 2))
+def balance_forward(rng, R, M, K):
+    probs, chosen = single(hybrid.softmax(normal(rng, R, M))), rng.permuted(np.tile(np.arange(M), (R, 1)), axis=1)[:, :K]
+    picked = (chosen[:, :, None] == np.arange(M)).sum(axis=1)
+    fraction = picked.sum(axis=0) / max(R, 1)
+    loss = M * (fraction * probs.sum(axis=0, dtype=float) / max(R, 1)).sum()
+    chosen = np.concatenate([np.zeros((R, 1), int), chosen + 1], axis=1).astype(np.int32)
+    return (unset(1), unset(M), probs, chosen), [(loss, gamma(8) * loss), (fraction, gamma(2) * fraction)]
+
+
+# ---- the recurrent layer: B, T, H, experts N (0: none), K; time mixing; xr; the balance loss, skip and a gradient from later
+# steps. Each step starts from the roundings of the one before, so that bounds grow with T.
+
+LAYERS = [
+    (1, 1, 1, 0, 1), (1, 1, 1, 1, 1), (2, 3, 5, 4, 1), (3, 4, 16, 4, 2), (2, 4, 17, 3, 2), (5, 2, 33, 2, 1), (2, 5, 9, 0, 1),
+    (2, 3, 5, 4, 1, False), (3, 3, 7, 0, 1, False), (2, 3, 31, 0, 1, True, False), (2, 3, 6, 4, 2, True, True, 0.5),
+    (70, 2, 4, 4, 1),
+]  # fmt: skip
+VECTORS = ("hid_norm", *hybrid.TIME_MIXING[5:], "moe_norm")
+
+
+def layer_of(rng, B, T, H, N, K, mixing=True, with_xr=True):
+    """-> inputs, state, weights by name, the oracle's (out, last state, cache), skip"""
+    cfg = dict(vocab_size=1, hidden=H, num_layers=1, embed=H, num_experts=max(N, 1), top_k=K, fast_mode=not N,
+               use_rwkv=mixing, carry="layer")
+    weights = hybrid.layer_weights(hybrid.hybrid_random_params(cfg, 1), cfg, 0)
+    inputs = [normal(rng, B, T, H) for _ in range(3)] + [normal(rng, B, T, H) if with_xr else None]
+    state = {name: abs(normal(rng, B, H)) for name in hybrid.zero_state(cfg, B)}
+    skip = 0.5 if with_xr else 0.0
+    return inputs, state, weights, hybrid.gru_forward(*inputs, state, weights, K, skip), skip
+
+
+def states(arrays):
+    return [arrays.get(name) for name in ("h", "num", "den", "xprev")]
+
+
+def layer_weights(weights):
+    names = "hid_norm", "uz", "ur", "uh", *hybrid.TIME_MIXING, *hybrid.EXPERTS
+    return [weights.get(name) for name in names]
+
+
+def steps_bound(T, H, exact):
+    return behind(T * (24 * H + 200), exact, terms=0.1)
+
+
+@case(*LAYERS, large=(9, 3, 48, 4, 1))
+def gru_forward(rng, B, T, H, N, K, mixing=True, with_xr=True, _=0.0):
+    inputs, state, weights, (out, last, cache), skip = layer_of(rng, B, T, H, N, K, mixing, with_xr)
+    exact = [out, *hybrid.gru_kept(cache, last), *states(last)]
+    outputs = [None if a is None else np.full_like(a, -7) for a in cast(exact)]
+    expected = [(a, 0 if a.dtype == np.int32 else steps_bound(T, H, a)) for a, o in zip(exact, outputs) if o is not None]
+    return (*outputs, *inputs, *states(state), *layer_weights(weights), 1e-6, skip), expected
+
+
+@case(*LAYERS, large=(9, 3, 48, 4, 1))
+def gru_backward(rng, B, T, H, N, K, mixing=True, with_xr=True, balance=0.0):
+    inputs, state, weights, (out, last, cache), skip = layer_of(rng, B, T, H, N, K, mixing, with_xr)
+    acts, mixed, _, *kept = hybrid.gru_kept(cache, last)
+    dout, flow = normal(rng, B, T, H), {name: normal(rng, B, H) for name in state}
+    *deltas, dxr, dstate, grads = hybrid.gru_backward(dout, flow, cache, balance)
+    steps = cache["steps"]
+    exact = {"deltas": np.stack(deltas), "mixed": None, "dtotal": None, "dgates": None, "dlogits": None}
+    if mixing:
+        exact["mixed"] = np.stack([np.stack(d, axis=1) for d in zip(*(s["mixed_deltas"] for s in steps))])
+    fraction = None
+    if N:
+        exact["dtotal"] = np.stack([s["dtotal"] for s in steps], axis=1)
+        da, db, dlogits = (np.stack(d, axis=1).reshape(B * T, *d[0].shape[1:]) for d in zip(*(s["dgates"] for s in steps)))
+        exact["dgates"] = hybrid.by_slot(np.concatenate([da, db], axis=-1), kept[-1].reshape(B * T, kept[-1].shape[-1])).reshape(kept[0].shape)
+        exact["dlogits"] = dlogits.reshape(B, T, N - 1)
+        if balance:
+            fraction = single(np.concatenate([s["moe"]["picked"] for s in steps]).mean(axis=0))
+    exact = [*exact.values(), *states(dstate)]
+    outputs = [None if a is None else np.full_like(a, -7) for a in cast(exact)]
+    old = [normal(rng, B, T, H) if with_xr else None] + [normal(rng, H) if name in weights else None for name in VECTORS]
+    added = [dxr, *(grads.get(name) for name in VECTORS)]
+    expected = [(a, steps_bound(T, H, a)) for a, o in zip(exact, outputs) if o is not None]
+    sums = [(o + a, steps_bound(T, H, a) + U * abs(o + a)) for o, a in zip(old, added) if o is not None]
+    args = (old[0], *outputs, *old[1:], dout, *states(flow), *cast([out, acts, mixed, *kept]), *states(state),
+            *layer_weights(weights), fraction, 1e-6, skip, balance)
+    return args, sums[:with_xr] + expected + sums[with_xr:]
 
 
 # ---- optimizer
@@ -835,25 +1000,32 @@ def test_threads_change_no_bit(isa, threads, name):
     assert together == 5 * [bits(call(name, args))]
 
 
-def is_batch(array):
-    return array[2][0] in ((1, "R"), (1, "B"))  # its leading dimension, in the kernel's door
+def batch_axis(array):
+    """Which dimension runs over independent rows, in the kernel's door; None if none does."""
+    return next((i for i, size in enumerate(array[2]) if size in ((1, "R"), (1, "B"))), None)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if is_batch(_core.DOORS[name].arrays[0])
+def rows_of(array, axis, part):
+    return array if axis is None or array is None else np.ascontiguousarray(array[(slice(None),) * axis + (part,)])
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if batch_axis(_core.DOORS[name].arrays[0]) == 0
                                   and not name.startswith("dropout")])  # whose masks depend on where an element stands
 def test_an_element_or_row_has_the_same_bits_wherever_it_stands(isa, name):
     args, _ = made(name, CASES[name][2])
     door = _core.DOORS[name].arrays
-    batch = [i for i, array in enumerate(door) if is_batch(array)]
-    outputs = [i for i in batch if door[i][-1]]
+    axes = [batch_axis(array) for array in door] + [None] * (len(args) - len(door))
+    outputs = [axis for array, axis, arg in zip(door, axes, args) if array[-1] and arg is not None]
     R, fewest = len(args[0]), 5 if name == "matmul_forward" else 1  # up to 4 rows are multiplied another way
     whole = call(name, args)
     for n in range(min(R, 35)):
         for part in slice(n, R), slice(0, R - n), slice(n, n + fewest), slice(0, n + fewest):
             if part.stop > R or part.stop - part.start < fewest:
                 continue
-            some = call(name, [a[part] if i in batch else a for i, a in enumerate(args)])
-            assert bits(some[i] for i in outputs) == bits(whole[i][part] for i in outputs)
+            some = call(name, [rows_of(a, axis, part) for a, axis in zip(args, axes)])
+            expected = [rows_of(a, axis, part) for a, axis in zip(whole, outputs)]
+            assert bits(a for a, axis in zip(some, outputs) if axis is not None) == bits(
+                a for a, axis in zip(expected, outputs) if axis is not None)
 
 
 # ---- what single kernels promise besides
@@ -1060,7 +1232,8 @@ def test_storing_is_adding_to_zeros(name, isa, rng):
     make, sizes, large = CASES[name]
     for size in (*sizes, large):
         args = make(rng, *size)[0]
-        stored = 2 if name == "matmul_backward_w" else len(STORING[name])  # the first outputs; there one flag is for both
+        one_for_all = {"matmul_backward_w": 2, "moe_backward_w": 3}  # outputs that share a flag
+        stored = one_for_all.get(name, len(STORING[name]))  # the first outputs
         zeros, nans = ([a if a is None else np.full_like(a, fill) for a in args[:stored]] for fill in (0, np.nan))
         added = call(name, (*zeros, *args[stored:]))
         found = call(name, (*nans, *args[stored:], *[0] * len(STORING[name])))
