@@ -49,6 +49,26 @@ static void scores(Scratch s, int64_t D, int64_t at, int64_t n) {
         for (int64_t i = 0; i < j - at; i++) s.s[j * TN + i] = -INFINITY;
 }
 
+// s = exp(s - max) down n rows, with the maximum and the sum of each lane.
+static void softmax_lanes(float* s, int64_t n, float* max, float* sum) {
+    vf max0 = vf_load(s), max1 = vf_load(s + VL), sum0 = {0}, sum1 = {0};
+    for (int64_t j = 1; j < n; j++) {
+        max0 = vf_max(max0, vf_load(s + j * TN));
+        max1 = vf_max(max1, vf_load(s + j * TN + VL));
+    }
+    for (int64_t j = 0; j < n; j++) {
+        vf p0 = vf_exp(vf_load(s + j * TN) - max0), p1 = vf_exp(vf_load(s + j * TN + VL) - max1);
+        vf_store(s + j * TN, p0);
+        vf_store(s + j * TN + VL, p1);
+        sum0 += p0;
+        sum1 += p1;
+    }
+    vf_store(max, max0);
+    vf_store(max + VL, max1);
+    vf_store(sum, sum0);
+    vf_store(sum + VL, sum1);
+}
+
 // One head: T queries at positions start .. start + T - 1 against keys and values 0 .. start + T - 1. lse may be NULL.
 static void attend(float* out, ptrdiff_t out_row, float* lse, const float* q, ptrdiff_t q_row, const float* k,
                    const float* v, ptrdiff_t kv_row, int64_t T, int64_t start, int64_t D, Scratch s) {
@@ -61,18 +81,10 @@ static void attend(float* out, ptrdiff_t out_row, float* lse, const float* q, pt
         pack_transposed(s.q_t, TN, s.q, s.W, lanes, D);
         scores(s, D, start + first, n);
 
-        float inverse[TN];
-        for (int i = 0; i < TN; i += VL) {
-            vf max = vf_load(s.s + i), sum = {0};
-            for (int64_t j = 1; j < n; j++) max = vf_max(max, vf_load(s.s + j * TN + i));
-            for (int64_t j = 0; j < n; j++) {
-                vf p = vf_exp(vf_load(s.s + j * TN + i) - max);
-                vf_store(s.s + j * TN + i, p);
-                sum += p;
-            }
-            vf_store(inverse + i, 1.0f / sum);
-            for (int l = 0; lse && l < VL && i + l < lanes; l++) lse[first + i + l] = max[l] + logf(sum[l]);
-        }
+        float max[TN], sum[TN], inverse[TN];
+        softmax_lanes(s.s, n, max, sum);
+        for (int i = 0; i < TN; i++) inverse[i] = 1.0f / sum[i];
+        for (int i = 0; lse && i < lanes; i++) lse[first + i] = max[i] + logf(sum[i]);
         panel_product(s.out_t, TN, D, n, s.v, 1, s.W, s.s, TN, 0);
         store_lanes(out + first * out_row, out_row, s.out_t, lanes, D, inverse, 0);
     }

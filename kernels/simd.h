@@ -100,10 +100,12 @@ static inline float vf_hmax(vf v) {
 
 // e^x within 1.5 ulp; 0 below -104, inf above 89, NaN stays NaN.
 // x = n ln2 + r with |r| <= ln2 / 2; e^r = 1 + r + r^2 P(r), P of degree 4 fitted to a relative error of 3.1e-9;
-// 2^n is applied in two halves so that it may overflow or become subnormal the way the true value does.
+// 2^n is applied in two halves so that it may overflow or become subnormal the way the true value does. What becomes 0
+// is computed as e^0 and masked: a product that underflows costs a CPU a hundred cycles.
 static inline vf vf_exp(vf x) {
     const vf magic = vf_splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer held in the low bits
-    x = vf_max(vf_splat(-104.0f), vf_min(vf_splat(89.0f), x));
+    const vi not_zero = ~(vi)(x < -104.0f);
+    x = vf_min(vf_splat(89.0f), (vf)((vi)x & not_zero));
     vf t = x * 1.44269504f + magic;
     vi n = (vi)t - (vi)magic;
     vf k = t - magic;
@@ -115,7 +117,8 @@ static inline vf vf_exp(vf x) {
     p = p * r + 4.999999341e-01f;
     p = p * (r * r) + r + 1.0f;
     vi half = n >> 1;
-    return p * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
+    p = p * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
+    return (vf)((vi)p & not_zero);
 }
 
 // 1 / (1 + e^-x), 0 below -89
