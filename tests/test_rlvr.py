@@ -198,7 +198,7 @@ def test_clipping_stops_what_has_moved_far_enough_and_never_what_goes_back():
     config, old = GrpoConfig(clip=0.2), np.zeros(1)
     for ratio, a, flat in ((1.3, 1, True), (1.3, -1, False), (0.7, 1, False), (0.7, -1, True), (1.1, 1, False), (0.9, -1, False)):
         value, slope, told = objective(np.log([ratio]), old, None, np.float64(a), config)
-        assert bool(told[0]) is flat and (slope[0] == 0) is flat, (ratio, a)
+        assert told[0] == (slope[0] == 0) == flat, (ratio, a)
         assert value[0] == pytest.approx(a * (np.clip(ratio, 0.8, 1.2) if flat else ratio))
 
 
@@ -244,18 +244,16 @@ def test_the_gradient_is_that_of_the_whole_objective(family):
         value, slope, _ = objective(logp, old, ref, advantage.reshape(-1, 1), config)
         return slope if slopes else -float((value * weight).sum())
 
-    direction = np.random.default_rng(1).standard_normal(model.params.size, np.float32)
-    kept, eps = model.params.flat.copy(), 2e-3 / np.linalg.norm(direction)
     slope = loss(slopes=True)
     model.zero_grad()
     model.backward(slope * weight * (y >= 0).sum())
-    expected = float(model.grads.flat.astype(np.float64) @ direction)
-    direction = model.grads.flat / np.linalg.norm(model.grads.flat)  # along the gradient, where most can be seen
-    expected, eps, sides = float(np.linalg.norm(model.grads.flat.astype(np.float64))), 2e-2, []
+    norm = float(np.linalg.norm(model.grads.flat.astype(np.float64)))
+    kept, along, eps = model.params.flat.copy(), model.grads.flat / norm, 3e-3  # along the gradient most can be seen
+    sides = []
     for sign in (1, -1):
-        model.params.flat[...] = kept + sign * eps * direction
+        model.params.flat[...] = kept + sign * eps * along
         sides.append(loss())
-    assert (sides[0] - sides[1]) / (2 * eps) == pytest.approx(expected, rel=2e-2) and expected > 0.01
+    assert (sides[0] - sides[1]) / (2 * eps) == pytest.approx(norm, rel=1e-2) and norm > 0.1
 
 
 @families
@@ -295,12 +293,12 @@ def test_losses_are_there_after_a_forward_with_targets_alone(rng):
 def test_the_one_good_answer_becomes_likelier_and_the_others_less(family):
     model = model_of(family)
     grpo = Grpo(model, TASKS["copy"], GrpoConfig(learning_rate=1e-3))
-    done = completions_of(grpo, ["abc", "acb", "ba", "jjj"])
+    done = completions_of(grpo, ["abc", "dde", "eje", "jjj"])
     x, y, _ = grpo._batch(done, np.ones((1, 4)))
     before = grpo._log_probabilities(model, x, y).sum(axis=1)
     grpo.learn(done, advantages(np.array([[1.0, 0, 0, 0]])))
-    after = grpo._log_probabilities(model, x, y).sum(axis=1)
-    assert after[0] > before[0] and (after - before)[1:].mean() < 0
+    gained = grpo._log_probabilities(model, x, y).sum(axis=1) - before
+    assert gained[0] > 0 > gained[1:].mean()
 
 
 def test_the_loss_is_on_completions_only_and_the_prompt_is_fed():
@@ -326,7 +324,7 @@ def test_groups_of_equal_rewards_are_skipped():
 
 def test_several_updates_are_clipped():
     def moved(clip):
-        grpo = Grpo(model_of(), TASKS["copy"], GrpoConfig(updates=30, clip=clip, learning_rate=1e-2))
+        grpo = Grpo(model_of(), TASKS["copy"], GrpoConfig(updates=20, clip=clip, learning_rate=5e-4))
         done = completions_of(grpo, ["abc", "jjj"])
         x, y, _ = grpo._batch(done, np.ones((1, 2)))
         before = grpo._log_probabilities(grpo.model, x, y)[0, 3:7]
@@ -339,13 +337,13 @@ def test_several_updates_are_clipped():
 
 def test_a_penalty_on_divergence_keeps_the_model_near_its_start():
     ends = []
-    for kl in (0.0, 10.0):
-        grpo = Grpo(model_of(), TASKS["copy"], GrpoConfig(kl=kl, learning_rate=1e-2))
+    for kl in (1e-6, 10.0):
+        grpo = Grpo(model_of(), TASKS["copy"], GrpoConfig(kl=kl, learning_rate=1e-3))
         done = completions_of(grpo, ["abc", "jjj"])
-        told = [grpo.learn(done, np.array([[1.0, -1.0]])) for _ in range(20)]
-        x, y, _ = grpo._batch(done, np.ones((1, 2)))
-        ends.append(grpo._log_probabilities(grpo.model, x, y)[0].sum())
-    assert ends[1] < ends[0] and told[0]["kl"] < 1e-12 < told[-1]["kl"]
+        told = [grpo.learn(done, np.array([[1.0, -1.0]]))["kl"] for _ in range(20)]
+        assert told[0] == 0
+        ends.append(told[-1])
+    assert 0 < ends[1] < ends[0] / 10
 
 
 def test_steps_are_the_same_for_the_same_seed():
@@ -429,8 +427,8 @@ def test_the_program_trains_and_saves_what_others_load(family, tmp_path):
 
 def test_flags_of_the_document(tmp_path):
     model_of("hybrid").save(tmp_path / "checkpoint.safetensors")
-    out, _ = program(tmp_path, "rl", "--loadCheckpoint=./checkpoint.safetensors", "--useBPE=true", "--bpeLoadPath=./tokenizer.json",
-                     "--trainingFile=./data.txt", "--trainingText=abc", "--rlTask=arithmetic", "--rlEpisodes=2",
+    out, _ = program(tmp_path, "rl", "--loadCheckpoint=./checkpoint.safetensors", "--useBPE=true",
+                     "--bpeLoadPath=./tokenizer.json", "--trainingFile=./data.txt", "--trainingText=abc", "--rlTask=arithmetic", "--rlEpisodes=2",
                      "--rlLearningRate=0.0001", "--savePath=./model.bin", "--evalPrompts=0", "--saveOnComplete=true")
     assert "rlvr: arithmetic with hybrid" in out and load(tmp_path / "model.bin").family == "hybrid"
     _, err = program(tmp_path, "rlvr", code=2)
