@@ -106,7 +106,7 @@ class Arena:
         shape = self._shapes[name]
         first, label = self._offsets[name], self.prefix + name
         if layer is not None:
-            shape = shape[1:]
+            shape = shape[1:] or (1,)
             first, label = first + layer * math.prod(shape), f"{label}[{layer}]"
         return Buffer(label, shape, self.flat.ctypes.data + 4 * first if address else 0, self._flat)
 

@@ -105,6 +105,68 @@ void K(swiglu_forward)(float* out, const float* a, const float* b, int64_t R);
 void K(swiglu_backward)(float* da, float* db, const float* dout, const float* a, const float* b, int64_t R,
                         int64_t add_a, int64_t add_b);
 
+// dyt.c ---------------------------------------------------------------------------------------------------------
+// t = tanh(a x),  out = t w + b                        out, x (R,C)  a (1)  w, b (C)
+void K(dyt_forward)(float* out, const float* x, const float* a, const float* w, const float* b, int64_t R, int64_t C);
+// u = dout w (1 - t^2),  dx += a u,  da += sum_rc u x,  dw += sum_r dout t,  db += sum_r dout
+size_t K(dyt_scratch)(int64_t R, int64_t C);
+void K(dyt_backward)(float* dx, float* da, float* dw, float* db, const float* dout, const float* x, const float* a,
+                     const float* w, int64_t R, int64_t C, int64_t add, float* scratch);
+
+// cope.c --------------------------------------------------------------------------------------------------------
+// Causal self-attention over H heads of width D with contextual positions, read from a table of M rows per head.
+// r[i,j] = q_i k_j,  g[i,j] = logistic(r[i,j]),  p[i,j] = min(sum_{k=j..i} g[i,k], M - 1),  m = floor(p),  f = p - m
+// s[i,j] = r[i,j] / sqrt(D) + (1 - f) q_i table_m + f q_i table_(m+1),  a[i,j] = softmax over j <= i,  out_i = sum_j a[i,j] v_j
+//                                     out (B,T,C)  qkv (B,T,3C)  table (H,M,D)  lse (B,H,T)  preatt, att (B,H,T,T)
+// lse_i = log sum_j exp(s[i,j]). Where preatt and att are not NULL they receive s and a, 0 for j > i.
+size_t K(cope_scratch)(int64_t T, int64_t M, int64_t D);
+void K(cope_forward)(float* out, float* lse, float* preatt, float* att, const float* qkv, const float* table,
+                     int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, float* scratch);
+// ds[i,j] = a[i,j] (dout_i v_j - dout_i out_i),  dv_j += sum_i a[i,j] dout_i
+// dp[i,j] = ds[i,j] q_i (table_(m+1) - table_m), 0 where the sum of gates is M - 1 or more,  dg[i,k] = sum_{j<=k} dp[i,j]
+// dr = ds / sqrt(D) + dg g (1 - g),  dk_j += sum_i dr[i,j] q_i
+// dz[i,m] = sum_j ds[i,j] max(0, 1 - |p[i,j] - m|),  dq_i += sum_j dr[i,j] k_j + sum_m dz[i,m] table_m
+// dtable_m += sum_i dz[i,m] q_i
+size_t K(cope_backward_scratch)(int64_t B, int64_t T, int64_t H, int64_t M, int64_t D);
+void K(cope_backward)(float* dqkv, float* dtable, const float* dout, const float* qkv, const float* out, const float* lse,
+                      const float* table, int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, int64_t add, float* scratch);
+// Decoding, as attention_cached_forward.               kcache, vcache (B,S,C)  pos (1)
+void K(cope_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+                            const float* table, int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, int64_t M,
+                            float* scratch);
+
+// recursion.c ---------------------------------------------------------------------------------------------------
+// out = x + scale y in rows with depth >= step, or in all where depth is NULL, else x
+//                                                      out, x, y (R,C)  scale (1)  depth (R)
+void K(scaled_residual_forward)(float* out, const float* x, const float* y, const float* scale, const float* depth,
+                                int64_t R, int64_t C, int64_t step);
+// dx += dout, and in those rows dy += scale dout,  dscale += sum_rc dout y
+size_t K(scaled_residual_scratch)(int64_t R);
+void K(scaled_residual_backward)(float* dx, float* dy, float* dscale, const float* dout, const float* y, const float* scale,
+                                 const float* depth, int64_t R, int64_t C, int64_t step, int64_t add_x, int64_t add_y,
+                                 float* scratch);
+// Adaptive depth, after step 1, 2, ..., last: prob = logistic(x w + b). A row with depth >= step (at step 1 every row) halts
+// here if this is the last step or total + prob >= threshold:
+//   halts       weight = 1 - total,  depth = step
+//   runs on     weight = prob,       depth = step + 1,  total += prob
+//   has halted  weight = 0
+// mixed += weight x. The first step takes total and mixed as 0, whatever is in them.
+//                                                      prob, weight, total, depth (R)  mixed, x (R,C)  w (C)  b (1)
+void K(halting_forward)(float* prob, float* weight, float* total, float* depth, float* mixed, const float* x, const float* w,
+                        const float* b, int64_t R, int64_t C, int64_t step, int64_t last, float threshold);
+// For steps last, ..., 2, 1, with depth as the last step left it; dtotal (R) is carried from step to step.
+// dweight = dmixed x;  rows that halted at this step: dtotal -= dweight;  rows that ran on: d = (dtotal + dweight) prob (1 - prob)
+// dx += weight dmixed + d w,  dw += sum_r d x,  db += sum_r d
+size_t K(halting_scratch)(int64_t R, int64_t C);
+void K(halting_backward)(float* dx, float* dw, float* db, float* dtotal, const float* dmixed, const float* x, const float* w,
+                         const float* prob, const float* weight, const float* depth, int64_t R, int64_t C, int64_t step,
+                         int64_t add, float* scratch);
+// Over the rows whose target is not -1, 0 if there are none: mean_depth = mean(depth),  ponder = mean(depth + 1 - total)
+// count = how many they are                            ponder, mean_depth, count (1)  targets (R)
+void K(ponder_forward)(float* ponder, float* mean_depth, float* count, const float* depth, const float* total,
+                       const int32_t* targets, int64_t R);
+// Stores dtotal = -weight / count, 0 where the target is -1.
+void K(ponder_backward)(float* dtotal, const int32_t* targets, const float* count, int64_t R, float weight);
 // scan.c --------------------------------------------------------------------------------------------------------
 // out_t = a_t out_{t-1} + b_t with out_{-1} = h0, last = out_{T-1}
 //                                                      out, a, b (B,T,I)  last, h0 (B,I)

@@ -99,9 +99,10 @@ tile_out(float* c, ptrdiff_t c_row, vf sum[][2], int rows, int real_rows, int64_
     }
 }
 
-static void prefetch_tile(const float* c, ptrdiff_t c_row, int rows) {
+// gcc drops calls of functions that do nothing but prefetch, hence always inline
+static inline __attribute__((always_inline)) void prefetch_tile(const float* c, ptrdiff_t c_row, int rows) {
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < TN; j += 16) __builtin_prefetch(c + i * c_row + j, 1);
+        for (int j = 0; j < TN; j += 16) __builtin_prefetch(c + i * c_row + j, 1);  // both lines
 }
 
 static void tile(float* c, ptrdiff_t c_row, int rows, int64_t columns, int64_t K, const float* a, const float* b,
@@ -269,8 +270,10 @@ static void product(float* c, int64_t M, int64_t N, int64_t K, Operand a, Operan
 }
 
 // out[r][n] = x[r] . w[n] + b[n] for a few rows of x. Each row of w is read once, one after the other: memory is the
-// limit here, and it likes a single stream (reading four rows side by side was a fifth slower).
+// limit here, and it likes a single stream (reading four rows side by side was a fifth slower). Hardware that fetches
+// ahead stops at the end of a page, which software does not.
 static void row_products(float* out, const float* x, const float* w, const float* b, int64_t R, int64_t C, int64_t N) {
+    enum { LINE = 16, AHEAD = 44 * LINE };  // floats; anything from 20 to 50 lines does
     PARALLEL_FOR(2 * N * C)
     for (int64_t n = 0; n < N; n++) {
         const float* wn = w + n * C;
@@ -280,7 +283,10 @@ static void row_products(float* out, const float* x, const float* w, const float
             int64_t c = 0;
             for (; c + 4 * VL <= C; c += 4 * VL)
 #pragma GCC unroll 4
-                for (int i = 0; i < 4; i++) sum[i] += vf_load(xr + c + i * VL) * vf_load(wn + c + i * VL);
+                for (int i = 0; i < 4; i++) {
+                    if (i * VL % LINE == 0) __builtin_prefetch(wn + c + i * VL + AHEAD);
+                    sum[i] += vf_load(xr + c + i * VL) * vf_load(wn + c + i * VL);
+                }
             for (; c < C; c += VL) sum[0] += vf_load_n(xr + c, C - c) * vf_load_n(wn + c, C - c);
             out[r * N + n] = vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3])) + (b ? b[n] : 0.0f);
         }
@@ -302,12 +308,17 @@ void K(matmul_backward_w)(float* dw, float* db, const float* dout, const float* 
                           int64_t R, int64_t C, int64_t N, int64_t add, float* scratch) {
     product(dw, N, C, R, (Operand){dout, N, 0}, (Operand){x, C, 0}, add, NULL, scratch);
     if (!db) return;
-    enum { COLUMNS = 8 * VL };
+    enum { VECTORS = 8 };  // so many columns at once that a row is read in pieces which memory likes
     PARALLEL_FOR(2 * R * N)
-    for (int64_t first = 0; first < N; first += COLUMNS)
-        for (int64_t n = first; n < N && n < first + COLUMNS; n += VL) {
-            vf sum = {0};
-            for (int64_t r = 0; r < R; r++) sum += vf_load_n(dout + r * N + n, N - n);
-            vf_store_n(db + n, add ? vf_load_n(db + n, N - n) + sum : sum, N - n);
-        }
+    for (int64_t first = 0; first < N; first += VECTORS * VL) {
+        vf sum[VECTORS] = {0};
+        for (int64_t r = 0; r < R; r++)
+#pragma GCC unroll 8
+            for (int i = 0; i < VECTORS; i++) {
+                int64_t n = first + i * VL;
+                if (n < N) sum[i] += vf_load_n(dout + r * N + n, N - n);
+            }
+        for (int64_t i = 0, n = first; i < VECTORS && n < N; i++, n += VL)
+            vf_store_n(db + n, add ? vf_load_n(db + n, N - n) + sum[i] : sum[i], N - n);
+    }
 }

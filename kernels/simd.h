@@ -138,6 +138,27 @@ static inline vf vf_tanh(vf x) {
     return vf_select(size < 0.55f, q * z * x + x, (vf)((vi)large | sign));
 }
 
+// Lane i is, or goes to, base[index[i]]; in the scatter, no two lanes may have the same index.
+static inline vf vf_gather(const float* base, vi index) {
+#if VL == 16
+    return (vf)_mm512_i32gather_ps((__m512i)index, base, 4);
+#elif defined(__AVX2__)
+    return (vf)_mm256_i32gather_ps(base, (__m256i)index, 4);
+#else
+    vf v;
+    for (int i = 0; i < VL; i++) v[i] = base[index[i]];
+    return v;
+#endif
+}
+
+static inline void vf_scatter(float* base, vi index, vf v) {
+#if VL == 16
+    _mm512_i32scatter_ps(base, (__m512i)index, (__m512)v, 4);
+#else
+    for (int i = 0; i < VL; i++) base[index[i]] = v[i];
+#endif
+}
+
 // Transposes a square of VL rows: log2(VL) rounds, each exchanging the off-diagonal halves of ever smaller blocks.
 #define LANE_UPPER(i, s) ((i) & (s) ? VL + (i) - (s) : (i))
 #define LANE_LOWER(i, s) ((i) & (s) ? VL + (i) : (i) + (s))

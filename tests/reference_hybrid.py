@@ -5,6 +5,8 @@ B batch, T time, H hidden, E embed, N experts, M = N - 1 routed ones, R rows. `t
 backward functions by finite differences and the whole model against PyTorch.
 """
 
+from pathlib import Path
+
 import numpy as np
 from reference import (
     crossentropy_backward,
@@ -79,6 +81,20 @@ def balance_loss(p, picked):
     return p.shape[1] * (picked.mean(axis=0) * p.mean(axis=0)).sum()
 
 
+def by_slot(x, chosen):
+    """Of (R, N, ...) what belongs to the experts in each slot, as the kernels keep it: (S, R, ...)."""
+    return np.stack([x[np.arange(len(x)), expert] for expert in chosen.T])
+
+
+def moe_kept(cache):
+    """-> gates (S,R,4H), y (S,R,H), probs (R,M), weights (R,S), chosen (R,S), expert 0 in the first slot."""
+    c = cache
+    chosen = np.concatenate([np.zeros((len(c["n"]), 1), int), c["chosen"] + 1], axis=-1)
+    gates = by_slot(np.concatenate([c["a"], c["b"]], axis=-1), chosen)
+    weights = np.take_along_axis(c["w"], chosen, axis=-1)
+    return gates, by_slot(c["e"], chosen), c["p"], weights, chosen.astype(np.int32)
+
+
 # ---- the recurrent layer, from the products with its input on
 
 
@@ -136,6 +152,27 @@ def gru_forward(az, ar, ah, xr, state, weights, top_k=1, skip=0.0):
         state = {"h": s["out"], **state}
         steps.append(s)
     return np.stack([s["out"] for s in steps], axis=1), state, dict(steps=steps, weights=w, skip=skip)
+
+
+def gru_kept(cache, last):
+    """What the kernel keeps: acts (6,B,T,H), mixed (11,B,T,H) or None, n (B,T,H), and as moe_kept of (B,T), or None."""
+    steps = cache["steps"]
+
+    def over_time(name):
+        return np.stack([s[name] for s in steps], axis=1)
+
+    acts = np.stack([over_time(name) for name in ("hn", "rh", "z", "r", "c", "blend")])
+    mixed, n, kept = None, None, [None] * 5
+    if "wk" in cache["weights"]:
+        after = [s["state"] for s in steps[1:]] + [last]
+        num, den = (np.stack([state[name] for state in after], axis=1) for name in ("num", "den"))
+        parts = [over_time(name) for name in ("shift_k", "shift_v", "q", "k", "v", "decay", "first")]
+        mixed = np.stack([*parts, num, den, over_time("gated"), over_time("c2")])
+    if "expert_g" in cache["weights"]:
+        n = over_time("n")
+        by_step = [moe_kept(s["moe"]) for s in steps]
+        kept = [np.stack(parts, axis=axis) for parts, axis in zip(zip(*by_step), (2, 2, 1, 1, 1))]
+    return acts, mixed, n, *kept
 
 
 def gru_backward(dout, dstate, cache, balance=0.0):
@@ -303,7 +340,8 @@ def hybrid_backward(cache, dstate=None):
     grads = {name: np.zeros(shape) for name, shape in hybrid_shapes(cfg).items()}
     dstate = dstate or zero_state(cfg, B)
     dfirst = zero_state(cfg, B)
-    dlogits = crossentropy_backward(cache["logits"].reshape(-1, cfg["vocab_size"]), cache["targets"].reshape(-1), cfg["vocab_size"])
+    V = cfg["vocab_size"]
+    dlogits = crossentropy_backward(cache["logits"].reshape(-1, V), cache["targets"].reshape(-1), V)
     dxn, grads["head"], _ = matmul_backward(dlogits.reshape(cache["logits"].shape), cache["xn"], p["head"])
     dx, grads["out_norm"] = rmsnorm_backward(dxn, cache["x"], p["out_norm"], cache["rstd"])
     for l, a in reversed(list(enumerate(cache["layers"]))):
@@ -340,3 +378,19 @@ def hybrid_backward(cache, dstate=None):
             grads[key][at] = din[name]
     np.add.at(grads["emb"], cache["tokens"], dx)
     return grads, dfirst
+
+
+def hybrid_golden(name):
+    """A file of golden/ -> {cfg, params, grads (dicts), tokens, targets, loss, logits and curve}."""
+    golden = {"cfg": {}, "params": {}, "grads": {}}
+    with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as file:
+        for key in file:
+            group, _, entry = key.rpartition("/")
+            if group:
+                golden[group][entry] = file[key].item() if group == "cfg" else file[key]
+            else:
+                golden[key] = file[key]
+    return golden
+
+
+GOLDENS = sorted(path.stem for path in (Path(__file__).parent / "golden").glob("hybrid_*.npz"))

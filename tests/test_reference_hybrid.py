@@ -129,3 +129,17 @@ def test_chunks_with_carried_state_are_the_whole(cfg):
     assert_close(np.concatenate(parts, axis=1), whole[1], 1e-13)
     for name, s in state.items():
         assert_close(s, whole[2]["state"][name], 1e-13)
+
+
+@pytest.mark.parametrize("name", ref.GOLDENS)
+def test_the_hybrid_agrees_with_pytorch(name):
+    """float32 storage rounds each golden number by 2^-24 = 6e-8 of itself."""
+    golden = ref.hybrid_golden(name)
+    params, cfg = golden["params"], golden["cfg"]
+    assert list(params) == list(ref.hybrid_shapes(cfg))
+    loss, logits, cache = ref.hybrid_forward(params, cfg, golden["tokens"], golden["targets"])
+    assert loss == pytest.approx(golden["loss"].item(), rel=1e-12)
+    assert_close(logits, golden["logits"])
+    grads, _ = ref.hybrid_backward(cache)
+    for tensor, gradient in golden["grads"].items():
+        assert_close(grads[tensor], gradient)

@@ -33,7 +33,8 @@ class Config:
     top_k: int = flag(1, "experts besides the first that a token goes to, at most all of them")
     fast_mode: bool = flag(False, "leave the experts out")
     use_rwkv: bool = flag(True, "mix over time as RWKV does")
-    carry: str = flag("layer", "what a layer carries from step to step: its whole result or the cell's", choices=("layer", "cell"))
+    carry: str = flag("layer", "what a layer carries from step to step: its whole result or that of the cell",
+                      choices=("layer", "cell"))
 
     def __post_init__(self):
         for name in ("vocab_size", "hidden", "num_layers", "embed", "num_heads", "num_experts", "top_k"):
