@@ -8,6 +8,7 @@ from gpt2c.flags import nearest
 VERBS = {
     "train": "train a model; with no arguments, a small one on the data that is at hand",
     "generate": "text from a checkpoint",
+    "rlvr": "reinforcement learning (GRPO) on tasks whose answers can be checked",
     "prepare": "token files from text, JSON and CSV",
     "eval": "loss, perplexity and bits per byte on a file; multiple-choice files",
     "train-tokenizer": "a vocabulary from text",
@@ -15,7 +16,7 @@ VERBS = {
     "info": "this machine and build, or what a checkpoint or the folder of a run holds",
     "plot": "the loss curves of runs, or the roofline of a benchmark",
 }
-ALIASES = {"inference": "generate", "infer": "generate", "sample": "generate"}
+ALIASES = {"inference": "generate", "infer": "generate", "sample": "generate", "rl": "rlvr"}
 
 
 def main():

@@ -23,6 +23,7 @@ class Batch:
 
     tokens: Buffer  # (B, T) int32
     targets: Buffer | None  # (B, T) int32, -1 where not counted
+    weights: Buffer | None  # (B, T) factor of each target's loss in the backward
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Runner:
                     recompute=0 if work.keep else model.recompute,
                     caches=self._caches(planning) if self.context else None, context=self.context or 0,
                     carried=self._carried(work, planning), noise=noise if work.train else None,
-                    balance_loss=model.balance_loss)
+                    weights=batch.weights, balance_loss=model.balance_loss)
         tensors = {}
 
         def parameter(name, layer=None):
@@ -232,7 +233,11 @@ def _input_buffers(work, planning=False):
         return Buffer(name, shape, 0, None, "i") if planning else buffer_of(name, np.zeros(shape, np.int32))
 
     targets = ints("targets", work.B, work.T) if work.targets else None
-    return Batch(ints("tokens", work.B, work.T), targets), ints("position", 1), ints("noise", 2)
+    weights = None
+    if work.targets and work.purpose == "any":
+        shape = work.B, work.T
+        weights = Buffer("weights", shape, 0, None) if planning else buffer_of("weights", np.ones(shape, np.float32))
+    return Batch(ints("tokens", work.B, work.T), targets, weights), ints("position", 1), ints("noise", 2)
 
 
 class Pass:
@@ -244,6 +249,7 @@ class Pass:
         (batch, position, noise) = self.inputs
         self.tokens, self.position, self.noise = batch.tokens.array, position.array, noise.array
         self.targets = batch.targets.array if work.targets else None
+        self.weights = batch.weights.array if batch.weights else None
         self._runner, self.slab = runner, slab
         self.forward_program, self._backward_programs = None, {}
         self._tape = None  # of kernels that run at once

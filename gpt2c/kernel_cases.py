@@ -443,7 +443,7 @@ def crossentropy_backward(s, R, P, V):
     count, losses, lse = np.full(1, R, np.float32), nans(R), nans(R)
     logits, targets = normal(R, P), tokens_below(V, R)
     Stream().crossentropy_forward(losses, lse, logits, targets, V)
-    s.crossentropy_backward(logits, logits, lse, targets, count, V)
+    s.crossentropy_backward(logits, logits, lse, targets, count, None, V)
     rows = sample(R)
     want = logits[rows].astype(np.float64)
     want -= np.logaddexp.reduce(want[:, :V], axis=-1, keepdims=True)

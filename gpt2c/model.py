@@ -176,10 +176,23 @@ class Model:
     def zero_grad(self):
         self.stream.zero(self.grads.flat)
 
-    def backward(self):
-        """Adds the gradients of the last forward's loss to `grads`."""
+    @property
+    def losses(self):
+        """(B, T) of the last forward: -log of each target's probability, 0 where it is not counted. Until the next forward or
+        backward."""
+        if self._last is None or self._last.weights is None:
+            raise UsageError("losses are there after forward with targets")
+        return self._last.output.losses.array
+
+    def backward(self, weights=None):
+        """Adds the gradients of the last forward's loss to `grads`.
+
+        With weights (B, T), those of the sum of weights * `losses` over the number of counted targets instead.
+        """
         if not self._backward_ready:
             raise UsageError("backward needs a forward with targets before it, and each forward is good for one")
+        if self._last.weights is not None:
+            self._last.weights[...] = 1 if weights is None else weights
         self._backward_ready = False
         if not self.grads.allocated:
             require_memory(self.grads.nbytes, "the gradients", "choose a smaller model")

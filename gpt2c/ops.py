@@ -23,6 +23,7 @@ class Output(NamedTuple):
     loss: Buffer | None  # (1,), the cross-entropy
     logits: Buffer | None  # (B, T, columns); None where they never exist all at once
     terms: dict[str, Term] = {}
+    losses: Buffer | None = None  # (B, T), of each target
 
 
 def embedding(t, tokens, wte, wpe=None, *, name):
@@ -228,11 +229,11 @@ def classifier(t, x, w, targets, vocab_size):
         if not t.keep:
             logits.grad_is(logits.data)
         dlogits, _ = logits.sink()
-        t.s.crossentropy_backward(dlogits, logits.data, lse, targets, count, vocab_size)
+        t.s.crossentropy_backward(dlogits, logits.data, lse, targets, count, t.weights, vocab_size)
 
     if t.own_loss:
         t.on_backward(backward)
-    return Output(loss, logits.data)
+    return Output(loss, logits.data, losses=losses)
 
 
 # Rows of logits that exist at a time. Their products reach full speed at a few hundred rows; the gradient of w is read
@@ -262,7 +263,7 @@ def _classifier_in_pieces(t, x, w, targets, vocab_size):
             t.s.crossentropy_forward(losses.rows(first, last), lse, logits, some, vocab_size)
             if not with_gradients:
                 continue
-            t.s.crossentropy_backward(logits, logits, lse, some, count, vocab_size)
+            t.s.crossentropy_backward(logits, logits, lse, some, count, None, vocab_size)
             t.s.matmul_backward_x(dx.rows(first, last, C), logits, w.data, add_x)
             dw, add_w = w.sink()
             t.s.matmul_backward_w(dw, None, logits, rows, add_w)

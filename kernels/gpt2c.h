@@ -210,10 +210,10 @@ void K(zero)(float* x, int64_t R);
 //                                                                      logits (R,P), P >= V  targets, losses, lse (R)
 void K(crossentropy_forward)(float* losses, float* lse, const float* logits, const int32_t* targets,
                              int64_t R, int64_t P, int64_t V);
-// Stores dlogits = (exp(logits - lse) - 1[v = target]) / count; 0 in ignored rows and in columns V..P-1.
-// dlogits may be logits itself.
+// Stores dlogits = weights_r / count (exp(logits - lse) - 1[v = target]), every weight 1 where there are none; 0 in
+// ignored rows and in columns V..P-1. dlogits may be logits itself.                                       weights (R)
 void K(crossentropy_backward)(float* dlogits, const float* logits, const float* lse, const int32_t* targets,
-                              const float* count, int64_t R, int64_t P, int64_t V);
+                              const float* count, const float* weights, int64_t R, int64_t P, int64_t V);
 // count = number of targets that are not -1                                                    count (1)  targets (R)
 void K(count_targets)(float* count, const int32_t* targets, int64_t R);
 // loss = sum_r losses_r / count, 0 if count is                                            loss, count (1)  losses (R)

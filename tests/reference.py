@@ -318,12 +318,14 @@ def crossentropy_forward(logits, targets, V):
 
 
 @in_float64
-def crossentropy_backward(logits, targets, V):
-    """Of the mean loss."""
+def crossentropy_backward(logits, targets, V, weights=None):
+    """Of the mean loss, or of the mean of weights * losses."""
     counted = targets != -1
     dlogits = np.zeros_like(logits)
     dlogits[:, :V] = np.exp(logits[:, :V] - np.logaddexp.reduce(logits[:, :V], axis=-1, keepdims=True))
     dlogits[np.arange(len(targets)), targets] -= 1
+    if weights is not None:
+        dlogits *= weights[:, None]
     return np.where(counted[:, None], dlogits, 0) / max(counted.sum(), 1)
 
 

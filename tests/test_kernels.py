@@ -729,16 +729,20 @@ def crossentropy_forward(rng, R, P, V, scale=1, ignored=0):
     return args, [(losses, 2 * off * (targets >= 0)), (lse, off)]
 
 
-@case(*LOGITS, large=(101, 337, 331))
-def crossentropy_backward(rng, R, P, V, scale=1, ignored=0):
+@case(*LOGITS, (9, 40, 37, 30, 2, True), (4, 31, 17, 1, 0, True), large=(101, 337, 331))
+def crossentropy_backward(rng, R, P, V, scale=1, ignored=0, weighted=False):
     logits, targets, (_, lse, _) = crossentropy_inputs(rng, R, P, V, scale, ignored)
     count = (targets >= 0).sum()
+    weights = normal(rng, R) if weighted else None
     exact = ref.crossentropy_backward(np.nan_to_num(logits), targets, V)
     hit = np.arange(P) == targets[:, None]
     p = exact * max(count, 1) + hit  # the probabilities; 0 in rows and columns that do not count
     off = U * (np.nan_to_num(abs(logits - lse[:, None])) + abs(lse[:, None])) + gamma(8)
-    args = unset(R, P), logits, single(lse), targets, single([count]), V
-    return args, [(exact, (p * off + gamma(3) * hit) / max(count, 1))]
+    off = (p * off + gamma(3 + weighted) * hit) / max(count, 1)
+    if weighted:
+        exact, off = ref.crossentropy_backward(np.nan_to_num(logits), targets, V, weights), (off + U * abs(exact)) * abs(weights[:, None])
+    args = unset(R, P), logits, single(lse), targets, single([count]), weights, V
+    return args, [(exact, off)]
 
 
 @case((0,), (1,), (7,), (64,), large=(1001,))

@@ -13,10 +13,12 @@ from gpt2c.data.texts import KINDS, default_tokenizer, inline_file, text_dataset
 from gpt2c.data.windows import DocumentWindows, RandomWindows
 from gpt2c.errors import InputError, UsageError
 from gpt2c.flags import flag
+from gpt2c.tasks import task_text
 from gpt2c.tokenizer import Tokenizer
 
 ORDERS = ("random", "documents", "lanes", "shuffled", "sequential")
 HELD_OUT = 0.1
+TASK = "task:"  # before the name of a task whose prompts and answers are the text
 
 
 @dataclass
@@ -24,8 +26,8 @@ class DataConfig:
     """Which data, and how they are served."""
 
     data: str = flag("", "text, JSON or CSV, a folder of them, a token file, a pattern, or the name or number of a data set "
-                     "below data/", "-i", "--train-data", "--training-file", metavar="PATH|NAME",
-                     default_text="the first data set", group="data")
+                     "below data/; or task:NAME, prompts and answers for rlvr", "-i", "--train-data", "--training-file",
+                     metavar="PATH|NAME", default_text="the first data set", group="data")
     training_text: str = flag("", "the text itself", default_text="")
     val_data: str = flag("", "validation text or tokens", "-j", metavar="PATH",
                          default_text="the *_val.bin beside the training data, else its last tenth")
@@ -142,6 +144,8 @@ def choose_source(config, reading, folder, model, module):
     """The source that the flags name, else the first data set below `folder` whose tokenizer fits the model."""
     reading.split_on = reading.split_on.replace("\\n", "\n")
     name = inline_file(config.training_text) if config.training_text and not config.data else config.data
+    if name.startswith(TASK):
+        name = inline_file(task_text(name.removeprefix(TASK)))
     if config.mask_prompt or name and _is_text(name, folder):
         files = text_files(name) if name else []
         if not files:
