@@ -126,7 +126,7 @@ def metadata(path):
 
 @dataclass
 class Content:
-    """A checkpoint that was found whole: its tensors are views of the file."""
+    """A checkpoint that was found whole: its tensors are views of the file, until they are copied to a model."""
 
     path: Path
     family: str
@@ -144,13 +144,15 @@ class Content:
         return model, self.copy_to(model)
 
     def copy_to(self, model):
-        """Fills a model of this family and configuration. The RunState, or None."""
+        """Fills a model of this family and configuration, and lets the file go: a deleted file that is still mapped keeps
+        its room on the disk. The RunState, or None."""
+        tensors, self.tensors = self.tensors, {}
         for prefix, arena in (("", model.params), ("m.", model.m), ("v.", model.v)):
-            for name in arena if prefix + next(iter(arena)) in self.tensors else ():
-                arena[name][...] = self.tensors[prefix + name]
+            for name in arena if prefix + next(iter(arena)) in tensors else ():
+                arena[name][...] = tensors[prefix + name]
         if not self.run:
             return None
-        arrays = {name.removeprefix("run."): array.copy() for name, array in self.tensors.items() if name.startswith("run.")}
+        arrays = {name.removeprefix("run."): array.copy() for name, array in tensors.items() if name.startswith("run.")}
         return RunState(self.run.values, arrays)
 
 

@@ -81,7 +81,8 @@ class Runner:
                     own_loss=backward != THROUGH, lasting=work.through,
                     recompute=0 if work.keep else model.recompute,
                     caches=self._caches(planning) if self.context else None, context=self.context or 0,
-                    carried=self._carried(work, planning), noise=noise if work.train else None)
+                    carried=self._carried(work, planning), noise=noise if work.train else None,
+                    balance_loss=model.balance_loss)
         tensors = {}
 
         def parameter(name, layer=None):

@@ -18,6 +18,7 @@ from gpt2c.data.reading import Reading
 from gpt2c.data.shards import expand
 from gpt2c.errors import InputError, UsageError
 from gpt2c.flags import flag
+from gpt2c.models import max_seq_len
 from gpt2c.tokenizer import Tokenizer
 
 
@@ -44,7 +45,7 @@ def main(argv):
     if config.threads:
         gpt2c.set_num_threads(config.threads)
     model = load(config.checkpoint)
-    longest = getattr(model.config, "max_seq_len", 1024)
+    longest = max_seq_len(model.config)
     if config.seq_len > longest:
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {longest}")
     T = config.seq_len or min(longest, 1024)

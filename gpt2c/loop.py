@@ -37,6 +37,7 @@ class Loop:
         self._began, self._first = time.monotonic(), trainer.step
         self.stop.training = True
         self._board = board(self.flags.report_to, self.run, trainer.step)
+        self._retain()  # a disk that was full may have room then
         self._peak, self._work = measured_peak(gpt2c.info()["isa"]), trainer.flops_per_step
         console.info(f"run: {trainer.total_steps} updates of {trainer.micro_steps * trainer.loader.B * trainer.loader.T} "
                      f"tokens, {self._work / 1e9:.1f} GFLOP each; peak {self._peak:.0f} GFLOP/s; files in {self.run}")
@@ -205,7 +206,7 @@ class Loop:
 
     def _retain(self):
         try:
-            self.run.retain(self.flags.keep, self.flags.keep_major)
+            self.run.retain(self.flags.keep, self.trainer.step, self.flags.keep_major)
         except OSError as error:
             self.console.warning(f"an old checkpoint stays: {error}")
 

@@ -21,12 +21,13 @@ COPIES = 4
 class Model:
     """`params`, `grads`, `m` and `v` are Arenas: m.params["wte"] is a view, m.params.flat all of them in one array.
 
-    `recompute` trades time for memory in training (Tape). `record`, `reuse` and `poison` are the Runner's and the
-    Pool's, for debugging.
+    `recompute` trades time for memory in training (Tape), `balance_loss` weighs the balance loss of a mixture of experts;
+    both are set before the first forward. `record`, `reuse` and `poison` are the Runner's and the Pool's, for debugging.
     """
 
-    def __init__(self, family, config, tokenizer=None, *, recompute=0, record=True, reuse=True, poison=False):
-        self.family, self.config, self.tokenizer, self.recompute = family, config, tokenizer, recompute
+    def __init__(self, family, config, tokenizer=None, *, recompute=0, balance_loss=0.0, record=True, reuse=True, poison=False):
+        self.family, self.config, self.tokenizer = family, config, tokenizer
+        self.recompute, self.balance_loss = recompute, balance_loss
         self.module = family_named(family)
         specs = self.module.params(config)
         self.params, self.grads, self.m, self.v = (Arena(specs, prefix) for prefix in ("", "d", "m.", "v."))
@@ -90,25 +91,28 @@ class Model:
         return None if targets is None else self._loss()
 
     def evaluate(self, inputs, targets, continues=False):
-        """The loss that forward gives, for less memory: no logits and no backward afterwards.
+        """The cross-entropy, for less memory than forward: no logits and no backward afterwards.
 
         A recurrent family starts from zeros, or where the evaluation before ended if this one `continues` it; `state` and
         what training carries stay as they are.
         """
         if not self._runner.state_shapes(1):
-            self._run_forward(inputs, targets, purpose="loss")
-            self._backward_ready = False
-            return self._loss()
+            return self._cross_entropy(inputs, targets)
         if self._evaluation is None:
             self._evaluation = Runner(self)
         training, self._runner, last, ready = self._runner, self._evaluation, self._last, self._backward_ready
         try:
             if not continues:
                 self._runner.begin(len(inputs))
-            self._run_forward(inputs, targets, purpose="loss")
-            return self._loss()
+            return self._cross_entropy(inputs, targets)
         finally:
             self._runner, self._last, self._backward_ready = training, last, ready
+
+    def _cross_entropy(self, inputs, targets):
+        self._run_forward(inputs, targets, purpose="loss")
+        self._backward_ready = False
+        self._loss()
+        return self.metrics["cross_entropy"]
 
     def loss_and_grad(self, inputs, targets, add=False, window=1, *, train=False):
         """forward and backward in one: the loss; its gradients take the place of `grads`, or are added to them."""
@@ -138,8 +142,12 @@ class Model:
         self._backward_ready = targets is not None
 
     def _loss(self):
-        loss = float(self._last.output.loss.array[0])
-        self.metrics = {"cross_entropy": loss}
+        output = self._last.output
+        self.metrics = {"cross_entropy": float(output.loss.array[0])}
+        loss = self.metrics["cross_entropy"]
+        for name, term in output.terms.items():
+            self.metrics[name] = float(term.value.array[0])
+            loss += term.weight * self.metrics[name]
         return loss
 
     def _checked(self, name, tokens, lowest):

@@ -79,11 +79,12 @@ class Run:
             paths.append(self.save_path)
         return sorted(paths, key=_step_of)  # stable: what cannot be read stands last, newest last
 
-    def retain(self, count, major=0):
-        """Deletes all but the newest `count` checkpoints (0: none) and those of every `major`-th update (0: none)."""
-        for path in self.checkpoints()[: -count or None] if count else []:
-            step = _step_of(path) if major else None
-            if path != self.save_path and not (major and step != float("inf") and step % major == 0):
+    def retain(self, count, step, major=0):
+        """Deletes all but the newest `count` checkpoints (0: none) up to `step`, and those of every `major`-th update (0:
+        none). What claims to be from later is a damaged one that was passed over: it does not count."""
+        ours = [(path, done) for path in self.checkpoints() if (done := _step_of(path)) <= step] if count else []
+        for path, done in ours[: -count or None]:
+            if path != self.save_path and not (major and done % major == 0):
                 path.unlink(missing_ok=True)
 
     def _set_aside(self, step):

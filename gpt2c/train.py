@@ -59,6 +59,7 @@ class RunConfig:
     log_every: int = flag(1, "print every Nth update or epoch (0: only the last)", "--log-interval")
     report_to: str = flag("none", "write event files for TensorBoard as well", choices=("none", "tensorboard"))
     dry_run: bool = flag(False, "print what the run would take in memory and stop")
+    device_id: int = flag(0, "accepted for old command lines: there is one device", hidden=True)
     threads: int = flag(0, "threads to use", default_text="one per core")
     device: str = flag("", "", hidden=True, deprecated={"--device-id": "gpt2c runs on the CPU; it changes nothing"})
     recompute: int = flag(0, "save memory by computing again in the backward pass: 1 norms and activations, 2 whole blocks",
@@ -195,7 +196,7 @@ def new_model(family, shape, given, source):
     changes = {}
     if source.tokenizer and "vocab_size" not in given:
         changes["vocab_size"] = source.tokenizer.vocab_size
-        if "padded_vocab_size" not in given:
+        if hasattr(shape, "padded_vocab_size") and "padded_vocab_size" not in given:
             changes["padded_vocab_size"] = 0
     return Model(family, dataclasses.replace(shape, **changes))
 

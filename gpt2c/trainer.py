@@ -29,7 +29,7 @@ class TrainConfig:
     """How to train: what the Trainer needs to know besides the model and the data."""
 
     batch_size: int = flag(4, "sequences per batch", "-b", group="batches")
-    seq_len: int = flag(64, "tokens per sequence", "-t", "--seq-length", "--block-size")
+    seq_len: int = flag(64, "tokens per sequence", "-t", "--seq-length", "--block-size", "--chunk-size")
     total_batch_size: int = flag(0, "tokens per update, a multiple of batch size x sequence length; gradients of several "
                                  "batches are then averaged (0: one batch)", "-d", metavar="TOKENS")
     update_chunks: int = flag(1, "with lanes: batches per update", metavar="K1")
@@ -37,12 +37,14 @@ class TrainConfig:
     backprop_chunks: int = flag(1, "with lanes: batches that a gradient reaches back through, the newest one included",
                                 metavar="K2")
     backprop_tokens: int = flag(0, "the same in tokens of a lane", default_text="")
+    preserve_hidden_states: bool = flag(True, "with lanes: carry the state from batch to batch")
     overfit: bool = flag(False, "train on the first batch only", "-a", "--overfit-single-batch")
 
     max_steps: int = flag(40, "updates in all, counted from the start of training; -1: one epoch", "-x", "--iters",
                           "--max-iters", group="length")
     epochs: float = flag(0.0, "passes over the training data in all, instead of --max-steps", "--num-epochs",
                          default_text="")
+    max_epochs: float = flag(0.0, "instead of --epochs where a target loss is given", default_text="")
     max_time: str = flag("", "stop cleanly after this long, e.g. 90s, 10m or 2h", metavar="TIME")
     target_val_loss: float = flag(0.0, "stop when the validation loss is this low", "--target-valid-loss", default_text="")
     target_train_loss: float = flag(0.0, "stop when the loss of an update is this low", "--target-test-loss", default_text="")
@@ -200,13 +202,15 @@ class Trainer:
         batch = loader.B * loader.T * loader.world
         updates, window = (tokens and math.ceil(tokens / loader.T) or chunks for tokens, chunks in (
             (config.update_tokens, config.update_chunks), (config.backprop_tokens, config.backprop_chunks)))
-        goes_on = hasattr(loader, "continues") and not config.overfit
-        self._window = window if goes_on else 1
-        self.micro_steps, rest = divmod(config.total_batch_size or batch * (updates if goes_on else 1), batch)
+        lanes = hasattr(loader, "continues") and not config.overfit
+        self._goes_on = lanes and config.preserve_hidden_states
+        self._window = window if self._goes_on else 1
+        self.micro_steps, rest = divmod(config.total_batch_size or batch * (updates if lanes else 1), batch)
         if rest or self.micro_steps < 1:
             raise UsageError(f"the total batch size of {config.total_batch_size} tokens is no multiple of the batch of "
                              f"{loader.B} x {loader.T} = {batch}")
-        epochs = config.epochs or (1 if config.max_steps < 0 else 0)
+        target = config.target_val_loss or config.target_train_loss
+        epochs = (target and config.max_epochs) or config.epochs or (1 if config.max_steps < 0 else 0)
         self.total_steps = self._steps_in(epochs) if epochs else config.max_steps
         self._deadline = time.monotonic() + seconds(config.max_time) if config.max_time else math.inf
         self._first_batch = loader.next_batch() if config.overfit else None
@@ -295,7 +299,7 @@ class Trainer:
         start = time.perf_counter()
         optimizer, loss = self._optimizer, 0.0
         for micro_step in range(self.micro_steps):
-            if self._first_batch or not getattr(self.loader, "continues", False):
+            if not (self._goes_on and self.loader.continues):
                 self.model.reset_state()
             x, y = self._first_batch or self.loader.next_batch()
             loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self._window, train=True) / self.micro_steps

@@ -442,7 +442,32 @@ def gpt2_backward(cache):
     return g
 
 
-def gpt2_golden(name):
+# ---- chargpt: cfg has num_layers, num_heads and dropout; `noise` is (seed, counter), None where nothing is dropped
+
+
+def chargpt_forward(params, cfg, tokens, targets, noise=None):
+    """-> loss, logits (B, T, V)."""
+    p, drop = params, cfg["dropout"]
+    x = embedding_forward(tokens, p["wte"], p["wpe"])
+
+    def add(x, h, stream):
+        if noise is None:
+            return x + h
+        mask = dropout_mask(h.size, *noise, stream, drop).reshape(h.shape)
+        return dropout_residual_forward(x, h, mask, drop)
+
+    for l in range(cfg["num_layers"]):
+        qkv = matmul_forward(rmsnorm_forward(x)[0], p["qkvw"][l])
+        atty = attention_forward(qkv, cfg["num_heads"])[0]
+        x = add(x, matmul_forward(atty, p["attprojw"][l]), 2 * l)
+        fch = matmul_forward(rmsnorm_forward(x)[0], p["fcw"][l])
+        x = add(x, matmul_forward(squared_relu_forward(fch), p["fcprojw"][l]), 2 * l + 1)
+    logits = matmul_forward(x, p["lm_head"])
+    loss = crossentropy_forward(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), logits.shape[-1])[2]
+    return loss, logits
+
+
+def golden(name):
     """A file of golden/ -> {cfg, params, grads (dicts), tokens, targets, loss, logits and maybe curve}."""
     golden = {"cfg": {}, "params": {}, "grads": {}}
     with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as file:

@@ -226,7 +226,7 @@ def test_memory_stays_flat(folder):
         if trainer.step % 20 == 0:
             trainer.sample([1], 8)
             trainer.save(run.on_the_way(trainer.step))
-            run.retain(2)
+            run.retain(2, trainer.step)
         if trainer.step == 300:
             before = process.memory_info().rss
     assert process.memory_info().rss - before <= 2**20

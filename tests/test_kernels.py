@@ -12,6 +12,7 @@ import functools
 import numpy as np
 import pytest
 import reference as ref
+import reference_trm as trm
 from guarded import STREAM, bits, call, run
 
 import gpt2c
@@ -253,6 +254,229 @@ def attention_cached_forward(rng, B, T, H, D, pos):
     bound = (2 * off + gamma(2 * (pos + T) + 8)) * size_out
     args = unset(B, T, H * D), *before, qkv[:, pos:].copy(), np.array([pos], np.int32), H
     return args, [(out[:, pos:], bound[:, pos:]), (after[0], 0), (after[1], 0)]
+
+
+# ---- the Tiny Recursive Model: dynamic tanh
+
+
+@case(*ROWS, large=(64, 1031))
+def dyt_forward(rng, R, C):
+    """tanh is off by 4 units of its own, and by what the rounding of a x does to it."""
+    x, a, w, b = normal(rng, R, C), single([0.8]), normal(rng, C), normal(rng, C)
+    t = abs(np.tanh(a * x.astype(float)))
+    bound = abs(w) * (8 * U * t + U * abs(a * x)) + gamma(2) * (abs(w) * t + abs(b))
+    return (unset(R, C), x, a, w, b), [(trm.dyt_forward(x, a, w, b), bound)]
+
+
+@case(*ROWS, large=(64, 1031))
+def dyt_backward(rng, R, C):
+    x, a, w, dout = normal(rng, R, C), single([0.8]), normal(rng, C), normal(rng, R, C)
+    old = normal(rng, R, C), normal(rng, 1), normal(rng, C), normal(rng, C)
+    exact = trm.dyt_backward(dout, x, a, w)
+    t = abs(np.tanh(a * x.astype(float)))
+    off_t = 8 * U * t + U * abs(a * x)
+    g = abs(dout.astype(float))
+    size_u, off_u = g * abs(w) * (1 + t**2), g * abs(w) * 2 * t * off_t
+    sizes = a * size_u, (size_u * abs(x)).sum(), ref.sum_rows(g * t), ref.sum_rows(g)
+    off = a * off_u, (off_u * abs(x)).sum(), ref.sum_rows(g * off_t), 0
+    roundings = 8, R * C + 8, R + 4, R + 2
+    expected = [(o + e, far + gamma(k) * (abs(o) + size)) for o, e, far, k, size in zip(old, exact, off, roundings, sizes)]
+    return (*old, dout, x, a, w), expected
+
+
+# ---- attention with contextual positions: B, T, H, D, rows of the table, and how large the entries of q and k are
+
+COPE_HEADS = [
+    (0, 3, 1, 4, 3), (1, 1, 1, 1, 1), (2, 1, 3, 2, 2), (1, 2, 1, 3, 4), (2, 7, 2, 5, 3), (1, 8, 2, 8, 9), (1, 9, 1, 7, 1),
+    (3, 15, 1, 16, 5), (1, 16, 2, 15, 17), (1, 17, 1, 17, 4), (9, 31, 2, 33, 12), (1, 32, 1, 31, 65), (2, 33, 1, 64, 7),
+    (1, 67, 1, 13, 20), (1, 33, 1, 4, 9, 30), (1, 20, 1, 4, 65, 300),
+]  # fmt: skip
+
+
+def cope_inputs(rng, B, T, H, D, M, scale=1):
+    """-> qkv, table, the oracle's cache and results, and how far off gates, positions and scores may be.
+
+    r is off by gamma(D) of its size. A gate turns that into a quarter of it at most, and adds a few roundings; a position
+    is a sum of gates; reading the table at a position that is off by so much is off by that times its steepest part.
+    """
+    qkv, table = normal(rng, B, T, 3 * H * D), normal(rng, H, M, D)
+    qkv[..., : 2 * H * D] *= scale
+    out, c = trm.cope_forward(qkv, table, H)
+    q, k = abs(c["q"]), abs(c["k"])
+    seen = np.tri(T)
+    size_r = q @ k.swapaxes(-1, -2) * seen
+    off_r = gamma(D + 2) * size_r
+    off_gate = c["gate"] * (1 - c["gate"]) * off_r * (1 + off_r) + 4 * U * c["gate"]
+    off_p = np.flip(np.flip(off_gate, -1).cumsum(-1), -1) + gamma(T + 1) * c["total"]
+    size_z = np.einsum("bhid,hmd->bhim", q, abs(table))
+    size_z = np.concatenate([size_z, 0 * size_z[..., :1]], -1)
+    size_read = np.take_along_axis(size_z, c["m"], -1) + np.take_along_axis(size_z, c["m"] + 1, -1)
+    z = np.einsum("bhid,hmd->bhim", c["q"], table)
+    steepest = abs(np.diff(z, axis=-1)).max(-1, initial=0)[..., None]
+    off_score = (off_r + gamma(2) * size_r) / np.sqrt(D) + steepest * off_p + gamma(D + 6) * size_read
+    off = (off_score * seen).max(initial=0) + U * (2 * abs(c["preatt"]).max(initial=0) + abs(c["lse"]).max(initial=0) + 3)
+    size_out = ref.merge_heads(c["att"] @ abs(c["v"]))
+    return qkv, table, out, c, size_out, (off_gate, off_p, off_score, off, size_read)
+
+
+@case(*COPE_HEADS, large=(2, 129, 7, 33, 40))
+def cope_forward(rng, B, T, H, D, M, scale=1):
+    qkv, table, out, c, size_out, (_, _, off_score, off, _) = cope_inputs(rng, B, T, H, D, M, scale)
+    args = unset(*out.shape), unset(B, H, T), unset(B, H, T, T), unset(B, H, T, T), qkv, table
+    share = 2 * off + gamma(2 * T + 8)
+    return args, [(out, share * size_out), (c["lse"], off + gamma(T + 8) * (1 + abs(c["lse"]))),
+                  (c["preatt"], off_score * np.tri(T) + gamma(2) * abs(c["preatt"])), (c["att"], share * c["att"])]
+
+
+@case(*COPE_HEADS, large=(2, 129, 7, 33, 40))
+def cope_backward(rng, B, T, H, D, M, scale=1):
+    """Where a position is so near a row of the table that rounding may take it to the other side, the slope of either side
+    is right, and the bound is as wide as they differ."""
+    qkv, table, out, c, _, (off_gate, off_p, _, off, size_read) = cope_inputs(rng, B, T, H, D, M, scale)
+    dqkv, dtable, dout = normal(rng, *qkv.shape), normal(rng, *table.shape), normal(rng, *out.shape)
+    q, k, v, dy = (abs(x) for x in (c["q"], c["k"], c["v"], ref.split_heads(dout.astype(float), H)))
+    seen, share = np.tri(T), off + gamma(2 * T + D + 16)
+    datt = dy @ v.swapaxes(-1, -2)
+    size_ds = c["att"] * (datt + (c["att"] * datt).sum(-1, keepdims=True))
+    off_ds = share * size_ds
+
+    slopes = np.einsum("bhid,hmd->bhim", c["q"], np.diff(table.astype(float), axis=1))
+    slopes = np.concatenate([slopes, 0 * size_read[..., :1], 0 * size_read[..., :1]], -1) if T else size_read
+    nearest = np.clip(np.rint(c["total"]).astype(int), 0, M - 1) if T else c["m"]
+    left, right = (np.take_along_axis(slopes, np.maximum(nearest - 1 + side, 0), -1) for side in (0, 1))
+    jump = np.where(abs(c["total"] - nearest) <= off_p, abs(right - left), 0)
+    size_dp = size_ds * size_read
+    off_dp = (share + gamma(D + 8)) * size_dp + size_ds * jump
+    size_dg, off_dg = size_dp.cumsum(-1), off_dp.cumsum(-1) + gamma(T + 1) * size_dp.cumsum(-1)
+    flat = c["gate"] * (1 - c["gate"])
+    off_dr = (off_ds + gamma(4) * size_ds) / np.sqrt(D) + off_dg * flat + size_dg * (off_gate + 4 * U * c["gate"]) * seen
+    size_dr = size_ds / np.sqrt(D) + size_dg * flat
+
+    read = np.zeros((*q.shape[:3], M + 1))  # how much of ds each row of the table gets
+    for index in np.ndindex(size_ds.shape):
+        read[index[:3]][c["m"][index]] += (1 - c["f"][index]) * size_ds[index]
+        read[index[:3]][c["m"][index] + 1] += c["f"][index] * size_ds[index]
+    off_read = (share + gamma(T + 6)) * read[..., :M] + (size_ds * off_p).sum(-1, keepdims=True)
+    off_dq = off_dr @ k + np.einsum("bhim,hmd->bhid", off_read, abs(table))
+    off_dq += gamma(T + M + 4) * (size_dr @ k + np.einsum("bhim,hmd->bhid", read[..., :M], abs(table)))
+    off_dk = off_dr.swapaxes(-1, -2) @ q + gamma(T + 4) * (size_dr.swapaxes(-1, -2) @ q)
+    off_dv = share * (c["att"].swapaxes(-1, -2) @ dy)
+    off_dqkv = np.concatenate([ref.merge_heads(d) for d in (off_dq, off_dk, off_dv)], axis=-1) + gamma(2) * abs(dqkv)
+    off_dtable = np.einsum("bhim,bhid->hmd", off_read + gamma(B * T + 8) * read[..., :M], q) + gamma(2) * abs(dtable)
+    exact = trm.cope_backward(dout, c)
+    args = dqkv, dtable, dout, qkv, single(out), single(c["lse"]), table
+    return args, [(dqkv + exact[0], off_dqkv), (dtable + exact[1], off_dtable)]
+
+
+@case(*[(B, T, H, D, pos, M) for (B, T, H, D, pos), M in zip(DECODED, (3, 1, 2, 30, 5))], large=(2, 65, 7, 33, 64, 40))
+def cope_cached_forward(rng, B, T, H, D, pos, M):
+    """As attention_cached_forward."""
+    qkv, table, out, _, size_out, (_, _, _, off, _) = cope_inputs(rng, B, pos + T, H, D, M)
+    _, k, v = np.split(qkv, 3, axis=-1)
+    after = np.full((2, B, pos + T + 3, H * D), 1e30, np.float32)
+    after[:, :, : pos + T] = k, v
+    before = after.copy()
+    before[:, :, pos : pos + T] = 1e30
+    bound = (2 * off + gamma(2 * (pos + T) + 8)) * size_out
+    args = unset(B, T, H * D), *before, qkv[:, pos:].copy(), np.array([pos], np.int32), table
+    return args, [(out[:, pos:], bound[:, pos:]), (after[0], 0), (after[1], 0)]
+
+
+# ---- residuals with a scale, and adaptive depth
+
+
+@case(*ROWS, (5, 9, False), large=(64, 1031))
+def scaled_residual_forward(rng, R, C, adaptive=True):
+    x, y, scale = normal(rng, R, C), normal(rng, R, C), single([0.3])
+    depth = rng.integers(1, 5, R).astype(np.float32) if adaptive else None
+    exact = trm.scaled_residual_forward(x, y, scale, depth, 3)
+    bound = gamma(2) * (abs(x) + abs(scale * y)) * (1 if depth is None else (depth >= 3)[:, None])  # else: exact
+    return (unset(R, C), x, y, scale, depth, 3), [(exact, bound)]
+
+
+@case(*ROWS, (5, 9, False), large=(64, 1031))
+def scaled_residual_backward(rng, R, C, adaptive=True):
+    y, scale, dout = normal(rng, R, C), single([0.3]), normal(rng, R, C)
+    old = normal(rng, R, C), normal(rng, R, C), normal(rng, 1)
+    depth = rng.integers(1, 5, R).astype(np.float32) if adaptive else None
+    exact = trm.scaled_residual_backward(dout, y, scale, depth, 3)
+    sizes = trm.scaled_residual_backward(abs(dout), abs(y), scale, depth, 3)
+    roundings = 1, 2, R * C + 2
+    expected = [(o + e, gamma(n) * (abs(o) + size)) for o, e, n, size in zip(old, exact, roundings, sizes)]
+    return (*old, dout, y, scale, depth, 3), expected
+
+
+def halting_inputs(rng, R, C, steps=4):
+    """x after each step, w, b, and what the oracle makes of them; no row is near the threshold."""
+    xs = [normal(rng, R, C) for _ in range(steps)]
+    w, b = single(normal(rng, C) / np.sqrt(max(C, 1))), single([-0.7])
+    mixed, prob, weight, depth, total = trm.halting_forward(xs, w, b, 0.9)
+    assert abs(np.cumsum(prob, axis=0) - 0.9).min(initial=1) > 1e-5
+    return xs, w, b, mixed, prob, weight, depth, total
+
+
+def halting_state(prob, depth, step):
+    """depth and total as they are before a step, from what they are after the last."""
+    now = np.minimum(depth, step)
+    return now, np.array([prob[: n - 1, r].sum() for r, n in enumerate(now)])
+
+
+@case(*ROWS, (5, 9, 1), (5, 9, 4), large=(64, 1031))
+def halting_forward(rng, R, C, step=2):
+    xs, w, b, _, prob, weight, depth, _ = halting_inputs(rng, R, C)
+    (before, total), (after, _), x = halting_state(prob, depth, step), halting_state(prob, depth, step + 1), xs[step - 1]
+    prob, weight = prob[step - 1], weight[step - 1]
+    off_p = 0.25 * gamma(C + 3) * (abs(x.astype(float)) @ abs(w) + 1) + 8 * U
+    off_weight = (weight > 0) * (off_p + 4 * U)
+    old = normal(rng, R, C)
+    args = unset(R), unset(R), single(total), single(before), old, x, w, b, step, 4, 0.9
+    if step == 1:  # what is there does not count
+        args, old = (*args[:2], *(np.full_like(a, np.nan) for a in args[2:5]), *args[5:]), 0 * old
+    new_total = single(total) + np.where(depth > step, prob, 0)
+    bounds = off_p, off_weight, off_p + 2 * U, 0, off_weight[:, None] * abs(x) + gamma(2) * (abs(old) + abs(x))
+    return args, zip((prob, weight, new_total, after, old + weight[:, None] * x), bounds)
+
+
+@case(*ROWS, (5, 9, 1), (5, 9, 4), large=(64, 1031))
+def halting_backward(rng, R, C, step=2):
+    xs, w, b, _, prob, weight, depth, _ = halting_inputs(rng, R, C)
+    old, dmixed, x = (normal(rng, R, C), normal(rng, C), normal(rng, 1)), normal(rng, R, C), xs[step - 1]
+    dtotal = normal(rng, R)
+    dweight = (dmixed.astype(float) * x).sum(-1)
+    after = np.where(depth == step, dtotal - dweight, dtotal)
+    p = single(prob[step - 1]).astype(float)
+    goes_on = depth > step
+    d = np.where(goes_on, (dtotal + dweight) * p * (1 - p), 0)
+    share = single(weight[step - 1])
+    size_dweight = (abs(dmixed.astype(float)) * abs(x)).sum(-1)
+    size_d = np.where(goes_on, (abs(dtotal) + size_dweight) * p * (1 - p), 0)
+    off_d = gamma(C + 6) * size_d + np.where(goes_on, 2 * U * p * (abs(dtotal) + size_dweight), 0)
+    exact = share[:, None] * dmixed + d[:, None] * w, d @ x, d.sum()
+    off = off_d[:, None] * abs(w), off_d @ abs(x), off_d.sum()
+    sizes = abs(share[:, None] * dmixed) + size_d[:, None] * abs(w), size_d @ abs(x), size_d.sum()
+    expected = [(o + e, far + gamma(n) * (abs(o) + size))
+                for o, e, far, n, size in zip(old, exact, off, (4, R + 2, R + 2), sizes)]
+    expected.append((after, gamma(C + 2) * (abs(dtotal) + size_dweight) * (depth == step)))
+    args = *old, dtotal, dmixed, x, w, single(prob[step - 1]), share, single(depth), step
+    return args, expected
+
+
+@case((0,), (1,), (7,), (33, 33), large=(5003,))
+def ponder_forward(rng, R, ignored=1):
+    depth, total = rng.integers(1, 7, R).astype(np.float32), single(rng.random(R))
+    targets = rng.integers(3, size=R, dtype=np.int32)
+    targets[:ignored] = -1
+    ponder, mean_depth, count = trm.ponder_forward(depth, total, targets)
+    args = unset(1), unset(1), unset(1), depth, total, targets
+    return args, [(ponder, gamma(2) * ponder), (mean_depth, gamma(2) * mean_depth), (count, 0)]
+
+
+@case((0,), (1,), (7,), (33, 33), large=(5003,))
+def ponder_backward(rng, R, ignored=1):
+    targets = rng.integers(3, size=R, dtype=np.int32)
+    targets[:ignored] = -1
+    exact = trm.ponder_backward(targets, float(single(0.05)))
+    return (unset(R), targets, single([(targets >= 0).sum()]), 0.05), [(exact, gamma(1) * abs(exact))]
 
 
 # ---- activations
@@ -670,6 +894,35 @@ def test_gelu_of_special_values(isa, name):
     assert list(np.signbit(out[:2])) == [False, True]
 
 
+def test_tanh_over_all_floats(isa):
+    """Through dyt_forward with a = w = 1 and b = 0: within 4 units in the last place."""
+    x = np.arange(0, 2**32, 2003).astype(np.uint32).view(np.float32)
+    x = x[(abs(x) < np.inf) & (abs(x) > 2.0**-126)][None]
+    out, one = unset(*x.shape), np.ones(x.shape[1], np.float32)
+    STREAM.dyt_forward(out, x, one[:1], one, 0 * one)
+    exact = np.tanh(x.astype(float))
+    assert (abs(out - exact) <= 4 * np.spacing(abs(single(exact)))).all()
+
+
+def test_contextual_positions_of_nan_and_infinite_scores_read_nothing_wild(isa):
+    qkv, table = np.full((1, 40, 24), np.nan, np.float32), np.ones((2, 5, 4), np.float32)
+    for value in np.nan, np.inf, 3e38:
+        qkv[...] = value
+        outputs = run("cope_forward", unset(1, 40, 8), unset(1, 2, 40), None, None, qkv, table)
+        run("cope_backward", np.zeros_like(qkv), 0 * table, outputs[0], qkv, *outputs, table)
+
+
+def test_contextual_decoding_in_any_steps_is_the_full_forward(isa):
+    sizes = B, T, H, D, _ = 2, 33, 3, 13, 9
+    (*_, qkv, table), [(out, bound), *_] = made("cope_forward", sizes)
+    for ends in range(1, T + 1), (7, 8, 30, T), (T,):
+        caches, parts, pos = [unset(B, T + 2, H * D), unset(B, T + 2, H * D)], [], 0
+        for end in ends:
+            new, at = qkv[:, pos:end].copy(), np.array([pos], np.int32)
+            part, *caches = run("cope_cached_forward", unset(B, end - pos, H * D), *caches, new, at, table)
+            parts.append(part)
+            pos = end
+        assert_within([np.concatenate(parts, axis=1)], [(out, bound)])
 @pytest.mark.parametrize("T", [63, 500, 4000])
 @pytest.mark.parametrize("I", [1, 5, 200])
 def test_the_three_forms_of_the_mingru_agree(isa, rng, T, I):

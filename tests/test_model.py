@@ -34,7 +34,7 @@ def gradients(m, x, y, **forward):
 
 @pytest.mark.parametrize("name", GOLDENS)
 def test_loss_logits_and_gradients_are_pytorch_s(name, isa):
-    golden = ref.gpt2_golden(name)
+    golden = ref.golden(name)
     m = golden_model(golden)
     loss = m.forward(golden["tokens"], golden["targets"])
     V = m.config.vocab_size
@@ -48,7 +48,7 @@ def test_loss_logits_and_gradients_are_pytorch_s(name, isa):
 
 
 def test_ten_updates_follow_pytorch_s_adamw(isa):
-    golden = ref.gpt2_golden("gpt2_curve")
+    golden = ref.golden("gpt2_curve")
     m, losses = golden_model(golden), []
     for t in range(1, 11):
         losses.append(m.forward(golden["tokens"], golden["targets"]))
@@ -154,7 +154,7 @@ def test_recomputing_saves_memory():
 
 
 def test_bf16_products_are_close(isa):
-    golden = ref.gpt2_golden("gpt2_curve")
+    golden = ref.golden("gpt2_curve")
     m = golden_model(golden)
     gpt2c.set_matmul_precision("bf16")
     loss, _ = gradients(m, golden["tokens"], golden["targets"])

@@ -334,7 +334,7 @@ def test_gpt2_mean_is_over_counted_targets(gpt2):
 @pytest.mark.parametrize("name", ["gpt2_curve", "gpt2_one_token", "gpt2_ignored"])
 def test_gpt2_agrees_with_pytorch(name):
     """float32 storage rounds each golden number by 2⁻²⁴ = 6e-8 of itself."""
-    golden = ref.gpt2_golden(name)
+    golden = ref.golden(name)
     params, cfg = golden["params"], golden["cfg"]
     loss, logits, cache = ref.gpt2_forward(params, cfg, golden["tokens"], golden["targets"])
     assert loss == pytest.approx(golden["loss"].item(), rel=1e-12)
@@ -346,7 +346,7 @@ def test_gpt2_agrees_with_pytorch(name):
 
 
 def test_gpt2_training_curve_agrees_with_pytorch():
-    golden = ref.gpt2_golden("gpt2_curve")
+    golden = ref.golden("gpt2_curve")
     params = golden["params"]
     moments = {name: (np.zeros(p.shape), np.zeros(p.shape)) for name, p in params.items()}
     for step, expected in enumerate(golden["curve"]):

@@ -23,9 +23,9 @@ from types import ModuleType
 
 from gpt2c.errors import UsageError
 from gpt2c.flags import NOUNS, nearest
-from gpt2c.models import chargpt, gpt2, mingru
+from gpt2c.models import chargpt, gpt2, hybrid, mingru, trm
 
-FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "chargpt": chargpt, "mingru": mingru}
+FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "chargpt": chargpt, "mingru": mingru, "trm": trm, "hybrid": hybrid}
 
 
 def family_named(name) -> ModuleType:
