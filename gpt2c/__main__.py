@@ -9,6 +9,7 @@ VERBS = {
     "train": "train a model; with no arguments, a small one on the data that is at hand",
     "generate": "text from a checkpoint",
     "rlvr": "reinforcement learning (GRPO) on tasks whose answers can be checked",
+    "chat": "talk to a model",
     "prepare": "token files from text, JSON and CSV",
     "eval": "loss, perplexity and bits per byte on a file; multiple-choice files",
     "train-tokenizer": "a vocabulary from text",

@@ -7,6 +7,7 @@ metadata are text:
     format     "gpt2c 1"
     family, config (JSON), tokenizer (tokenizer.json, or "")
     step, best_val_loss   of the run that the weights are from, where there was one
+    description, turns    in the words of whoever made it; of conversations, if it has learned any (Model)
     run        JSON: what a run needs to go on besides its arrays; "" for weights alone
     sha256     of the tensor table, the metadata above and the data
 """
@@ -32,6 +33,7 @@ from gpt2c.tokenizer import Tokenizer
 FORMAT = "gpt2c 1"
 DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I32": np.dtype("<i4"), "U32": np.dtype("<u4"),
           "I64": np.dtype("<i8"), "U64": np.dtype("<u8")}
+SAID = {"description": str, "turns": int}  # more that a checkpoint says of its model, where there is something to say
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -57,6 +59,7 @@ def save(path, model, run: RunState | None = None, step=None, best=None):
                 "tokenizer": model.tokenizer.to_json() if model.tokenizer else "",
                 "run": json.dumps(run.values) if run else ""}
     metadata |= {name: json.dumps(value) for name, value in (("step", step), ("best_val_loss", best)) if value is not None}
+    metadata |= {name: json.dumps(value) for name in SAID if (value := getattr(model, name))}
     metadata["sha256"] = _digest(table, metadata, (array.data.cast("B") for array in tensors.values() if array.size))
     header = json.dumps({"__metadata__": metadata, **table}).encode()
     header += b" " * (-len(header) % 64 + 56)  # the data begin at a multiple of 64 bytes
@@ -116,7 +119,7 @@ def _load_llmc(path, **switches):
 def metadata(path):
     """What a checkpoint says of itself, without its data being read or checked: {name: value}, and "tensors": the table."""
     with _opened(path) as (metadata, _, table):
-        said = {name: json.loads(text) if name in ("config", "run", "step", "best_val_loss") and text else text
+        said = {name: json.loads(text) if name in ("config", "run", "step", "best_val_loss", *SAID) and text else text
                 for name, text in metadata.items()}
     return said | {"tensors": table}
 
@@ -131,10 +134,13 @@ class Content:
     tokenizer: Tokenizer | None
     tensors: dict[str, np.ndarray]
     run: RunState | None
+    said: dict = field(default_factory=dict)  # of SAID
 
     def build(self, **switches):
         """(Model, RunState or None)."""
         model = Model(self.family, self.config, self.tokenizer, **switches)
+        for name, value in self.said.items():
+            setattr(model, name, value)
         return model, self.copy_to(model)
 
     def copy_to(self, model):
@@ -170,7 +176,10 @@ def read(path):
             raise InputError(f"{path}: the run is no object")
         _check_tensors(path, FAMILIES[metadata["family"]].params(config), tensors, run)
         tokenizer = Tokenizer.from_json(metadata["tokenizer"]) if metadata["tokenizer"] else None
-        return Content(path, metadata["family"], config, tokenizer, tensors, run)
+        said = {name: json.loads(metadata[name]) for name in SAID if name in metadata}
+        if any(type(value) is not SAID[name] for name, value in said.items()):
+            raise InputError(f"{path}: {said} is not what a checkpoint says of itself")
+        return Content(path, metadata["family"], config, tokenizer, tensors, run, said)
 
 
 @contextmanager

@@ -105,6 +105,14 @@ class Runner:
 
         return cache
 
+    def take_over(self, other):
+        """Copies the caches and the state of another Runner of the same model and context."""
+        cache = self._caches(planning=False)
+        for name, array in other.caches.items():
+            cache(name, array.shape).array[...] = array
+        for array in other.state.values():
+            return self.begin(array.shape[1], other.state)
+
     # ---- carried state
 
     def state_shapes(self, B):

@@ -34,6 +34,8 @@ class Model:
         require_memory(self.params.nbytes, f"a model of {self.params.size:,} parameters", "choose a smaller one")
         self._runner = Runner(self, record=record, reuse=reuse, poison=poison)
         self._evaluation = None  # a Runner of its own for a family that carries a state
+        self.description = ""  # in the words of whoever made it
+        self.turns = 0  # questions in the longest conversation that it has learned from (gpt2c.data.conversations)
         self.stream = Stream()
         self.seed, self.dropout_counter = 1337, 0  # from which dropout's masks follow; forward(train=True) counts
         self._last = None  # the Pass of the last forward

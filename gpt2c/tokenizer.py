@@ -281,17 +281,17 @@ class Tokenizer:
         """Ids -> text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def stream(self):
-        """A decoder for ids that arrive one at a time."""
-        return Stream(self)
+    def stream(self, after=()):
+        """A decoder for ids that arrive one at a time, after these, whose text is there already."""
+        return Stream(self, after)
 
 
 class Stream:
     """Gives the text of each id as it comes and holds back a character until all its bytes are there."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, after=()):
         self.tokenizer = tokenizer
-        self.before = []  # the last two ids: words are written according to the two before them
+        self.before = list(after)[-2:]  # the last two ids: words are written according to the two before them
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, id):

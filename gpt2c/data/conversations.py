@@ -5,7 +5,8 @@ A record {"prompt", "completion"} or {"messages": [{"role", "content"}, ...]} be
     User: how do mountains form? Assistant: plates collide
     `------------ not counted -----------'`-- counted ----'
 
-and so does a plain string of that form; the end-of-text token follows each answer.
+and so does a plain string of that form; the end-of-text token follows each answer. A checkpoint notes that its model has
+learned to answer so (Model.turns): then gpt2c chat writes what a user says in the same way.
 """
 import re
 
@@ -37,6 +38,29 @@ def conversation(record, where):
         else:
             parts.append((f"{gap}{NAMES[role]} {content}", False))
     return parts
+
+
+def is_conversation(record):
+    """Whether a record has something to answer."""
+    if isinstance(record, str):
+        return record.startswith(NAMES["user"]) and NAMES["assistant"] in record
+    return isinstance(record, dict) and ("messages" in record or {"prompt", "completion"} <= record.keys())
+
+
+def prompts_and_answers(record, where):
+    """[(what was asked, the answer), ...] of a conversation."""
+    turns, asked = [], ""
+    for text, answer in conversation(record, where):
+        if answer:
+            turns.append((asked, text.strip()))
+        else:
+            asked = text.strip().removesuffix(NAMES["assistant"]).strip().removeprefix(NAMES["user"]).strip() or asked
+    return turns
+
+
+def question(text, first):
+    """What a model that has learned conversations reads before it answers."""
+    return f"{'' if first else ' '}{NAMES['user']} {text} {NAMES['assistant']}"
 
 
 def _of_text(text, where):

@@ -91,10 +91,10 @@ def whole_documents(path, reading):
         yield from csv_cells(path, reading)
     else:
         for record, at, where in json_records(path, reading):
-            yield _text_of(record, where), at, where
+            yield text_of(record, where), at, where
 
 
-def _text_of(record, where):
+def text_of(record, where):
     """The text of a JSON value; the </s> that ends an item is what separates documents anyway."""
     if isinstance(record, str):
         return record.rstrip().removesuffix("</s>").rstrip() if record.rstrip().endswith("</s>") else record
