@@ -6,13 +6,13 @@ import sys
 from dataclasses import dataclass
 
 import gpt2c
-from gpt2c import data, flags
+from gpt2c import flags
 from gpt2c.checkpoint import load
 from gpt2c.cli import run_program
+from gpt2c.data import tokenizer_of_model
 from gpt2c.errors import UsageError
 from gpt2c.flags import flag
 from gpt2c.sampler import generate
-from gpt2c.tokenizer import Tokenizer
 
 
 @dataclass
@@ -37,7 +37,7 @@ def main(argv):
     if config.threads:
         gpt2c.set_num_threads(config.threads)
     model = load(config.checkpoint)
-    tokenizer = model.tokenizer or find_tokenizer(config.tokenizer, model.config.vocab_size)
+    tokenizer = tokenizer_of_model(model, config.tokenizer)
     prompt = tokenizer.encode(config.prompt) if config.prompt else [tokenizer.eot or 0]
     text = tokenizer.stream()
     sys.stdout.write(config.prompt)
@@ -47,18 +47,6 @@ def main(argv):
         sys.stdout.write(text.push(token))
         sys.stdout.flush()
     print(text.flush())
-
-
-def find_tokenizer(path, vocab_size):
-    """The tokenizer of a checkpoint that carries none."""
-    path = path or data.find_gpt2_tokenizer()
-    if not path:
-        raise UsageError("the checkpoint has no tokenizer and there is no gpt2_tokenizer.bin here or in data/; run "
-                         "downloaddataset.sh --only gpt2_tokenizer.bin, or name a file with --tokenizer")
-    tokenizer = Tokenizer.load(path)
-    if tokenizer.vocab_size != vocab_size:
-        raise UsageError(f"{path} has {tokenizer.vocab_size} tokens, the model {vocab_size}; name its own with --tokenizer")
-    return tokenizer
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ class Loop:
 
     def __init__(self, trainer, flags, run, stop, console):
         self.trainer, self.flags, self.run, self.stop, self.console = trainer, flags, run, stop, console
-        self.by_epoch = bool(trainer.config.epochs)  # what --save-every and --log-every count
+        self.by_epoch = bool(trainer.epochs)  # what --save-every and --log-every count
         self._told = time.monotonic()
         self._board = None
         self._validated = None  # the step of the last validation

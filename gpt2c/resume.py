@@ -29,9 +29,10 @@ def checkpoint_to_resume(resume, out_dir, save_path, console):
     return content
 
 
-def shaping_flags(run, dataset):
-    """{flag: value} of a RunConfig that a checkpoint records, because they shape what the run computes."""
-    return {name: getattr(run, name) for name in SHAPING} | {"data": dataset.train, "val_data": dataset.val or ""}
+def shaping_flags(run, data, reading):
+    """{flag: value} of a RunConfig, a DataConfig and a Reading that a checkpoint records, because they shape what the run
+    computes."""
+    return {name: getattr(run, name) for name in SHAPING} | vars(data) | vars(reading)
 
 
 def recorded_flags(content, *classes):
@@ -58,7 +59,7 @@ def recorded_flags(content, *classes):
     return known | dataclasses.asdict(content.config) | {"model": content.family}
 
 
-def check_flags(content, given, run, config, shape, console):
+def check_flags(content, given, shape, console, run, data, reading, config):
     """Tells which of the flags that were given have changed; an error where the model would be another."""
     if run.model != content.family:
         raise UsageError(f"{content.path} holds a {content.family} model, not {run.model}: leave out --model")
@@ -66,9 +67,7 @@ def check_flags(content, given, run, config, shape, console):
         if name in given and new != getattr(content.config, name):
             raise UsageError(f"--{name.replace('_', '-')} {new} does not fit {content.path}, where it is "
                              f"{getattr(content.config, name)}")
-    if "max_steps" in given and "epochs" not in given:
-        config.epochs = 0.0
-    before, now = content.run.values["config"], vars(config) | vars(run)
-    changes = [f"{name} {before[name]} -> {now[name]}" for name in before if name in given and now[name] != before[name]]
+    before, now = content.run.values["config"], vars(run) | vars(data) | vars(reading) | vars(config)
+    changes = [f"{name} {before[name]} -> {now[name]}" for name in before if name in given and now.get(name) != before[name]]
     if changes:
         console.info(f"changed since {content.path}: {', '.join(changes)}")

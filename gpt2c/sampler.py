@@ -1,34 +1,46 @@
 """Generating: a decoder that keeps what it has read, and the choice of the next token."""
+import sys
+
 import numpy as np
 
 from gpt2c.engine import Runner, Work
 from gpt2c.errors import UsageError
+from gpt2c.models import max_seq_len
 from gpt2c.rng import Xorshift, multinomial
+
+CHUNK = 512  # tokens of a prompt that go through the model at a time
 
 
 class Decoder:
-    """Feeds tokens to a model and gives the logits of the next one; what was read before stays in a cache.
+    """Feeds tokens to a model and gives the logits of the next one; what was read before stays in a cache or a state.
 
-    When the context is full, it starts again from the later half of what it holds.
+    A transformer whose context is full starts again from the later half of what it holds; a recurrent model has no end.
     """
 
     def __init__(self, model, context=None):
-        most = model.config.max_seq_len
+        most = max_seq_len(model.config)
         self.model, self.context = model, min(context or most, most)
         self._runner = Runner(model, context=self.context)
+        self._endless = most == sys.maxsize
         self._read = []  # the tokens in the cache
 
     def feed(self, ids):
         """The logits (vocab_size,) after these ids."""
         ids = list(ids)
-        if len(self._read) + len(ids) > self.context:
+        if not self._endless and len(self._read) + len(ids) > self.context:
             ids = (self._read + ids)[-max(1, self.context // 2):]
             self._read = []
+        for first in range(0, len(ids), CHUNK):
+            logits = self._feed(ids[first : first + CHUNK])
+        return logits
+
+    def _feed(self, ids):
         work = self._runner.prepare(Work(1, len(ids), targets=False))
         work.tokens[0] = ids
         work.position[0] = len(self._read)
         work.forward()
-        self._read += ids
+        if not self._endless:
+            self._read += ids
         return work.output.logits.array.reshape(-1)[: self.model.config.vocab_size]
 
 
@@ -63,7 +75,7 @@ def generate(model, prompt_ids, max_new_tokens, temperature=1.0, top_k=0, top_p=
                          "and above 0 up to 1")
     rng = seed if isinstance(seed, Xorshift) else Xorshift(seed)
     decoder = Decoder(model, len(prompt) + max_new_tokens)
-    new = prompt[-model.config.max_seq_len:]
+    new = prompt[-max_seq_len(model.config):]
     for _ in range(max_new_tokens):
         new = [choose(decoder.feed(new), rng, temperature, top_k, top_p)]
         yield new[0]

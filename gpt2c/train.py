@@ -13,15 +13,16 @@ from gpt2c import data, flags, runs
 from gpt2c.checkpoint import load
 from gpt2c.cli import run_program
 from gpt2c.console import Console
-from gpt2c.errors import InputError, UsageError
+from gpt2c.data.reading import Reading
+from gpt2c.data.sources import DataConfig, choose_source
+from gpt2c.errors import UsageError
 from gpt2c.flags import flag
 from gpt2c.loop import Loop
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
-from gpt2c.models import FAMILIES, family_named
+from gpt2c.models import FAMILIES, family_named, max_seq_len
 from gpt2c.resume import check_flags, checkpoint_to_resume, recorded_flags, shaping_flags
 from gpt2c.stopping import Stop
-from gpt2c.tokenizer import Tokenizer
 from gpt2c.trainer import TrainConfig, Trainer
 
 PRETRAINED = "gpt2_124M.bin"
@@ -36,15 +37,9 @@ STARTER = dict(num_layers=4, num_heads=4, channels=128, max_seq_len=128, batch_s
 class RunConfig:
     """What to train, on what, and where it goes."""
 
-    model: str = flag("gpt2", "the model family", choices=tuple(FAMILIES), group="model and data")
+    model: str = flag("gpt2", "the model family", choices=tuple(FAMILIES), group="model")
     init_from: str = flag("", "scratch, a checkpoint to take the weights from, or for gpt2 a size such as d12", "-e",
                           metavar="scratch|PATH|dN", default_text=f"{PRETRAINED} if it is there, else scratch")
-    data: str = flag("", "a token file, a glob of them, or the name or number of a data set below data/", "-i",
-                     "--train-data", metavar="PATH|NAME", default_text="the first data set")
-    val_data: str = flag("", "validation tokens", "-j", metavar="PATH",
-                         default_text="the *_val.bin beside the training data, else its last tenth")
-    tokenizer: str = flag("", "the tokenizer file of the data", metavar="PATH", default_text="the one beside the data")
-    list_datasets: bool = flag(False, "list the data sets below data/ and stop")
 
     out_dir: str = flag("", "the run's folder", "-o", "--output", metavar="DIR", default_text="runs/<date>-<family>",
                         group="output")
@@ -59,6 +54,7 @@ class RunConfig:
     log_every: int = flag(1, "print every Nth update or epoch (0: only the last)", "--log-interval")
     report_to: str = flag("none", "write event files for TensorBoard as well", choices=("none", "tensorboard"))
     dry_run: bool = flag(False, "print what the run would take in memory and stop")
+    device_id: int = flag(0, "accepted for old command lines: there is one device", hidden=True)
     threads: int = flag(0, "threads to use", default_text="one per core")
     recompute: int = flag(0, "save memory by computing again in the backward pass: 1 norms and activations, 2 whole blocks",
                           "-r", choices=(0, 1, 2))
@@ -82,12 +78,16 @@ def train(argv, stop, console):
     family, start, *which = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
     old = checkpoint_to_resume(*which, console)
     module = family_named(old.family if old else family)
-    starter = family == "gpt2" and not start and not old and not Path(PRETRAINED).exists()
-    size = module.describe(start) if start and family == "gpt2" else None
-    (run, config, shape), given = flags.parse(
-        argv, [RunConfig, TrainConfig, module.Config], "gpt2c train", __doc__.partition("\n\n")[2],
-        defaults=recorded_flags(old, RunConfig, TrainConfig) if old else STARTER if starter else size)
-    if run.list_datasets:
+    plain = family == "gpt2" and not start and not old  # then the pretrained model, or a small one
+    starter = plain and not Path(PRETRAINED).exists()
+    size = module.describe(start) if start and hasattr(module, "describe") else None
+    (run, chosen, reading, config, shape), given = flags.parse(
+        argv, [RunConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train", __doc__.partition("\n\n")[2],
+        defaults=recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
+        STARTER if starter else getattr(module, "TRAINING", {}) | (size or {}))
+    if "max_steps" in given and "epochs" not in given:
+        config.epochs = 0.0
+    if chosen.list_datasets:
         console.info(data.list_datasets(data.find_datasets(data_folder())))
         return 0
     if run.threads:
@@ -95,29 +95,31 @@ def train(argv, stop, console):
     gpt2c.set_matmul_precision(run.matmul_precision)
 
     if old:
-        check_flags(old, given, run, config, shape, console)
+        check_flags(old, given, shape, console, run, chosen, reading, config)
         (model, state), origin = old.build(), f"resumed from {old.path} at step {old.run.values['step']}"
     else:
-        model, state, origin = initial_model(run, shape, given, scratch=starter or size or start == "scratch")
-    dataset = choose_data(run, model)
-    model = model or new_model(family, shape, given, dataset, config)
+        anew = size or start in ("", "scratch") and (starter or not plain)
+        model, state, origin = initial_model(run, shape, given, anew)
+    source = choose_source(chosen, reading, data_folder(), model, module)
+    model = model or new_model(family, shape, given, source)
     model.recompute = run.recompute
-    if model.tokenizer is None and dataset.tokenizer:
-        model.tokenizer = Tokenizer.load(dataset.tokenizer)
-    if config.seq_len > model.config.max_seq_len:
-        raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {model.config.max_seq_len}")
+    model.tokenizer = model.tokenizer or source.tokenizer
+    config.batch_size, config.seq_len = source.fit(config.batch_size, config.seq_len)
+    if config.seq_len > (most := max_seq_len(model.config)):
+        raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {most}")
 
     memory = model.memory(config.batch_size, config.seq_len)
-    console.info(banner(model, origin or f"from scratch, seed {config.seed}", dataset, memory))
+    console.info(banner(model, origin or f"from scratch, seed {config.seed}", source, memory))
     if run.dry_run:
         return 0
     require_memory(sum(memory.values()) - (model.params.nbytes if model.params.allocated else 0), "this run",
                    "try a smaller --batch-size or --seq-len")
     if not origin:
         model.initialise(config.seed)
-    trainer = make_trainer(model, dataset, config)
+    trainer = make_trainer(model, source, config)
     run.init_from = run.init_from or (PRETRAINED if origin else "scratch")
-    trainer.recorded = shaping_flags(run, dataset)
+    chosen = dataclasses.replace(chosen, **source.resolved)
+    trainer.recorded = shaping_flags(run, chosen, reading)
     if state:
         trainer.restore(state)
     files = runs.Run(run.out_dir, run.save_path) if run.out_dir or run.save_path else runs.Run.new(model.family)
@@ -130,8 +132,8 @@ def train(argv, stop, console):
             loop.look_back()
         return stop.exit_code
     files.take()
-    resolved = dataclasses.replace(run, resume=False, data=dataset.train, val_data=dataset.val or "")
-    if aside := files.begin(flags.to_toml(resolved, config, model.config), trainer.step):
+    resolved = dataclasses.replace(run, resume=False)
+    if aside := files.begin(flags.to_toml(resolved, chosen, reading, config, model.config), trainer.step):
         console.warning(aside)
     return loop.train()
 
@@ -141,9 +143,9 @@ def data_folder():
     return "data" if os.path.isdir("data") else Path(gpt2c.__file__).parents[1] / "data"
 
 
-def initial_model(run, shape, given, scratch):
+def initial_model(run, shape, given, anew):
     """(model, None, where it came from); no model if it is to be made anew."""
-    if scratch:
+    if anew:
         return None, None, None
     path = run.init_from or PRETRAINED
     model = load(path)
@@ -156,55 +158,30 @@ def initial_model(run, shape, given, scratch):
     return model, None, f"from {path}"
 
 
-def choose_data(run, model):
-    """The Dataset to train on: by path, by name, or the first whose tokenizer fits the model."""
-    if run.data and not (os.path.isfile(run.data) or set("*?[") & set(run.data)):
-        dataset = data.choose_dataset(data.find_datasets(data_folder()), run.data)
-    elif run.data:
-        dataset = data.dataset_of(run.data)
-    else:
-        found = data.find_datasets(data_folder())
-        fitting = [d for d in found if not model or not d.tokenizer
-                   or Tokenizer.load(d.tokenizer).vocab_size == model.config.vocab_size]
-        if not fitting:
-            raise InputError(f"no data set below {data_folder()} fits the model's vocabulary of {model.config.vocab_size}; "
-                             "run downloaddataset.sh, or name token files with --data" if model and found else
-                             f"there is no *_train.bin below {data_folder()}; run downloaddataset.sh, or name token files "
-                             "with --data")
-        if len(found) > 1:
-            print(data.list_datasets(found))
-        dataset = fitting[0]
-    return dataset._replace(val=run.val_data or dataset.val, tokenizer=run.tokenizer or dataset.tokenizer)
-
-
-def new_model(family, shape, given, dataset, config):
-    """A model without parameters yet, of the data's vocabulary and long enough for its sequences."""
+def new_model(family, shape, given, source):
+    """A model without parameters yet, of the data's vocabulary."""
     changes = {}
-    if dataset.tokenizer and "vocab_size" not in given:
-        changes["vocab_size"] = Tokenizer.load(dataset.tokenizer).vocab_size
-        if "padded_vocab_size" not in given:
+    if source.tokenizer and "vocab_size" not in given:
+        changes["vocab_size"] = source.tokenizer.vocab_size
+        if hasattr(shape, "padded_vocab_size") and "padded_vocab_size" not in given:
             changes["padded_vocab_size"] = 0
     return Model(family, dataclasses.replace(shape, **changes))
 
 
-def make_trainer(model, dataset, config):
-    size = dict(B=config.batch_size, T=config.seq_len, vocab_size=model.config.vocab_size)
-    part = {"train": (0, 1), "val": (0, 1)} if dataset.val else {"train": (0, 0.9), "val": (0.9, 1)}
-    loader = data.DataLoader(dataset.train, shuffle=True, part=part["train"], **size)
-    val_loader = None
-    if config.val_every and config.val_steps:
-        val_loader = data.DataLoader(dataset.val or dataset.train, part=part["val"], **size)
-    return Trainer(model, loader, val_loader, config)
+def make_trainer(model, source, config):
+    validate = bool(config.val_every and config.val_steps)
+    size = config.batch_size, config.seq_len, model.config.vocab_size
+    return Trainer(model, *source.loaders(*size, config.seed, validate), config)
 
 
-def banner(model, origin, dataset, memory):
+def banner(model, origin, source, memory):
     about, size = gpt2c.info(), ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(model.config).items())
     parts = " + ".join(f"{what} {in_units(n)}" for what, n in memory.items())
     return "\n".join([
         f"gpt2c {about['version']} on {about['cpu']}: {about['isa']}, {about['threads']} threads ({about['cores']} cores)",
         f"model: {model.family}, {model.num_parameters:,} parameters, {origin}",
         f"       {size}",
-        f"data: {dataset.name}, train {dataset.train}, val {dataset.val or 'the last tenth of it'}",
+        f"data: {source.summary}",
         f"memory: {parts} = {in_units(sum(memory.values()))}"])
 
 

@@ -29,15 +29,22 @@ class TrainConfig:
     """How to train: what the Trainer needs to know besides the model and the data."""
 
     batch_size: int = flag(4, "sequences per batch", "-b", group="batches")
-    seq_len: int = flag(64, "tokens per sequence", "-t", "--seq-length", "--block-size")
+    seq_len: int = flag(64, "tokens per sequence", "-t", "--seq-length", "--block-size", "--chunk-size")
     total_batch_size: int = flag(0, "tokens per update, a multiple of batch size x sequence length; gradients of several "
                                  "batches are then averaged (0: one batch)", "-d", metavar="TOKENS")
+    update_chunks: int = flag(1, "with lanes: batches per update", metavar="K1")
+    update_tokens: int = flag(0, "the same in tokens of a lane", default_text="")
+    backprop_chunks: int = flag(1, "with lanes: batches that a gradient reaches back through, the newest one included",
+                                metavar="K2")
+    backprop_tokens: int = flag(0, "the same in tokens of a lane", default_text="")
+    preserve_hidden_states: bool = flag(True, "with lanes: carry the state from batch to batch")
     overfit: bool = flag(False, "train on the first batch only", "-a", "--overfit-single-batch")
 
     max_steps: int = flag(40, "updates in all, counted from the start of training; -1: one epoch", "-x", "--iters",
                           "--max-iters", group="length")
     epochs: float = flag(0.0, "passes over the training data in all, instead of --max-steps", "--num-epochs",
                          default_text="")
+    max_epochs: float = flag(0.0, "instead of --epochs where a target loss is given", default_text="")
     max_time: str = flag("", "stop cleanly after this long, e.g. 90s, 10m or 2h", metavar="TIME")
     target_val_loss: float = flag(0.0, "stop when the validation loss is this low", "--target-valid-loss", default_text="")
     target_train_loss: float = flag(0.0, "stop when the loss of an update is this low", "--target-test-loss", default_text="")
@@ -80,12 +87,15 @@ class TrainConfig:
     val_every: int = flag(10, "validate before every Nth update (0: never)", "-v", "--eval-interval", group="validation")
     val_steps: int = flag(10, "batches per validation (-1: all, 0: never validate)", "-m", "--val-num-batches", "--eval-iters")
 
-    seed: int = flag(1337, "of the initial weights and of sampling", group="randomness")
+    seed: int = flag(1337, "of the initial weights, of dropout and of sampling", group="randomness")
 
     def __post_init__(self):
-        for name in ("learning_rate", "warmup_steps", "warmup_epochs", "weight_decay", "eps", "momentum", "grad_clip",
-                     "clip_value", "max_loss", "max_grad_value", "skip_loss_z", "skip_grad_z", "val_every", "patience",
-                     "plateau_factor", "plateau_falls"):
+        for name in ("update_chunks", "backprop_chunks"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("update_tokens", "backprop_tokens", "learning_rate", "warmup_steps", "warmup_epochs", "weight_decay",
+                     "eps", "momentum", "grad_clip", "clip_value", "max_loss", "max_grad_value", "skip_loss_z", "skip_grad_z",
+                     "val_every", "patience", "plateau_factor", "plateau_falls"):
             if not getattr(self, name) >= 0:  # a NaN neither
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least 0")
         if self.nesterov and not (self.momentum and not self.dampening):
@@ -185,16 +195,23 @@ class Trainer:
         self.sampling = Xorshift(config.seed)
         self._skipped_in_a_row = 0
         self._losses, self._norms = Window(), Window()
+        model.seed = config.seed
         self._optimizer = Optimizer(
             model, config.optimizer, beta1=config.beta1, beta2=config.beta2, eps=config.eps, momentum=config.momentum,
             dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all)
         batch = loader.B * loader.T * loader.world
-        self.micro_steps, rest = divmod(config.total_batch_size or batch, batch)
+        updates, window = (tokens and math.ceil(tokens / loader.T) or chunks for tokens, chunks in (
+            (config.update_tokens, config.update_chunks), (config.backprop_tokens, config.backprop_chunks)))
+        lanes = hasattr(loader, "continues") and not config.overfit
+        self._goes_on = lanes and config.preserve_hidden_states
+        self._window = window if self._goes_on else 1
+        self.micro_steps, rest = divmod(config.total_batch_size or batch * (updates if lanes else 1), batch)
         if rest or self.micro_steps < 1:
             raise UsageError(f"the total batch size of {config.total_batch_size} tokens is no multiple of the batch of "
                              f"{loader.B} x {loader.T} = {batch}")
-        epochs = config.epochs or (1 if config.max_steps < 0 else 0)
-        self.total_steps = self._steps_in(epochs) if epochs else config.max_steps
+        target = config.target_val_loss or config.target_train_loss
+        self.epochs = (target and config.max_epochs) or config.epochs or (1 if config.max_steps < 0 else 0)
+        self.total_steps = self._steps_in(self.epochs) if self.epochs else config.max_steps
         self._deadline = time.monotonic() + seconds(config.max_time) if config.max_time else math.inf
         self._first_batch = loader.next_batch() if config.overfit else None
         self._after_update = self._progress()
@@ -210,7 +227,7 @@ class Trainer:
 
     @property
     def epochs_in_all(self):
-        return math.ceil(self.config.epochs or self.total_steps * self.micro_steps / self.loader.num_batches)
+        return math.ceil(self.epochs or self.total_steps * self.micro_steps / self.loader.num_batches)
 
     @property
     def flops_per_step(self):
@@ -246,7 +263,7 @@ class Trainer:
         for _ in range(batches):
             if self.should_stop():
                 return None
-            total += self.model.forward(*self.val_loader.next_batch())
+            total += self.model.evaluate(*self.val_loader.next_batch())
         return total / batches
 
     def validate(self):
@@ -282,8 +299,10 @@ class Trainer:
         start = time.perf_counter()
         optimizer, loss = self._optimizer, 0.0
         for micro_step in range(self.micro_steps):
+            if not (self._goes_on and self.loader.continues):
+                self.model.reset_state()
             x, y = self._first_batch or self.loader.next_batch()
-            loss += self.model.loss_and_grad(x, y, add=micro_step > 0) / self.micro_steps
+            loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self._window, train=True) / self.micro_steps
         norm = optimizer.norm() / self.micro_steps
         loss_z, norm_z = self._losses.push(loss), self._norms.push(norm)
         skipped = self._anomaly(loss, norm, loss_z, norm_z)
@@ -369,13 +388,14 @@ class Trainer:
     def save(self, path):
         """A checkpoint from which `restore` continues with the same bits. What diverged is not saved."""
         self._require_finite()
-        done, loader, state = self._after_update, self.loader.state(), self.model.state
+        done, loader = self._after_update, self.loader.state()
         arrays = {f"loader.{name}": value for name, value in loader.items() if not isinstance(value, int)}
-        arrays |= {f"state.{name}": array for name, array in state.items()}
+        arrays |= {f"carried.{name}": array for name, array in self.model.carried(self._window).items()}
         arrays |= {"window.loss": self._losses.values, "window.norm": self._norms.values}
         save(path, self.model, RunState(
             values=dataclasses.asdict(done) | {
                 "windows": [self._losses.count, self._norms.count],
+                "dropout": [self.model.seed, self.model.dropout_counter],
                 "loader": {name: value for name, value in loader.items() if isinstance(value, int)},
                 "config": dataclasses.asdict(self.config) | self.recorded},
             arrays=arrays), step=done.step, best=done.validations.best)
@@ -404,7 +424,8 @@ class Trainer:
             step, tokens = values["step"], values["tokens"]
             validations, epoch = Validations(**values["validations"]), Epoch(**values["epoch"])
             sampling, skipped = Xorshift(values["sampling"]), values["skipped_in_a_row"]
-            if min(step, tokens, skipped, *values["windows"]) < 0:
+            seed, counter = values["dropout"]
+            if min(step, tokens, skipped, counter, *values["windows"]) < 0:
                 raise ValueError
             windows = [(count, np.array(arrays[f"window.{name}"], np.float64).reshape(self._losses.values.shape))
                        for count, name in zip(values["windows"], ("loss", "norm"))]
@@ -412,14 +433,15 @@ class Trainer:
                                            if name.startswith("loader.")}
             if data_position:
                 self.loader.restore(position)
-            for name, array in self.model.state.items():
-                array[...] = arrays[f"state.{name}"]
+            self.model.carry({name.removeprefix("carried."): array for name, array in arrays.items()
+                              if name.startswith("carried.")})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, (UsageError, InputError)):
                 raise
             raise InputError(f"the checkpoint's account of its run is damaged ({error}): use another checkpoint") from None
         self.step, self.tokens, self.validations, self.epoch = step, tokens, validations, epoch
         self.sampling, self._skipped_in_a_row = sampling, skipped
+        self.model.seed, self.model.dropout_counter = int(seed), int(counter)
         for window, (count, past) in zip((self._losses, self._norms), windows):
             window.count, window.values = count, past
         self._after_update = self._progress()

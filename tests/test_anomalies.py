@@ -30,8 +30,8 @@ def spoil(trainer, at, change):
     """At these updates the loss and the gradients come out as `change(model, loss)` makes them."""
     honest = trainer.model.loss_and_grad
 
-    def loss_and_grad(x, y, add=False):
-        loss = honest(x, y, add=add)
+    def loss_and_grad(x, y, **how):
+        loss = honest(x, y, **how)
         return change(trainer.model, loss) if trainer.step in at else loss
 
     trainer.model.loss_and_grad = loss_and_grad
@@ -132,10 +132,10 @@ def test_what_diverged_is_not_saved(tokens, tmp_path):
 PROGRAM = """
 import sys, numpy as np, gpt2c.model, gpt2c.train
 honest, count = gpt2c.model.Model.loss_and_grad, 0
-def loss_and_grad(self, x, y, add=False):
+def loss_and_grad(self, x, y, **how):
     global count
     count += 1
-    loss = honest(self, x, y, add)
+    loss = honest(self, x, y, **how)
     if count in %r:
         self.grads["wte"][0, 0] = np.inf
     return loss

@@ -36,8 +36,8 @@ def announce(owner, name, phase, after=0):
     setattr(owner, name, told)
 phase = sys.argv.pop(1)
 owner, name, after = {
-    "start": (gpt2c.train, "choose_data", 0), "step": (gpt2c.model.Model, "loss_and_grad", 17),
-    "evaluation": (gpt2c.model.Model, "forward", 5), "sampling": (gpt2c.trainer.Trainer, "sample", 0),
+    "start": (gpt2c.train, "choose_source", 0), "step": (gpt2c.model.Model, "loss_and_grad", 17),
+    "evaluation": (gpt2c.model.Model, "evaluate", 5), "sampling": (gpt2c.trainer.Trainer, "sample", 0),
     "saving": (gpt2c.checkpoint, "_digest", 9)}[phase]
 announce(owner, name, phase, after)
 gpt2c.cli.run_program("train", gpt2c.train.main)

@@ -5,18 +5,27 @@
     forward(t, p, batch, cfg)         its forward pass on a tape (gpt2c.tape), returning ops.Output;
                                       p(name, layer=None) is a parameter, batch has tokens and targets (or None)
 
+and, if it is recurrent,
+
+    state(cfg, B) -> {name: shape}    what it carries from chunk to chunk for B lanes, (L, B, width) each; its forward takes
+                                      it from t.incoming(name, layer) and leaves it with t.outgoing(name, layer, last)
+
+and, where its document says so, what a run starts from: describe(text), the config fields behind the name of a size;
+TRAINING, defaults of the training flags; TOKENIZER, the kind of tokenizer.
+
 Everything else (training, checkpoints, generation, flags, memory estimates) works on these.
 """
 import dataclasses
+import sys
 import typing
 from numbers import Integral, Real
 from types import ModuleType
 
 from gpt2c.errors import UsageError
 from gpt2c.flags import NOUNS, nearest
-from gpt2c.models import gpt2
+from gpt2c.models import chargpt, gpt2, hybrid, mingru, trm
 
-FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2}
+FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "chargpt": chargpt, "mingru": mingru, "trm": trm, "hybrid": hybrid}
 
 
 def family_named(name) -> ModuleType:
@@ -24,6 +33,11 @@ def family_named(name) -> ModuleType:
     if name not in FAMILIES:
         raise UsageError(f"unknown model family {name!r}; the families are {', '.join(FAMILIES)}")
     return FAMILIES[name]
+
+
+def max_seq_len(config):
+    """The most positions that a model of this config takes; a recurrent one takes any number."""
+    return getattr(config, "max_seq_len", sys.maxsize)
 
 
 def make_config(name, fields):
