@@ -85,6 +85,8 @@ def train(argv, stop, console):
         argv, [RunConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train", __doc__.partition("\n\n")[2],
         defaults=recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
         STARTER if starter else getattr(module, "TRAINING", {}) | (size or {}))
+    if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
+        config.epochs = 0.0
     if chosen.list_datasets:
         console.info(data.list_datasets(data.find_datasets(data_folder())))
         return 0
