@@ -119,7 +119,7 @@ def train(argv, stop, console):
         __doc__.partition("\n\n")[2],
         defaults=recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
         STARTER if starter else getattr(module, "TRAINING", {}) | (size or {}))
-    if "max_steps" in given and "epochs" not in given:
+    if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
         config.epochs = 0.0
     if chosen.list_datasets:
         console.info(data.list_datasets(data.find_datasets(data_folder())))
