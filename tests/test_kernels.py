@@ -774,7 +774,9 @@ def expert_weights(rng, H, N):
     return [single(rng.standard_normal(shape) / np.sqrt(shape[-1])) if shape[0] else None for shape in shapes]
 
 
-MIXTURES = [(1, 1, 1, 1, 1), (2, 3, 5, 4, 1), (1, 7, 16, 4, 2), (3, 5, 17, 3, 2), (1, 33, 8, 5, 3), (5, 13, 33, 2, 1), (0, 2, 3, 3, 1)]
+MIXTURES = [
+    (1, 1, 1, 1, 1), (2, 3, 5, 4, 1), (1, 7, 16, 4, 2), (3, 5, 17, 3, 2), (1, 33, 8, 5, 3), (5, 13, 33, 2, 1), (0, 2, 3, 3, 1),
+]  # fmt: skip
 
 
 def mixture_of(rng, B, T, H, N, K):
@@ -897,7 +899,8 @@ def gru_backward(rng, B, T, H, N, K, mixing=True, with_xr=True, balance=0.0):
     if N:
         exact["dtotal"] = np.stack([s["dtotal"] for s in steps], axis=1)
         da, db, dlogits = (np.stack(d, axis=1).reshape(B * T, *d[0].shape[1:]) for d in zip(*(s["dgates"] for s in steps)))
-        exact["dgates"] = hybrid.by_slot(np.concatenate([da, db], axis=-1), kept[-1].reshape(B * T, kept[-1].shape[-1])).reshape(kept[0].shape)
+        chosen = kept[-1].reshape(B * T, kept[-1].shape[-1])
+        exact["dgates"] = hybrid.by_slot(np.concatenate([da, db], axis=-1), chosen).reshape(kept[0].shape)
         exact["dlogits"] = dlogits.reshape(B, T, N - 1)
         if balance:
             fraction = single(np.concatenate([s["moe"]["picked"] for s in steps]).mean(axis=0))
