@@ -490,8 +490,8 @@ def test_bf16_products_are_those_of_rounded_operands(R, C, N, isa, threads, rng)
     exact = [ref.matmul_forward(x, w, b), *ref.matmul_backward(dout, x, w)[:2]]
     for i in 0, 1:
         exact[i + 1], size[i + 1] = exact[i + 1] + old[i], size[i + 1] + abs(old[i])
-    for x, w, dout in full, (x, w, dout):
-        found = bf16_products(x, w, b, dout, *old)
+    for operands in full, (x, w, dout):
+        found = bf16_products(operands[0], operands[1], b, operands[2], *old)
         assert_within(found, [(e, gamma(k + 2) * s) for e, s, k in zip(exact, size, (C, N, R))])
 
 
