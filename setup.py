@@ -18,7 +18,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 KERNELS = [f"kernels/{name}.c" for name in (
-    "activation", "attention", "elementwise", "embedding", "loss", "matmul", "norm", "optim", "peak", "table")]
+    "activation", "attention", "cope", "dropout", "dyt", "elementwise", "embedding", "gru", "loss", "matmul", "moe", "norm",
+    "optim", "peak", "recursion", "scan", "table")]
 ONCE = ["kernels/isa.c", "kernels/program.c"]  # without instruction set flags
 HEADERS = [str(path) for path in sorted(Path("kernels").iterdir()) if path.suffix in (".h", ".def")]
 

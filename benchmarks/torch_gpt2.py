@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    def __init__(self, max_seq_len, padded_vocab_size, num_layers, num_heads, channels):
+    def __init__(self, max_seq_len, vocab_size, padded_vocab_size, num_layers, num_heads, channels):
         super().__init__()
         self.wte, self.wpe = nn.Embedding(padded_vocab_size, channels), nn.Embedding(max_seq_len, channels)
         self.blocks = nn.Sequential(*(Block(channels, num_heads) for _ in range(num_layers)))
@@ -46,12 +46,13 @@ class GPT2(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def main(mode, threads, config):
+def serve(family, mode, threads, config):
+    """A step of the model family(**config) for each line of standard input."""
     torch.set_num_threads(int(threads))
     torch.manual_seed(1)
     config = json.loads(config)
-    B, T, vocab_size = (config.pop(name) for name in ("B", "T", "vocab_size"))
-    model = GPT2(**config)
+    B, T, vocab_size = config.pop("B"), config.pop("T"), config["vocab_size"]
+    model = family(**config)
     loss_of = torch.compile(model) if "compile" in mode else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     tokens, targets = torch.randint(vocab_size, (2, B, T))
@@ -67,4 +68,4 @@ def main(mode, threads, config):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(GPT2, *sys.argv[1:])

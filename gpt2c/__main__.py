@@ -8,10 +8,16 @@ from gpt2c.flags import nearest
 VERBS = {
     "train": "train a model; with no arguments, a small one on the data that is at hand",
     "generate": "text from a checkpoint",
+    "rlvr": "reinforcement learning (GRPO) on tasks whose answers can be checked",
+    "chat": "talk to a model",
+    "prepare": "token files from text, JSON and CSV",
+    "eval": "loss, perplexity and bits per byte on a file; multiple-choice files",
+    "train-tokenizer": "a vocabulary from text",
     "bench": "the speed of kernels and models, beside what this machine can do at most",
+    "info": "this machine and build, or what a checkpoint or the folder of a run holds",
     "plot": "the loss curves of runs, or the roofline of a benchmark",
 }
-ALIASES = {"inference": "generate", "infer": "generate", "sample": "generate"}
+ALIASES = {"inference": "generate", "infer": "generate", "sample": "generate", "rl": "rlvr"}
 
 
 def main():
@@ -20,7 +26,7 @@ def main():
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
         print("usage: gpt2c VERB [flags]      (gpt2c VERB --help lists the flags)\n")
-        print("\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items()))
+        print("\n".join(f"  {verb:<16} {text}" for verb, text in VERBS.items()))
         sys.exit(0)
     verb = ALIASES.get(words[0], words[0])
     if verb not in VERBS:
@@ -29,7 +35,7 @@ def main():
             raise UsageError(f"there is no verb {verb!r}{near}; the verbs are {', '.join(VERBS)}")
         run_program("gpt2c", unknown)
     sys.argv[:2] = [f"gpt2c {verb}"]
-    runpy.run_module(f"gpt2c.{verb}", run_name="__main__")
+    runpy.run_module(f"gpt2c.{verb.replace('-', '_')}", run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from gpt2c.engine import Runner, Work
 from gpt2c.errors import Gpt2cError, UsageError
 from gpt2c.model import Model, create
 from gpt2c.models import make_config
-from gpt2c.optim import AdamW
+from gpt2c.optim import Optimizer
 from gpt2c.peak import measured_bandwidth, measured_peak
 from gpt2c.sampler import generate
 from gpt2c.trainer import TrainConfig, Trainer
@@ -35,7 +35,6 @@ from gpt2c.work import FLOPS, flops
 RUNS = 5  # at least so many give a median
 PAUSE = 0.2  # seconds until the threads of who ran last sleep; OpenBLAS lets its own spin for half of that
 ROOT = Path(__file__).parents[1]
-TORCH_SCRIPT = ROOT / "benchmarks" / "torch_gpt2.py"
 TORCH_MODES = ("eager", "compile", "bf16+compile")
 
 
@@ -44,11 +43,19 @@ class ModelCase(NamedTuple):
     shape: str
     B: int
     T: int
-    config: dict  # fields other than GPT-2 124M's
+    config: dict  # fields other than the family's defaults
+    family: str = "gpt2"
 
     @property
     def name(self):
         return f"{self.work}-{self.shape}"
+
+    def create(self):
+        return create(self.family, **self.config)
+
+    def unfilled(self):
+        """The model without a number in it: memory that nobody touches is never taken."""
+        return Model(self.family, make_config(self.family, self.config))
 
 
 SMALL = {"max_seq_len": 64, "vocab_size": 65, "num_layers": 4, "num_heads": 4, "channels": 128}
@@ -60,6 +67,7 @@ MODEL_CASES = {
         ModelCase("train", "gpt2-t1024", 4, 1024, {}),
         ModelCase("train", "char-0.8M", 12, 64, SMALL),
         ModelCase("train", "char-10M", 16, 256, MEDIUM),
+        ModelCase("train", "chargpt-1.2M", 32, 64, {}, "chargpt"),
         ModelCase("generate", "gpt2", 1, 1, {}),
         ModelCase("prefill", "gpt2-t512", 1, 512, {}),
     )
@@ -158,19 +166,19 @@ def measure_kernel(case, isa, machine, seconds, with_numpy=False):
 
 def training_step(case):
     """What the Trainer does for one update, always on the same random tokens."""
-    model, (x, y) = create("gpt2", **case.config), batch(case)
+    model, (x, y) = case.create(), batch(case)
     loader = SimpleNamespace(B=case.B, T=case.T, world=1, num_batches=1, next_batch=lambda: (x, y))
-    return Trainer(model, loader, config=TrainConfig(max_steps=sys.maxsize)).train_step
+    return Trainer(model, loader, config=TrainConfig(max_steps=sys.maxsize)).update
 
 
 def generated_token(case):
-    tokens = generate(create("gpt2", **case.config), [0], sys.maxsize)
+    tokens = generate(case.create(), [0], sys.maxsize)
     return lambda: next(tokens)
 
 
 def prefill(case):
     """Reading a prompt into the cache, up to the logits of the next token."""
-    model = create("gpt2", **case.config)
+    model = case.create()
     work = Runner(model, context=case.T).prepare(Work(case.B, case.T, targets=False))
     work.tokens[...] = batch(case)[0]
     return work.forward
@@ -181,14 +189,14 @@ STEPS = {"train": training_step, "generate": generated_token, "prefill": prefill
 
 def batch(case):
     """Random tokens and targets, (B, T) each."""
-    vocab = make_config("gpt2", case.config).vocab_size
+    vocab = case.unfilled().config.vocab_size
     return np.random.default_rng(1).integers(vocab, size=(2, case.B, case.T), dtype=np.int32)
 
 
 def model_flops(case):
-    """Useful operations of a step. Nothing is run: memory that nobody touches is never taken."""
-    config = make_config("gpt2", case.config)
-    model = Model("gpt2", config)
+    """Useful operations of a step. Nothing is run."""
+    model = case.unfilled()
+    config = model.config
     if case.work == "train":
         work = model.program(case.B, case.T)
         return flops(work.forward_program) + flops(work.backward_program)
@@ -259,16 +267,20 @@ def gpt2c_worker(case, isa, machine, precision):
 
 
 def torch_worker(case, mode, python, machine):
-    config = {"B": case.B, "T": case.T, **asdict(make_config("gpt2", case.config))}
+    config = {"B": case.B, "T": case.T, **asdict(case.unfilled().config)}
     env = dict(os.environ)
     env.pop("GOMP_SPINCOUNT", None)  # which gpt2c has set for itself
-    return Worker([python, str(TORCH_SCRIPT), mode, str(machine["threads"]), json.dumps(config)], env)
+    return Worker([python, str(torch_script(case.family)), mode, str(machine["threads"]), json.dumps(config)], env)
+
+
+def torch_script(family):
+    return ROOT / "benchmarks" / f"torch_{family}.py"
 
 
 def torch_version(python):
     """PyTorch's version as `python` has it."""
-    if not TORCH_SCRIPT.exists():
-        raise UsageError(f"there is no {TORCH_SCRIPT}, expected in gpt2c's source tree")
+    if not torch_script("gpt2").exists():
+        raise UsageError(f"there is no {torch_script('gpt2')}, expected in gpt2c's source tree")
     command = [python, "-c", "import torch; print(torch.__version__)"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -282,10 +294,7 @@ def torch_version(python):
 def model_row(case, isa, machine, seconds, worker, system, ratio=None):
     """A step of a model that took so long. Generating reads all weights per token: a share of bandwidth."""
     by_memory = case.work == "generate"
-    operations, weights = (
-        model_flops(case),
-        4 * Model("gpt2", make_config("gpt2", case.config)).num_parameters,
-    )
+    operations, weights = model_flops(case), 4 * case.unfilled().num_parameters
     speed = (weights if by_memory else operations) / seconds / 1e9
     return {
         "section": "models", "isa": isa, "work": case.work, "model": case.shape, "system": system,
@@ -317,10 +326,10 @@ def measure_torch(case, mode, python, isa, machine, seconds):
 
 def profile(case, isa, machine):
     """One row per kernel of a training step, the longest first, and one of all; medians of RUNS steps."""
-    model = create("gpt2", **case.config)
+    model = case.create()
     step = model.program(case.B, case.T)
     step.tokens[...], step.targets[...] = batch(case)
-    model.stream, optimizer = Stream("record"), AdamW(model)
+    model.stream, optimizer = Stream("record"), Optimizer(model)
     model.zero_grad()
     before = model.stream.program()
     optimizer.norm()

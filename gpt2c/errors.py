@@ -28,6 +28,10 @@ class InputError(Gpt2cError, ValueError):
     exit_code = 4
 
 
+class VersionError(InputError):
+    """A file of a newer version than this gpt2c knows: sound, but not to be read."""
+
+
 class ResourceError(Gpt2cError, MemoryError):
     """The machine has too little memory or disk for what was asked."""
 

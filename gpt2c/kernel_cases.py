@@ -78,8 +78,13 @@ def gpt2_cases(B, lengths, C, H, V, P, parameters):
         yield _case(attention_backward, label, B=B, T=T, C=C, H=H)
         yield _case(layernorm_forward, label, R=R, C=C)
         yield _case(layernorm_backward, label, R=R, C=C)
+        yield _case(rmsnorm_forward, label, R=R, C=C)
+        yield _case(rmsnorm_backward, label, R=R, C=C)
         yield _case(gelu_forward, label, R=R * 4 * C)
         yield _case(gelu_backward, label, R=R * 4 * C)
+        for kernel in (gelu_erf_forward, gelu_erf_backward, squared_relu_forward, squared_relu_backward, swiglu_forward,
+                       swiglu_backward):
+            yield _case(kernel, label, R=R * 4 * C)
         yield _case(residual_forward, label, R=R * C)
         yield _case(residual_backward, label, R=R * C)
         yield _case(crossentropy_forward, label, R=R, P=P, V=V)
@@ -310,6 +315,25 @@ def layernorm_backward(s, R, C):
     )
 
 
+def rmsnorm_forward(s, R, C):
+    out, rstd, x, w = nans(R, C), nans(R), normal(R, C), normal(C)
+    s.rmsnorm_forward(out, rstd, x, w)
+    rows = sample(R)
+    want_rstd = 1 / np.sqrt(np.square(x[rows], dtype=np.float64).mean(axis=-1) + 1e-5)
+    return Subject(
+        [Check(lambda: out[rows], x[rows] * want_rstd[:, None] * w, C), Check(lambda: rstd[rows], want_rstd, C)]
+    )
+
+
+def rmsnorm_backward(s, R, C):
+    dx, dw, dout, x, w, rstd = zeros(R, C), zeros(C), normal(R, C), normal(R, C), normal(C), zeros(R)
+    rstd[:] = 1 / np.sqrt(np.square(x, dtype=np.float64).mean(axis=-1) + 1e-5)
+    s.rmsnorm_backward(dx, dw, dout, x, w, rstd)
+    n, d = x * rstd.astype(np.float64)[:, None], dout * w.astype(np.float64)
+    want_dx = rstd[:, None] * (d - n * (d * n).mean(axis=-1, keepdims=True))
+    return Subject([Check(lambda: dx, want_dx, C), Check(lambda: dw, (dout * n).sum(axis=0), R)])
+
+
 def gate(x):
     """gelu(x) = x gate(x), and the gate's derivative; the tanh approximation, in float64."""
     (x,) = double(x)
@@ -332,6 +356,60 @@ def gelu_backward(s, R):
     return Subject([Check(lambda: dx[some], dout[some] * (g + x[some] * dg), 32)])
 
 
+def normal_distribution(x):
+    """Φ(x) and its derivative, in float64."""
+    (x,) = double(x)
+    return np.array([math.erfc(-v / math.sqrt(2)) / 2 for v in x]), np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def gelu_erf_forward(s, R):
+    out, x = nans(R), normal(R)
+    s.gelu_erf_forward(out, x)
+    some = elements(R)
+    return Subject([Check(lambda: out[some], x[some] * normal_distribution(x[some])[0], 32)])
+
+
+def gelu_erf_backward(s, R):
+    dx, dout, x = zeros(R), normal(R), normal(R)
+    s.gelu_erf_backward(dx, dout, x)
+    some = elements(R)
+    cdf, density = normal_distribution(x[some])
+    return Subject([Check(lambda: dx[some], dout[some] * (cdf + x[some] * density), 32)])
+
+
+def squared_relu_forward(s, R):
+    out, x = nans(R), normal(R)
+    s.squared_relu_forward(out, x)
+    some = elements(R)
+    return Subject([Check(lambda: out[some], np.maximum(*double(x[some]), 0) ** 2, 1)])
+
+
+def squared_relu_backward(s, R):
+    dx, dout, x = zeros(R), normal(R), normal(R)
+    s.squared_relu_backward(dx, dout, x)
+    some = elements(R)
+    return Subject([Check(lambda: dx[some], 2 * dout[some] * np.maximum(*double(x[some]), 0), 2)])
+
+
+def swiglu_forward(s, R):
+    out, a, b = nans(R), normal(R), normal(R)
+    s.swiglu_forward(out, a, b)
+    some = elements(R)
+    a64, b64 = double(a[some], b[some])
+    return Subject([Check(lambda: out[some], a64 / (1 + np.exp(-a64)) * b64, 16)])
+
+
+def swiglu_backward(s, R):
+    da, db, dout, a, b = zeros(R), zeros(R), normal(R), normal(R), normal(R)
+    s.swiglu_backward(da, db, dout, a, b)
+    some = elements(R)
+    a64, b64, d = double(a[some], b[some], dout[some])
+    g = 1 / (1 + np.exp(-a64))
+    return Subject(
+        [Check(lambda: da[some], d * b64 * g * (1 + a64 * (1 - g)), 32), Check(lambda: db[some], d * a64 * g, 16)]
+    )
+
+
 def residual_forward(s, R):
     out, a, b = nans(R), normal(R), normal(R)
     s.residual_forward(out, a, b)
@@ -347,9 +425,9 @@ def residual_backward(s, R):
 
 
 def crossentropy_forward(s, R, P, V):
-    loss, count, losses, lse = nans(1), nans(1), nans(R), nans(R)
+    losses, lse = nans(R), nans(R)
     logits, targets = normal(R, P), tokens_below(V, R)
-    s.crossentropy_forward(loss, count, losses, lse, logits, targets, V)
+    s.crossentropy_forward(losses, lse, logits, targets, V)
     rows = sample(R)
     want_lse = np.logaddexp.reduce(logits[rows, :V].astype(np.float64), axis=-1)
     return Subject(
@@ -362,10 +440,10 @@ def crossentropy_forward(s, R, P, V):
 
 def crossentropy_backward(s, R, P, V):
     """In place, as in training: the gradient of the gradient of ... costs the same each time."""
-    loss, count, losses, lse = nans(1), nans(1), nans(R), nans(R)
+    count, losses, lse = np.full(1, R, np.float32), nans(R), nans(R)
     logits, targets = normal(R, P), tokens_below(V, R)
-    Stream().crossentropy_forward(loss, count, losses, lse, logits, targets, V)
-    s.crossentropy_backward(logits, logits, lse, targets, count, V)
+    Stream().crossentropy_forward(losses, lse, logits, targets, V)
+    s.crossentropy_backward(logits, logits, lse, targets, count, None, V)
     rows = sample(R)
     want = logits[rows].astype(np.float64)
     want -= np.logaddexp.reduce(want[:, :V], axis=-1, keepdims=True)
@@ -421,8 +499,16 @@ OPERATIONS = {
     attention_one_row: lambda L, S, C, H: 4 * L * S * C,
     layernorm_forward: lambda R, C: 8 * R * C,
     layernorm_backward: lambda R, C: 14 * R * C,
+    rmsnorm_forward: lambda R, C: 4 * R * C,
+    rmsnorm_backward: lambda R, C: 10 * R * C,
     gelu_forward: lambda R: 8 * R,
     gelu_backward: lambda R: 16 * R,
+    gelu_erf_forward: lambda R: 30 * R,
+    gelu_erf_backward: lambda R: 34 * R,
+    squared_relu_forward: lambda R: 2 * R,
+    squared_relu_backward: lambda R: 4 * R,
+    swiglu_forward: lambda R: 5 * R,
+    swiglu_backward: lambda R: 12 * R,
     residual_forward: lambda R: R,
     residual_backward: lambda R: 2 * R,
     crossentropy_forward: lambda R, P, V: 3 * R * V,
@@ -443,8 +529,16 @@ BYTES = {
     attention_one_row: lambda L, S, C, H: 4 * L * C * (2 * S + 4),
     layernorm_forward: lambda R, C: 4 * (2 * R * C + 2 * R + 2 * C),
     layernorm_backward: lambda R, C: 4 * (4 * R * C + 2 * R + 5 * C),
+    rmsnorm_forward: lambda R, C: 4 * (2 * R * C + R + C),
+    rmsnorm_backward: lambda R, C: 4 * (4 * R * C + R + 3 * C),
     gelu_forward: lambda R: 4 * 2 * R,
     gelu_backward: lambda R: 4 * 4 * R,
+    gelu_erf_forward: lambda R: 4 * 2 * R,
+    gelu_erf_backward: lambda R: 4 * 4 * R,
+    squared_relu_forward: lambda R: 4 * 2 * R,
+    squared_relu_backward: lambda R: 4 * 4 * R,
+    swiglu_forward: lambda R: 4 * 3 * R,
+    swiglu_backward: lambda R: 4 * 7 * R,
     residual_forward: lambda R: 4 * 3 * R,
     residual_backward: lambda R: 4 * 5 * R,
     crossentropy_forward: lambda R, P, V: 4 * R * (V + 3),

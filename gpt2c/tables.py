@@ -34,14 +34,14 @@ COLUMNS = {
         ("NumPy/gpt2c", ">11", _number("ratio", ".2f")),
     ],
     "models": [
-        ("isa", "<10", _text("isa")), ("work", "<8", _text("work")), ("model", "<10", _text("model")),
+        ("isa", "<10", _text("isa")), ("work", "<8", _text("work")), ("model", "<12", _text("model")),
         ("system", "<18", _text("system")), ("ms", ">10", _number("ms", ".2f")),
         ("tok/s", ">8", _number("tok_s", ".0f")), ("GFLOP/s", ">8", _number("gflop_s", ".1f")),
         ("share", ">6", _number("share", ".0%")), ("peak MB", ">8", _number("peak_memory", ".0f", 1e-6)),
         ("time/gpt2c", ">10", _number("ratio", ".2f")),
     ],
     "profile": [
-        ("isa", "<10", _text("isa")), ("model", "<10", _text("model")), ("kernel", "<31", _text("kernel")),
+        ("isa", "<10", _text("isa")), ("model", "<12", _text("model")), ("kernel", "<31", _text("kernel")),
         ("calls", ">6", _number("calls", "d")), ("ms", ">10", _number("ms", ".3f")),
         ("of step", ">7", _number("part", ".1%")), ("GFLOP/s", ">8", _number("gflop_s", ".1f")),
         ("of peak", ">7", _number("share", ".0%")),

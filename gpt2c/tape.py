@@ -4,6 +4,7 @@ An op (ops.py) calls its forward kernel and leaves a closure that calls its back
 the closures in reverse. There is no graph: what a closure holds is what stays in memory, and when it has run, the
 buffers that nobody else holds go back to the pool.
 """
+import weakref
 from collections.abc import Callable
 
 from gpt2c._core import Buffer, Stream
@@ -53,6 +54,11 @@ class Tensor:
             self._grad = self.tape.buffer(self.shape, f"d{self.name}")
         return self._grad, add
 
+    @property
+    def has_grad(self):
+        """Whether anything has flowed back into it."""
+        return self._written
+
     def grad_is(self, buffer):
         """The gradient is what is, or will be, in this buffer."""
         self._grad, self._written = buffer, True
@@ -62,17 +68,29 @@ class Tape:
     """What ops write to: the stream that runs or records, the pool, and the closures of the backward pass.
 
     Without `grad`, nothing is left for a backward pass and values go back to the pool as soon as they are used up.
-    With `keep`, every buffer stays, by name, in `kept`, and ops store what they otherwise fold away. With `recompute`,
-    memory is saved by computing again in the backward pass: 1 norms and activations, 2 whole blocks. `state(name,
-    shape)` gives buffers that live on between calls, for models that continue where they were (None: they start
-    anew); `context` is how many positions they may hold. `position` holds the sequence's first position.
+    With `keep`, every buffer stays, by name, in `kept`, and ops store what they otherwise fold away. With `pieces`, only
+    the loss and its gradients are asked for: the logits need not exist whole, and a backward pass follows at once, so the
+    loss may be left to it. With `recompute`, memory is saved by computing again in the backward pass: 1 norms and
+    activations, 2 whole blocks. Without `own_loss`, only what flows back through the carried state counts.
+
+    `caches(name, shape)` gives buffers that live on between calls, for attention that continues where it was (None: it
+    starts anew); `context` is how many positions they hold, `position` holds the sequence's first position.
+    `carried(name, layer)` gives the buffers of a recurrent family's state: see `incoming` and `outgoing`. What a `lasting`
+    forward leaves for its backward is still there afterwards, for another one. `noise` holds the seed and the counter of
+    dropout (None: nothing is dropped). `weights` holds the factor of each target's loss in the backward pass (None: all
+    are 1). `balance_loss` weighs what uneven use of experts costs.
     """
 
-    def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, recompute=0, state=None,
-                 context=0):
-        self.s, self.pool, self.position = stream, pool, position
-        self.grad, self.keep, self.recompute, self.state, self.context = grad, keep, recompute, state, context
+    def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, pieces=False, own_loss=True,
+                 lasting=False, recompute=0, caches=None, context=0, carried=None, noise: Buffer | None = None,
+                 weights: Buffer | None = None, balance_loss=0.0):
+        self.s, self.pool, self.position, self.noise = stream, pool, position, noise
+        self.weights, self.balance_loss = weights, balance_loss
+        self.grad, self.keep, self.pieces, self.own_loss, self.recompute = grad, keep, pieces, own_loss, recompute
+        self.caches, self.context, self._carried = caches, context, carried
         self.kept = {}
+        self._incoming, self._again = {}, False
+        self._values = weakref.WeakSet() if lasting else None
         self._closures = []
 
     def block(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -84,20 +102,41 @@ class Tape:
         self.grad = True
 
         def backward():
-            later, self._closures = self._closures, []
+            later, self._closures, self._again = self._closures, [], True
             again = forward(x)
             again.grad_is(out.grad)
             self.backward()
-            self._closures = later
+            self._closures, self._again = later, False
 
         self.on_backward(backward)
         return out
 
-    def buffer(self, shape, name) -> Buffer:
-        """Memory for one value, without a gradient."""
-        piece = self.pool.take(tuple(shape), name)
+    def incoming(self, name, layer) -> Tensor:
+        """The state of a layer as the chunk before left it, zeros at the start."""
+        state, flow = self._carried(name, layer)
+        here = self._incoming.get((name, layer))  # a block computed again starts from the same state
+        if here is None:
+            here = self._incoming[name, layer] = self.new(state.shape, f"{layer}.{name}0")
+            self.s.copy(here.data, state)  # what goes on will take its place
+        if flow is not None:
+            self.on_backward(lambda: self.s.copy(flow, here.grad))
+        return here
+
+    def outgoing(self, name, layer, last: Tensor):
+        """Hands the state of a layer on to the next chunk."""
+        state, flow = self._carried(name, layer)
+        if not self._again:
+            self.s.copy(state, last.data)
+        if flow is not None:
+            self.on_backward(lambda: self.s.copy(last.sink()[0], flow))
+
+    def buffer(self, shape, name, kind="f") -> Buffer:
+        """Memory for one value, without a gradient: float32, or int32 ("i")."""
+        piece = self.pool.take(tuple(shape), name, kind)
         if self.keep:
             self.kept[name] = piece
+        if self._values is not None:
+            self._values.add(piece)
         return piece
 
     def new(self, shape, name) -> Tensor:
@@ -108,7 +147,14 @@ class Tape:
         if self.grad:
             self._closures.append(closure)
 
+    def drop(self):
+        """Lets go of what is held for a backward pass that will not come, and of the state that came in."""
+        self._closures.clear()
+        self._incoming.clear()
+
     def backward(self):
         """Runs the closures, last first; each is dropped as soon as it has run."""
+        held, self._values = list(self._values or ()), None  # until the end
         while self._closures:
             self._closures.pop()()
+        del held

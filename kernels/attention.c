@@ -12,32 +12,9 @@
 // zero, or belong to lanes without a query, whose results are dropped.
 #include <math.h>
 
+#include "attend.h"
 #include "gpt2c.h"
 #include "parallel.h"
-#include "tile.h"
-
-static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-// c (M x TN) = or += a (M x K) b (K x TN); rows of c are c_row apart. a must have readable rows up to an even number.
-static void panel_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K, const float* a, ptrdiff_t a_row,
-                          ptrdiff_t a_k, const float* b, ptrdiff_t b_k, int add) {
-#define TILE_ROWS(n)                                                            \
-    {                                                                           \
-        vf sum[n][2];                                                           \
-        tile_sums(sum, n, K, a + i * a_row, a_row, a_k, b, b_k);                \
-        _Pragma("GCC unroll 16") for (int r = 0; r < n; r++) {                  \
-            if (r == rows) break;                                               \
-            float* cr = c + (i + r) * c_row;                                    \
-            vf_store(cr, add ? vf_load(cr) + sum[r][0] : sum[r][0]);            \
-            vf_store(cr + VL, add ? vf_load(cr + VL) + sum[r][1] : sum[r][1]);  \
-        }                                                                       \
-    }
-    for (int64_t i = 0; i < M; i += TM) {
-        int rows = M - i < TM ? (int)(M - i) : TM;
-        TILE_DISPATCH(rows, TILE_ROWS)
-    }
-#undef TILE_ROWS
-}
 
 // The scratch of one thread. W is the width of a head, padded; nothing needs to be kept between heads.
 typedef struct {
@@ -51,7 +28,7 @@ typedef struct {
 } Scratch;
 
 static Scratch divide_scratch(float* p, int64_t T, int64_t D) {
-    int64_t W = round_up(D, TN);
+    int64_t W = round_up(D, VL);
     Scratch s = {.W = W};
     float** part[] = {&s.k, &s.v, &s.dk, &s.dv, &s.s, &s.ds, &s.q_t, &s.dout_t, &s.out_t, &s.q, &s.dout};
     int64_t size[] = {(T + 1) * W, (T + 1) * W, T * W, T * W, T * TN, T * TN, W * TN, W * TN, W * TN, TN * W, TN * W};
@@ -60,29 +37,8 @@ static Scratch divide_scratch(float* p, int64_t T, int64_t D) {
 }
 
 size_t K(attention_scratch)(int64_t T, int64_t D) {
-    int64_t W = round_up(D, TN);
+    int64_t W = round_up(D, VL);
     return (4 * T + 2) * W + 2 * T * TN + 5 * W * TN;
-}
-
-// dst (n, W) = scale * rows of width D, src_row apart; columns from D on are 0
-static void copy_rows(float* dst, int64_t W, const float* src, ptrdiff_t src_row, int64_t n, int64_t D, float scale) {
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t c = 0; c < W; c += VL)
-            vf_store(dst + i * W + c, c < D ? vf_load_n(src + i * src_row + c, D - c) * scale : (vf){0});
-}
-
-// dst (n rows of width D, dst_row apart) = or += src_t^T * scale, where src_t is (D, TN) and scale one factor per lane
-static void store_lanes(float* dst, ptrdiff_t dst_row, const float* src_t, int64_t n, int64_t D, const float* scale, int add) {
-    for (int64_t q = 0; q < n; q += VL)
-        for (int64_t c = 0; c < D; c += VL) {
-            vf r[VL];
-            for (int i = 0; i < VL; i++) r[i] = vf_load(src_t + (c + i) * TN + q) * vf_load(scale + q);
-            vf_transpose(r);
-            for (int64_t i = 0; i < VL && q + i < n; i++) {
-                float* d = dst + (q + i) * dst_row + c;
-                vf_store_n(d, add ? vf_load_n(d, D - c) + r[i] : r[i], D - c);
-            }
-        }
 }
 
 // Scores of the lanes' queries, which lie at positions `at` and on, against keys 0 .. n-1: -inf where the key comes after
@@ -91,6 +47,26 @@ static void scores(Scratch s, int64_t D, int64_t at, int64_t n) {
     panel_product(s.s, TN, n, D, s.k, s.W, 1, s.q_t, TN, 0);
     for (int64_t j = at; j < n; j++)  // lane i has query at + i: hide key j from lanes below j - at
         for (int64_t i = 0; i < j - at; i++) s.s[j * TN + i] = -INFINITY;
+}
+
+// s = exp(s - max) down n rows, with the maximum and the sum of each lane.
+static void softmax_lanes(float* s, int64_t n, float* max, float* sum) {
+    vf max0 = vf_load(s), max1 = vf_load(s + VL), sum0 = {0}, sum1 = {0};
+    for (int64_t j = 1; j < n; j++) {
+        max0 = vf_max(max0, vf_load(s + j * TN));
+        max1 = vf_max(max1, vf_load(s + j * TN + VL));
+    }
+    for (int64_t j = 0; j < n; j++) {
+        vf p0 = vf_exp(vf_load(s + j * TN) - max0), p1 = vf_exp(vf_load(s + j * TN + VL) - max1);
+        vf_store(s + j * TN, p0);
+        vf_store(s + j * TN + VL, p1);
+        sum0 += p0;
+        sum1 += p1;
+    }
+    vf_store(max, max0);
+    vf_store(max + VL, max1);
+    vf_store(sum, sum0);
+    vf_store(sum + VL, sum1);
 }
 
 // One head: T queries at positions start .. start + T - 1 against keys and values 0 .. start + T - 1. lse may be NULL.
@@ -105,18 +81,10 @@ static void attend(float* out, ptrdiff_t out_row, float* lse, const float* q, pt
         pack_transposed(s.q_t, TN, s.q, s.W, lanes, D);
         scores(s, D, start + first, n);
 
-        float inverse[TN];
-        for (int i = 0; i < TN; i += VL) {
-            vf max = vf_load(s.s + i), sum = {0};
-            for (int64_t j = 1; j < n; j++) max = vf_max(max, vf_load(s.s + j * TN + i));
-            for (int64_t j = 0; j < n; j++) {
-                vf p = vf_exp(vf_load(s.s + j * TN + i) - max);
-                vf_store(s.s + j * TN + i, p);
-                sum += p;
-            }
-            vf_store(inverse + i, 1.0f / sum);
-            for (int l = 0; lse && l < VL && i + l < lanes; l++) lse[first + i + l] = max[l] + logf(sum[l]);
-        }
+        float max[TN], sum[TN], inverse[TN];
+        softmax_lanes(s.s, n, max, sum);
+        for (int i = 0; i < TN; i++) inverse[i] = 1.0f / sum[i];
+        for (int i = 0; lse && i < lanes; i++) lse[first + i] = max[i] + logf(sum[i]);
         panel_product(s.out_t, TN, D, n, s.v, 1, s.W, s.s, TN, 0);
         store_lanes(out + first * out_row, out_row, s.out_t, lanes, D, inverse, 0);
     }
@@ -180,10 +148,8 @@ void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, con
 
             panel_product(s.out_t, TN, D, n, s.k, 1, s.W, s.ds, TN, 0);
             store_lanes(dq + first * 3 * C, 3 * C, s.out_t, lanes, D, scale_lane, add);
-            for (int64_t c = 0; c < s.W; c += TN) {
-                panel_product(s.dv + c, s.W, n, TN, s.s, TN, 1, s.dout + c, s.W, 1);
-                panel_product(s.dk + c, s.W, n, TN, s.ds, TN, 1, s.q + c, s.W, 1);
-            }
+            rows_product(s.dv, s.W, n, TN, s.s, TN, 1, s.dout, s.W, s.W, 1);
+            rows_product(s.dk, s.W, n, TN, s.ds, TN, 1, s.q, s.W, s.W, 1);
         }
         for (int64_t t = 0; t < T; t++)
             for (int64_t c = 0; c < D; c += VL) {

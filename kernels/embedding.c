@@ -1,4 +1,4 @@
-// Token and position embedding.
+// Token and, where there is a table for it, position embedding.
 //
 // Forward gathers rows. Backward scatters them back: two positions may hold the same token, so the work is divided by
 // columns, and each column of the tables is summed over (b, t) in order, whoever does it.
@@ -14,6 +14,10 @@ void K(embedding_forward)(float* out, const int32_t* tokens, const float* wte, c
     for (int64_t bt = 0; bt < B * T; bt++) {
         float* o = out + bt * C;
         const float* e = wte + tokens[bt] * C;
+        if (!wpe) {
+            memcpy(o, e, C * sizeof(float));
+            continue;
+        }
         const float* p = wpe + (pos[0] + bt % T) * C;
         for (int64_t c = 0; c < C; c++) o[c] = e[c] + p[c];
     }
@@ -27,11 +31,10 @@ void K(embedding_backward)(float* dwte, float* dwpe, const float* dout, const in
         for (int64_t bt = 0; bt < B * T; bt++) {
             const float* d = dout + bt * C;
             float* e = dwte + tokens[bt] * C;
+            for (int64_t c = first; c < last; c++) e[c] += d[c];
+            if (!dwpe) continue;
             float* p = dwpe + (pos[0] + bt % T) * C;
-            for (int64_t c = first; c < last; c++) {
-                e[c] += d[c];
-                p[c] += d[c];
-            }
+            for (int64_t c = first; c < last; c++) p[c] += d[c];
         }
     }
 }

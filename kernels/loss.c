@@ -8,8 +8,8 @@
 #include "parallel.h"
 #include "simd.h"
 
-void K(crossentropy_forward)(float* loss, float* count, float* losses, float* lse, const float* logits,
-                             const int32_t* targets, int64_t R, int64_t P, int64_t V) {
+void K(crossentropy_forward)(float* losses, float* lse, const float* logits, const int32_t* targets,
+                             int64_t R, int64_t P, int64_t V) {
     PARALLEL_FOR(8 * R * V)
     for (int64_t r = 0; r < R; r++) {
         const float* row = logits + r * P;
@@ -30,19 +30,10 @@ void K(crossentropy_forward)(float* loss, float* count, float* losses, float* ls
         lse[r] = max + logf(vf_sum(sum));
         losses[r] = targets[r] < 0 ? 0.0f : lse[r] - row[targets[r]];
     }
-
-    double total = 0;
-    int64_t counted = 0;
-    for (int64_t r = 0; r < R; r++) {
-        total += losses[r];
-        counted += targets[r] >= 0;
-    }
-    count[0] = counted;
-    loss[0] = counted ? total / counted : 0.0f;
 }
 
 void K(crossentropy_backward)(float* dlogits, const float* logits, const float* lse, const int32_t* targets,
-                              const float* count, int64_t R, int64_t P, int64_t V) {
+                              const float* count, const float* weights, int64_t R, int64_t P, int64_t V) {
     PARALLEL_FOR(8 * R * V)
     for (int64_t r = 0; r < R; r++) {
         float* d = dlogits + r * P;
@@ -50,9 +41,23 @@ void K(crossentropy_backward)(float* dlogits, const float* logits, const float* 
         memset(d + v, 0, (P - v) * sizeof(float));
         if (v == 0) continue;
         const float* row = logits + r * P;
-        float scale = 1.0f / count[0];
+        float scale = (weights ? weights[r] : 1.0f) / count[0];
         for (v = 0; v < V; v += VL)
             vf_store_n(d + v, vf_exp(vf_load_n(row + v, V - v) - lse[r]) * scale, V - v);
         d[targets[r]] -= scale;
     }
+}
+
+// These two are apart from the above because the gradient needs the count before the last row has been seen: rows may
+// go through the two above in pieces.
+void K(count_targets)(float* count, const int32_t* targets, int64_t R) {
+    int64_t counted = 0;
+    for (int64_t r = 0; r < R; r++) counted += targets[r] >= 0;
+    count[0] = counted;
+}
+
+void K(mean_loss)(float* loss, const float* losses, const float* count, int64_t R) {
+    double total = 0;
+    for (int64_t r = 0; r < R; r++) total += losses[r];
+    loss[0] = count[0] ? total / count[0] : 0.0f;
 }

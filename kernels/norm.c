@@ -1,4 +1,4 @@
-// Layer normalisation.
+// Layer normalisation and RMS normalisation.
 //
 // Forward and dx go row by row. dw and db are sums over rows: the columns are divided among the threads and each is
 // summed over the rows in order, so the result does not depend on the number of threads.
@@ -76,6 +76,62 @@ void K(layernorm_backward)(float* dx, float* dw, float* db, const float* dout, c
             if (c >= C) break;
             vf_store_n(dw + c, vf_load_n(dw + c, C - c) + sum_w[i], C - c);
             vf_store_n(db + c, vf_load_n(db + c, C - c) + sum_b[i], C - c);
+        }
+    }
+}
+
+// RMS --------------------------------------------------------------------------------------------------------------
+
+// The gain at column c of n; without gains, 1.
+static inline vf gain(const float* w, int64_t c, int64_t n) { return w ? vf_load_n(w + c, n) : vf_splat(1.0f); }
+
+void K(rmsnorm_forward)(float* out, float* rstd, const float* x, const float* w, int64_t R, int64_t C, float eps) {
+    PARALLEL_FOR(3 * R * C)
+    for (int64_t r = 0; r < R; r++) {
+        const float* xr = x + r * C;
+        vf squares = {0};
+        for (int64_t c = 0; c < C; c += VL) {
+            vf v = vf_load_n(xr + c, C - c);
+            squares += v * v;
+        }
+        float s = 1.0f / sqrtf(vf_sum(squares) / C + eps);
+        for (int64_t c = 0; c < C; c += VL)
+            vf_store_n(out + r * C + c, vf_load_n(xr + c, C - c) * s * gain(w, c, C - c), C - c);
+        rstd[r] = s;
+    }
+}
+
+void K(rmsnorm_backward)(float* dx, float* dw, const float* dout, const float* x, const float* w, const float* rstd,
+                         int64_t R, int64_t C, int64_t add) {
+    PARALLEL_FOR(6 * R * C)
+    for (int64_t r = 0; r < R; r++) {
+        const float *g = dout + r * C, *xr = x + r * C;
+        float s = rstd[r];
+        vf sum = {0};
+        for (int64_t c = 0; c < C; c += VL)
+            sum += vf_load_n(g + c, C - c) * gain(w, c, C - c) * (vf_load_n(xr + c, C - c) * s);
+        float mean = vf_sum(sum) / C;
+        for (int64_t c = 0; c < C; c += VL) {
+            vf d = vf_load_n(g + c, C - c) * gain(w, c, C - c);
+            vf old = add ? vf_load_n(dx + r * C + c, C - c) : (vf){0};
+            vf_store_n(dx + r * C + c, old + (d - vf_load_n(xr + c, C - c) * s * mean) * s, C - c);
+        }
+    }
+    if (!dw) return;
+
+    PARALLEL_FOR(3 * R * C)
+    for (int64_t first = 0; first < C; first += COLUMNS) {
+        vf sum[COLUMNS / VL] = {0};
+        for (int64_t r = 0; r < R; r++)
+            for (int i = 0; i < COLUMNS / VL; i++) {
+                int64_t c = first + i * VL;
+                if (c >= C) break;
+                sum[i] += vf_load_n(dout + r * C + c, C - c) * (vf_load_n(x + r * C + c, C - c) * rstd[r]);
+            }
+        for (int i = 0; i < COLUMNS / VL; i++) {
+            int64_t c = first + i * VL;
+            if (c >= C) break;
+            vf_store_n(dw + c, vf_load_n(dw + c, C - c) + sum[i], C - c);
         }
     }
 }

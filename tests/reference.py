@@ -6,6 +6,7 @@ B batch, T time, C channels, NH heads, hs = C / NH head size, V vocabulary, Vp i
 """
 
 import functools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,22 @@ def layernorm_backward(dout, x, w, mean, rstd):
     dn = dout * w
     dx = rstd[..., None] * (dn - dn.mean(axis=-1, keepdims=True) - n * (dn * n).mean(axis=-1, keepdims=True))
     return dx, sum_rows(dout * n), sum_rows(dout)
+
+
+# ---- rmsnorm: n = x * rstd, out = n * w, over the last axis; w may be None
+
+
+@in_float64
+def rmsnorm_forward(x, w=None, eps=1e-5):
+    rstd = 1 / np.sqrt((x**2).mean(axis=-1) + eps)
+    return x * rstd[..., None] * (1 if w is None else w), rstd
+
+
+@in_float64
+def rmsnorm_backward(dout, x, w, rstd):
+    n = x * rstd[..., None]
+    dn = dout * (1 if w is None else w)
+    return rstd[..., None] * (dn - n * (dn * n).mean(axis=-1, keepdims=True)), sum_rows(dout * n)
 
 
 # ---- matmul: out = x wᵀ + b
@@ -149,6 +166,138 @@ def gelu_backward(dout, x):
     return dout * (sigmoid(u2) + x * sigmoid(u2) * sigmoid(-u2) * du2)
 
 
+# ---- gelu, the exact form: x Φ(x)
+
+
+def normal_cdf(x):
+    """erfc loses nothing in the lower tail."""
+    return np.vectorize(lambda v: math.erfc(-v / math.sqrt(2)) / 2, otypes=[float])(x)
+
+
+@in_float64
+def gelu_erf_forward(x):
+    return x * normal_cdf(x)
+
+
+@in_float64
+def gelu_erf_backward(dout, x):
+    return dout * (normal_cdf(x) + x * np.exp(-np.minimum(x**2 / 2, 700)) / np.sqrt(2 * np.pi))
+
+
+# ---- squared relu: max(x, 0)²
+
+
+@in_float64
+def squared_relu_forward(x):
+    return np.maximum(x, 0) ** 2
+
+
+@in_float64
+def squared_relu_backward(dout, x):
+    return dout * 2 * np.maximum(x, 0)
+
+
+# ---- swiglu: silu(a) b, silu(a) = a sigmoid(a)
+
+
+@in_float64
+def swiglu_forward(a, b):
+    return a * sigmoid(a) * b
+
+
+@in_float64
+def swiglu_backward(dout, a, b):
+    return dout * b * sigmoid(a) * (1 + a * sigmoid(-a)), dout * a * sigmoid(a)
+
+
+# ---- scan: out_t = a_t out_{t-1} + b_t from out_{-1} = h0; its last state goes on
+
+
+@in_float64
+def scan_forward(a, b, h0):
+    out = np.empty_like(a)  # (B, T, I)
+    h = h0  # (B, I)
+    for t in range(a.shape[1]):
+        out[:, t] = h = a[:, t] * h + b[:, t]
+    return out, h
+
+
+@in_float64
+def scan_backward(dout, dlast, a, out, h0):
+    """-> da, db, dh0; dlast is the gradient of the last state."""
+    da, db = np.empty_like(a), np.empty_like(a)
+    d = dlast
+    for t in reversed(range(a.shape[1])):
+        d = d + dout[:, t]
+        da[:, t], db[:, t] = d * (out[:, t - 1] if t else h0), d
+        d = a[:, t] * d
+    return da, db, d
+
+
+# ---- the minimal GRU's gates: x = c | gate, z = sigmoid(gate), g(c) = c + 1/2 or sigmoid(c), a = 1 - z, b = z g(c)
+
+
+def mingru_candidate(c):
+    return np.where(c >= 0, c + 0.5, sigmoid(c))
+
+
+@in_float64
+def mingru_gates_forward(x):
+    c, gate = np.split(x, 2, axis=-1)
+    return sigmoid(-gate), sigmoid(gate) * mingru_candidate(c)
+
+
+@in_float64
+def mingru_gates_backward(da, db, x):
+    c, gate = np.split(x, 2, axis=-1)
+    slope = np.where(c >= 0, 1, sigmoid(c) * sigmoid(-c))
+    z = sigmoid(gate)
+    return np.concatenate([db * z * slope, (db * mingru_candidate(c) - da) * z * sigmoid(-gate)], axis=-1)
+
+
+@in_float64
+def mingru_log_forward(x, h0):
+    """Gates and scan in one: log out_t = A_t + log(h0 + sum_s exp(log b_s - A_s)), A_t the sum of log a_s."""
+    c, gate = np.split(x, 2, axis=-1)
+    log_a, log_z = -np.logaddexp(0, gate), -np.logaddexp(0, -gate)
+    log_g = np.where(c >= 0, np.log(np.maximum(c, 0) + 0.5), -np.logaddexp(0, -c))
+    A = np.cumsum(log_a, axis=1)
+    terms = np.concatenate([np.log(np.maximum(h0, 1e-10))[:, None], log_z + log_g - A], axis=1)
+    return np.exp(A + np.logaddexp.accumulate(terms, axis=1)[:, 1:])
+
+
+# ---- dropout: the mask is a function of seed, counter, stream and index, in arithmetic modulo 2^64 and 2^32
+
+
+def mix64(x):
+    for _ in range(2):
+        x = (x ^ x >> 32) * 0xD6E8FEB86659FD93 % 2**64
+    return x ^ x >> 32
+
+
+def dropout_mask(R, seed, counter, stream, p):
+    """(R) of 0 and 1."""
+    key = mix64(mix64((seed << 32) + counter) ^ mix64(stream + 0x9E3779B97F4A7C15))
+    mask = []
+    for group in range(-(-R // 1024)):
+        low, high = (part := mix64((key + group) % 2**64)) % 2**32, part >> 32
+        x = (np.arange(1024, dtype=np.uint64) * 0x9E3779B9 + low) % 2**32
+        x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
+        x = (x ^ high ^ x >> 13) * 0xC2B2AE35 % 2**32
+        mask.append((x ^ x >> 16) >> 8 >= int(p * 2**24))
+    return np.concatenate([np.zeros(0, bool), *mask])[:R].astype(float)
+
+
+@in_float64
+def dropout_residual_forward(a, b, mask, p):
+    return a + mask * b / (1 - p)
+
+
+@in_float64
+def dropout_residual_backward(dout, mask, p):
+    return dout, mask * dout / (1 - p)
+
+
 # ---- residual: out = a + b; its gradient goes to both unchanged, so there is no backward
 
 
@@ -169,12 +318,14 @@ def crossentropy_forward(logits, targets, V):
 
 
 @in_float64
-def crossentropy_backward(logits, targets, V):
-    """Of the mean loss."""
+def crossentropy_backward(logits, targets, V, weights=None):
+    """Of the mean loss, or of the mean of weights * losses."""
     counted = targets != -1
     dlogits = np.zeros_like(logits)
     dlogits[:, :V] = np.exp(logits[:, :V] - np.logaddexp.reduce(logits[:, :V], axis=-1, keepdims=True))
     dlogits[np.arange(len(targets)), targets] -= 1
+    if weights is not None:
+        dlogits *= weights[:, None]
     return np.where(counted[:, None], dlogits, 0) / max(counted.sum(), 1)
 
 
@@ -189,6 +340,16 @@ def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, t, grad_scale=1.0):
     v = beta2 * v + (1 - beta2) * g**2
     step = (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
     return p - lr * (step + weight_decay * p), m, v
+
+
+@in_float64
+def sgd(p, g, m, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, first=False, grad_scale=1.0):
+    """PyTorch's SGD -> new p, m; without momentum m is None."""
+    d = g * grad_scale + weight_decay * p
+    if m is None:
+        return p - lr * d, None
+    m = d if first else momentum * m + (1 - dampening) * d
+    return p - lr * (d + momentum * m if nesterov else m), m
 
 
 @in_float64
@@ -283,7 +444,32 @@ def gpt2_backward(cache):
     return g
 
 
-def gpt2_golden(name):
+# ---- chargpt: cfg has num_layers, num_heads and dropout; `noise` is (seed, counter), None where nothing is dropped
+
+
+def chargpt_forward(params, cfg, tokens, targets, noise=None):
+    """-> loss, logits (B, T, V)."""
+    p, drop = params, cfg["dropout"]
+    x = embedding_forward(tokens, p["wte"], p["wpe"])
+
+    def add(x, h, stream):
+        if noise is None:
+            return x + h
+        mask = dropout_mask(h.size, *noise, stream, drop).reshape(h.shape)
+        return dropout_residual_forward(x, h, mask, drop)
+
+    for l in range(cfg["num_layers"]):
+        qkv = matmul_forward(rmsnorm_forward(x)[0], p["qkvw"][l])
+        atty = attention_forward(qkv, cfg["num_heads"])[0]
+        x = add(x, matmul_forward(atty, p["attprojw"][l]), 2 * l)
+        fch = matmul_forward(rmsnorm_forward(x)[0], p["fcw"][l])
+        x = add(x, matmul_forward(squared_relu_forward(fch), p["fcprojw"][l]), 2 * l + 1)
+    logits = matmul_forward(x, p["lm_head"])
+    loss = crossentropy_forward(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), logits.shape[-1])[2]
+    return loss, logits
+
+
+def golden(name):
     """A file of golden/ -> {cfg, params, grads (dicts), tokens, targets, loss, logits and maybe curve}."""
     golden = {"cfg": {}, "params": {}, "grads": {}}
     with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as file:

@@ -27,7 +27,7 @@ def tree(tmp_path):
         if (ROOT / file).exists():
             shutil.copy2(ROOT / file, tmp_path)
     (tmp_path / "tests").mkdir()
-    for file in "conftest.py", "reference.py", "guarded.py", "test_kernels.py":
+    for file in "conftest.py", "reference.py", "reference_trm.py", "guarded.py", "test_kernels.py":
         shutil.copy2(ROOT / "tests" / file, tmp_path / "tests")
     return tmp_path
 

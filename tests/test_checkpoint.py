@@ -8,10 +8,11 @@ import pytest
 import safetensors.numpy
 
 import gpt2c
+from gpt2c.byte_level import GPT2_BYTES
 from gpt2c.checkpoint import load_run, save
 from gpt2c.data import write_shard
 from gpt2c.errors import InputError
-from gpt2c.tokenizer import GPT2_BYTES, Tokenizer
+from gpt2c.tokenizer import Tokenizer
 
 SMALL = dict(num_layers=2, channels=32, num_heads=2, vocab_size=97, max_seq_len=32)
 

@@ -9,8 +9,8 @@ import struct
 import numpy as np
 import pytest
 
-from gpt2c import data
 from gpt2c.data import DataLoader, choose_dataset, find_datasets, list_datasets, read_shard, write_shard
+from gpt2c.data import shards as shard_files
 from gpt2c.errors import InputError, ResourceError, UsageError
 from gpt2c.rng import Mt19937
 
@@ -80,7 +80,7 @@ def test_headerless_ids_of_a_larger_vocabulary(tmp_path):
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 @pytest.mark.parametrize("at", [0, 9, 10, 24])
 def test_the_scan_finds_one_bad_id(tmp_path, monkeypatch, dtype, at):
-    monkeypatch.setattr(data, "SCAN", 10)  # so that 25 tokens are three pieces, the last one short
+    monkeypatch.setattr(shard_files, "SCAN", 10)  # so that 25 tokens are three pieces, the last one short
     tokens = np.full(25, 99)
     tokens[at] = 100
     write_shard(tmp_path / "a.bin", tokens, dtype)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import gpt2c
+from gpt2c.byte_level import GPT2_BYTES
 from gpt2c.errors import UsageError
 from gpt2c.rng import Xorshift
 from gpt2c.sampler import Decoder, choose
-from gpt2c.tokenizer import GPT2_BYTES, Tokenizer
+from gpt2c.tokenizer import Tokenizer
 
 SMALL = dict(num_layers=2, channels=48, num_heads=3, vocab_size=257, max_seq_len=32)
 

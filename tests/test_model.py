@@ -4,6 +4,7 @@ import pytest
 import reference as ref
 
 import gpt2c
+from gpt2c import ops
 from gpt2c.errors import UsageError
 from gpt2c.model import Model
 from gpt2c.models import make_config
@@ -33,7 +34,7 @@ def gradients(m, x, y, **forward):
 
 @pytest.mark.parametrize("name", GOLDENS)
 def test_loss_logits_and_gradients_are_pytorch_s(name, isa):
-    golden = ref.gpt2_golden(name)
+    golden = ref.golden(name)
     m = golden_model(golden)
     loss = m.forward(golden["tokens"], golden["targets"])
     V = m.config.vocab_size
@@ -47,7 +48,7 @@ def test_loss_logits_and_gradients_are_pytorch_s(name, isa):
 
 
 def test_ten_updates_follow_pytorch_s_adamw(isa):
-    golden = ref.gpt2_golden("gpt2_curve")
+    golden = ref.golden("gpt2_curve")
     m, losses = golden_model(golden), []
     for t in range(1, 11):
         losses.append(m.forward(golden["tokens"], golden["targets"]))
@@ -128,6 +129,24 @@ def test_loss_and_grad_replaces_or_adds():
     np.testing.assert_allclose(m.grads.flat, 2 * expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("way", [{}, {"record": False, "poison": True}, {"recompute": 2}])
+def test_a_classifier_in_pieces_gives_the_same(monkeypatch, way):
+    config = make_config("gpt2", SMALL | dict(vocab_size=4000))
+    m = Model("gpt2", config, **way).initialise(3)
+    x, y = batch(m, 3, 40)
+    y[0, :30] = y[2, 7] = -1
+    loss, expected = gradients(m, x, y)
+    whole = m.memory(3, 40)["activations"]
+    monkeypatch.setattr(ops, "PIECE", 50)  # 120 rows: two pieces and a rest
+    m = Model("gpt2", config, **way).initialise(3)
+    assert m.memory(3, 40)["activations"] < whole
+    assert m.loss_and_grad(x, y) == m.evaluate(x, y) == loss
+    np.testing.assert_allclose(m.grads.flat, expected, rtol=1e-5, atol=1e-7)
+    for absent in (lambda: m.logits, m.backward):
+        with pytest.raises(UsageError):
+            absent()
+
+
 def test_recomputing_saves_memory():
     big = make_config("gpt2", SMALL | dict(num_layers=8))
     sizes = [Model("gpt2", big, recompute=level).memory(8, 64)["activations"] for level in (0, 1, 2)]
@@ -135,7 +154,7 @@ def test_recomputing_saves_memory():
 
 
 def test_bf16_products_are_close(isa):
-    golden = ref.gpt2_golden("gpt2_curve")
+    golden = ref.golden("gpt2_curve")
     m = golden_model(golden)
     gpt2c.set_matmul_precision("bf16")
     loss, _ = gradients(m, golden["tokens"], golden["targets"])
@@ -230,7 +249,7 @@ def test_memory_is_planned_exactly_and_without_allocating():
     assert memory["Adam moments"] == 2 * memory["parameters"] == 8 * m.num_parameters
     assert not m.params.allocated
     m = gpt2c.create("gpt2", **SMALL)
-    m.forward(*batch(m, 2, 64))
+    m.loss_and_grad(*batch(m, 2, 64))
     assert m._runner._slab.nbytes == m.memory(2, 64)["activations"]
 
 

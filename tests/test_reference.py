@@ -74,6 +74,23 @@ def test_layernorm(rng, shape):
         assert_close(actual, numeric_gradient(f, variable))
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 3, 7)])
+def test_rmsnorm(rng, shape):
+    x, dout, w = 3 + 2 * rng.standard_normal(shape), rng.standard_normal(shape), rng.standard_normal(shape[-1])
+    eps = 0.3  # a channel by itself hardly changes without it
+    out, rstd = ref.rmsnorm_forward(x, w, eps)
+    assert out.shape == shape and rstd.shape == shape[:-1]
+
+    def f():
+        return (ref.rmsnorm_forward(x, w, eps)[0] * dout).sum()
+
+    for actual, variable in zip(ref.rmsnorm_backward(dout, x, w, rstd), (x, w), strict=True):
+        assert_close(actual, numeric_gradient(f, variable))
+    ones = np.ones(shape[-1])
+    np.testing.assert_array_equal(ref.rmsnorm_forward(x)[0], ref.rmsnorm_forward(x, ones)[0])
+    np.testing.assert_array_equal(ref.rmsnorm_backward(dout, x, None, rstd)[0], ref.rmsnorm_backward(dout, x, ones, rstd)[0])
+
+
 @pytest.mark.parametrize("R, C, OC", [(1, 1, 1), (7, 3, 5), (2, 11, 1)])
 def test_matmul(rng, R, C, OC):
     x, w, b = rng.standard_normal((R, C)), rng.standard_normal((OC, C)), rng.standard_normal(OC)
@@ -129,6 +146,71 @@ def test_gelu(rng):
     assert_close(ref.gelu_backward(dout, x), numeric_gradient(lambda: (ref.gelu_forward(x) * dout).sum(), x))
 
 
+def test_gelu_erf(rng):
+    x, dout = np.append(4 * rng.standard_normal(40), 0.0), rng.standard_normal(41)
+    np.testing.assert_allclose(ref.gelu_erf_forward(x), ref.gelu_forward(x), atol=1e-3)  # which approximates it
+    assert ref.gelu_erf_forward(np.ones(1)) == pytest.approx(0.8413447460685429, rel=1e-15)
+    assert_close(ref.gelu_erf_backward(dout, x), numeric_gradient(lambda: (ref.gelu_erf_forward(x) * dout).sum(), x))
+
+
+def test_squared_relu(rng):
+    x, dout = np.append(4 * rng.standard_normal(40), 0.0), rng.standard_normal(41)
+    np.testing.assert_array_equal(ref.squared_relu_forward(np.array([-2.0, 0.0, 3.0])), [0, 0, 9])
+    assert_close(ref.squared_relu_backward(dout, x), numeric_gradient(lambda: (ref.squared_relu_forward(x) * dout).sum(), x))
+
+
+def test_swiglu(rng):
+    a, b, dout = 4 * rng.standard_normal(40), rng.standard_normal(40), rng.standard_normal(40)
+    assert_close(ref.swiglu_forward(a, b), a / (1 + np.exp(-a)) * b)
+    for actual, variable in zip(ref.swiglu_backward(dout, a, b), (a, b), strict=True):
+        assert_close(actual, numeric_gradient(lambda: (ref.swiglu_forward(a, b) * dout).sum(), variable))
+
+
+@pytest.mark.parametrize("B, T, I", [(1, 1, 1), (2, 5, 3)])
+def test_scan(rng, B, T, I):
+    a, b, dout = rng.standard_normal((3, B, T, I))
+    h0, dlast = rng.standard_normal((2, B, I))
+    out, last = ref.scan_forward(a, b, h0)
+    np.testing.assert_array_equal(out[:, -1], last)
+    assert_close(out[:, 0], a[:, 0] * h0 + b[:, 0])
+
+    def f():
+        out, last = ref.scan_forward(a, b, h0)
+        return (out * dout).sum() + (last * dlast).sum()
+
+    for actual, variable in zip(ref.scan_backward(dout, dlast, a, out, h0), (a, b, h0), strict=True):
+        assert_close(actual, numeric_gradient(f, variable))
+
+
+def test_mingru_gates(rng):
+    x, da, db = 3 * rng.standard_normal((4, 10)), *rng.standard_normal((2, 4, 5))
+    a, b = ref.mingru_gates_forward(x)
+    assert ((a > 0) & (a < 1) & (b > 0)).all() and (x[:, :5] < 0).any() and (x[:, :5] > 0).any()
+
+    def f():
+        a, b = ref.mingru_gates_forward(x)
+        return (a * da).sum() + (b * db).sum()
+
+    assert_close(ref.mingru_gates_backward(da, db, x), numeric_gradient(f, x))
+
+
+def test_mingru_in_logarithms_is_the_recurrence(rng):
+    x, h0 = 2 * rng.standard_normal((2, 300, 6)), abs(rng.standard_normal((2, 3)))
+    assert_close(ref.mingru_log_forward(x, h0), ref.scan_forward(*ref.mingru_gates_forward(x), h0)[0], 1e-12)
+
+
+def test_dropout_residual(rng):
+    a, b, dout = rng.standard_normal((3, 50))
+    mask = ref.dropout_mask(50, 7, 3, 2, 0.3)
+    assert 0 < mask.sum() < 50
+
+    def f():
+        return (ref.dropout_residual_forward(a, b, mask, 0.3) * dout).sum()
+
+    for actual, variable in zip(ref.dropout_residual_backward(dout, mask, 0.3), (a, b), strict=True):
+        assert_close(actual, numeric_gradient(f, variable))
+
+
 def test_gelu_tails():
     x = np.array([-1000.0, -50.0, 50.0, 1000.0])
     np.testing.assert_array_equal(ref.gelu_forward(x), [0, 0, 50, 1000])
@@ -151,6 +233,12 @@ def test_crossentropy(rng, R, V, Vp):
     dlogits = ref.crossentropy_backward(logits, targets, V)
     assert_close(dlogits, numeric_gradient(lambda: ref.crossentropy_forward(logits, targets, V)[2], logits))
     assert not dlogits[:, V:].any() and not dlogits[targets == -1].any()
+
+    weights = rng.standard_normal(R)
+    assert_close(
+        ref.crossentropy_backward(logits, targets, V, weights),
+        numeric_gradient(lambda: weights @ ref.crossentropy_forward(logits, targets, V)[0] / max(1, (targets != -1).sum()), logits),
+    )
 
 
 def test_crossentropy_never_reads_padded_columns(rng):
@@ -252,7 +340,7 @@ def test_gpt2_mean_is_over_counted_targets(gpt2):
 @pytest.mark.parametrize("name", ["gpt2_curve", "gpt2_one_token", "gpt2_ignored"])
 def test_gpt2_agrees_with_pytorch(name):
     """float32 storage rounds each golden number by 2⁻²⁴ = 6e-8 of itself."""
-    golden = ref.gpt2_golden(name)
+    golden = ref.golden(name)
     params, cfg = golden["params"], golden["cfg"]
     loss, logits, cache = ref.gpt2_forward(params, cfg, golden["tokens"], golden["targets"])
     assert loss == pytest.approx(golden["loss"].item(), rel=1e-12)
@@ -264,7 +352,7 @@ def test_gpt2_agrees_with_pytorch(name):
 
 
 def test_gpt2_training_curve_agrees_with_pytorch():
-    golden = ref.gpt2_golden("gpt2_curve")
+    golden = ref.golden("gpt2_curve")
     params = golden["params"]
     moments = {name: (np.zeros(p.shape), np.zeros(p.shape)) for name, p in params.items()}
     for step, expected in enumerate(golden["curve"]):

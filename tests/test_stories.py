@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2c.tokenizer import GPT2_BYTES, Tokenizer
+from gpt2c.byte_level import GPT2_BYTES
+from gpt2c.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "data"

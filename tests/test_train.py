@@ -12,7 +12,7 @@ import pytest
 
 import gpt2c
 from gpt2c.data import write_shard
-from gpt2c.optim import learning_rate
+from gpt2c.schedules import learning_rate
 from gpt2c.trainer import seconds
 
 SMALL = ["-e", "scratch", "--num-layers", "2", "--channels", "32", "--num-heads", "2", "--max-seq-len", "32",
@@ -48,8 +48,8 @@ def test_a_run_and_what_it_leaves(folder):
                                             "tok/s | eta"))
     out = folder / "out"
     assert sorted(p.name for p in out.iterdir() if p.suffix != ".png") == [
-        "ckpt_00000002.safetensors", "ckpt_00000004.safetensors", "ckpt_00000005.safetensors", "config.toml", "main.log",
-        "metrics.jsonl", "samples.txt"]
+        "best.safetensors", "ckpt_00000002.safetensors", "ckpt_00000004.safetensors", "ckpt_00000005.safetensors", "config.toml",
+        "main.log", "metrics.jsonl", "samples.txt"]
     found = rows(out)
     assert [row["step"] for row in found] == [0, 1, 2, 3, 4, 5]
     assert [row["step"] for row in found if "val_loss" in row] == [0, 2, 4, 5]

@@ -5,16 +5,27 @@
     forward(t, p, batch, cfg)         its forward pass on a tape (gpt2c.tape), returning ops.Output;
                                       p(name, layer=None) is a parameter, batch has tokens and targets (or None)
 
+and, if it is recurrent,
+
+    state(cfg, B) -> {name: shape}    what it carries from chunk to chunk for B lanes, (L, B, width) each; its forward takes
+                                      it from t.incoming(name, layer) and leaves it with t.outgoing(name, layer, last)
+
+and, where its document says so, what a run starts from: describe(text), the config fields behind the name of a size;
+TRAINING, defaults of the training flags; TOKENIZER, the kind of tokenizer.
+
 Everything else (training, checkpoints, generation, flags, memory estimates) works on these.
 """
 import dataclasses
+import sys
+import typing
+from numbers import Integral, Real
 from types import ModuleType
 
 from gpt2c.errors import UsageError
-from gpt2c.flags import nearest
-from gpt2c.models import gpt2
+from gpt2c.flags import NOUNS, nearest
+from gpt2c.models import chargpt, gpt2, hybrid, mingru, trm
 
-FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2}
+FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "chargpt": chargpt, "mingru": mingru, "trm": trm, "hybrid": hybrid}
 
 
 def family_named(name) -> ModuleType:
@@ -24,13 +35,23 @@ def family_named(name) -> ModuleType:
     return FAMILIES[name]
 
 
+def max_seq_len(config):
+    """The most positions that a model of this config takes; a recurrent one takes any number."""
+    return getattr(config, "max_seq_len", sys.maxsize)
+
+
 def make_config(name, fields):
     """A family's Config from a dict; a field that it does not have is an error naming the near ones."""
     family = family_named(name)
     known = {field.name: field.name for field in dataclasses.fields(family.Config)}
-    for field in fields:
+    hints = typing.get_type_hints(family.Config)
+    for field, value in fields.items():
         if field not in known:
             raise UsageError(f"{name} has no field {field!r}{nearest(field, known)}; it has {', '.join(known)}")
+        kind = hints[field]
+        if not (type(value) is kind or kind in (int, float) and isinstance(value, (Integral, Real)[kind is float])
+                and not isinstance(value, bool)):
+            raise UsageError(f"{name}: {field} is {value!r}, expected {NOUNS[kind]}")
     try:
         return family.Config(**fields)
     except TypeError as error:

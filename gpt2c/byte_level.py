@@ -1,0 +1,67 @@
+"""Text as bytes: the alphabet of byte-level vocabularies, and the merges that the order of a vocabulary implies.
+
+tokenizer.json writes each byte as one visible character: printable Latin-1 stands for itself, and the other 68 bytes, in
+order, become U+0100 and up. GPT-2's first 256 ids are the bytes in the order of this table.
+"""
+from itertools import pairwise
+
+from gpt2c.errors import InputError
+
+_PRINTABLE = "".join(map(chr, [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]))
+_OTHERS = [b for b in range(256) if chr(b) not in _PRINTABLE]
+_CHAR_OF_BYTE = {ord(c): c for c in _PRINTABLE} | {b: chr(256 + i) for i, b in enumerate(_OTHERS)}
+_BYTE_OF_CHAR = {c: b for b, c in _CHAR_OF_BYTE.items()}
+GPT2_BYTES = [bytes([b]) for b in _CHAR_OF_BYTE]
+BYTES = [bytes([b]) for b in range(256)]
+
+
+def visible(token):
+    """Bytes -> the string that stands for them in tokenizer.json."""
+    return "".join(_CHAR_OF_BYTE[b] for b in token)
+
+
+def raw(string):
+    """The inverse of `visible`; a string with any other character, an added token, is its own UTF-8."""
+    try:
+        return bytes(_BYTE_OF_CHAR[c] for c in string)
+    except KeyError:
+        return string.encode()
+
+
+def utf8(text, encoding="utf-8"):
+    """The text's bytes in this Unicode encoding."""
+    try:
+        return text.encode(encoding)
+    except UnicodeEncodeError as error:
+        raise InputError(f"the text has half a UTF-16 pair, {text[error.start]!r}, as character "
+                         f"{error.start}; expected text that UTF-8 can write") from None
+
+
+def recover_merges(tokens, eot):
+    """The BPE merges, in order, of a vocabulary whose ids are merge ranks.
+
+    The token of rank r was made by joining two: those that BPE with the lower ranks leaves of its bytes.
+    """
+    cannot = "this tokenizer can decode but not encode:"
+    ranks = {t: r for r, t in enumerate(tokens) if len(t) == 1}
+    if len(ranks) < 256:
+        missing = next(t for t in BYTES if t not in ranks)
+        raise InputError(f"{cannot} it has no token for the single byte {missing!r}; encoding needs all 256")
+    if len(set(tokens)) < len(tokens):
+        raise InputError(f"{cannot} some of its ids stand for the same bytes; encoding needs distinct tokens")
+    merges = []
+    for rank, token in enumerate(tokens):
+        if len(token) == 1 or rank == eot:
+            continue
+        parts = [token[i:i + 1] for i in range(len(token))]
+        while len(parts) > 2:
+            joined = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
+            best = min(joined)
+            if best == rank:
+                raise InputError(f"{cannot} its token {rank}, {token!r}, does not join two of lower id; "
+                                 "encoding needs ids that are merge ranks")
+            i = joined.index(best)
+            parts[i:i + 2] = [parts[i] + parts[i + 1]]
+        merges.append((visible(parts[0]), visible(parts[1])))
+        ranks[token] = rank
+    return merges

@@ -1,0 +1,76 @@
+"""A small GPT for characters: RMS normalisation without gains, squared ReLU, no biases, dropout, an untied head."""
+from dataclasses import dataclass, field
+
+from gpt2c import ops
+from gpt2c.arena import ParamSpec, normal
+from gpt2c.errors import UsageError
+
+
+def _option(default, help):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Config:
+    max_seq_len: int = _option(64, "longest sequence")
+    vocab_size: int = _option(67, "number of tokens")
+    num_layers: int = _option(6, "transformer blocks")
+    num_heads: int = _option(8, "attention heads")
+    channels: int = _option(128, "width")
+    dropout: float = _option(0.1, "part of what attention and the feed-forward layer add that is dropped in training")
+
+    def __post_init__(self):
+        for name in ("max_seq_len", "vocab_size", "num_layers", "num_heads", "channels"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"chargpt: {name} is {getattr(self, name)}, expected at least 1")
+        if self.channels % self.num_heads:
+            raise UsageError(f"chargpt: channels ({self.channels}) must be a multiple of num_heads ({self.num_heads})")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"chargpt: dropout is {self.dropout}, expected at least 0 and less than 1")
+
+
+# name -> (layers, channels, heads)
+PRESETS = {"tiny": (2, 64, 4), "current": (6, 128, 8), "medium": (6, 256, 8), "large": (12, 512, 16)}
+
+# What training starts from where nothing else is asked for: fields of TrainConfig and RunConfig.
+TRAINING = dict(batch_size=32, seq_len=64, max_steps=1000, learning_rate=3e-5, lr_schedule="randygpt", warmup_steps=100,
+                final_lr_frac=0.1, weight_decay=0.01, grad_clip=1.0, val_every=100, temperature=0.8, sample_top_p=0.9)
+TOKENIZER = "char"
+
+
+def describe(text):
+    """The config fields that the name of a preset stands for; None if it is not one."""
+    name = text.removeprefix("chargpt:")
+    if name not in PRESETS:
+        return None
+    return dict(zip(("num_layers", "channels", "num_heads"), PRESETS[name]))
+
+
+def params(cfg):
+    """What adds up in the residual stream, 2L times, starts smaller."""
+    L, C, V = cfg.num_layers, cfg.channels, cfg.vocab_size
+    weight, position, residual = normal(0.02), normal(0.01), normal(0.02 / (2 * L) ** 0.5)
+    tensors = [("wte", (V, C), weight), ("wpe", (cfg.max_seq_len, C), position), ("qkvw", (L, 3 * C, C), weight),
+               ("attprojw", (L, C, C), residual), ("fcw", (L, 4 * C, C), weight), ("fcprojw", (L, C, 4 * C), residual),
+               ("lm_head", (V, C), weight)]
+    return [ParamSpec(name, shape, init, True) for name, shape, init in tensors]
+
+
+def forward(t, p, batch, cfg):
+    x = ops.embedding(t, batch.tokens, p("wte"), p("wpe"), name="encoded")
+    for l in range(cfg.num_layers):
+        x = t.block(lambda x, l=l: block(t, p, x, l, cfg), x)
+    return ops.classifier(t, x, p("lm_head"), batch.targets, cfg.vocab_size)
+
+
+def block(t, p, x, l, cfg):
+    h = ops.rmsnorm(t, x, name=f"{l}.norm1")
+    h = ops.linear(t, h, p("qkvw", l), name=f"{l}.qkv")
+    h = ops.attention(t, h, cfg.num_heads, name=f"{l}")
+    h = ops.linear(t, h, p("attprojw", l), name=f"{l}.attproj")
+    x = ops.residual(t, x, h, dropout=cfg.dropout, stream=2 * l, name=f"{l}.residual2")
+    h = ops.rmsnorm(t, x, name=f"{l}.norm2")
+    h = ops.linear(t, h, p("fcw", l), name=f"{l}.fch")
+    h = ops.squared_relu(t, h, name=f"{l}.fch_relu2")
+    h = ops.linear(t, h, p("fcprojw", l), name=f"{l}.fcproj")
+    return ops.residual(t, x, h, dropout=cfg.dropout, stream=2 * l + 1, name=f"{l}.residual3")

@@ -1,0 +1,230 @@
+// The minimal GRU: its gates, and the linear recurrence h_t = a_t h_{t-1} + b_t that they feed.
+//
+// Each of the B I recurrences is plainly
+//   for t: h = a[t] * h + b[t];  out[t] = h
+// VL neighbouring ones make a vector, which here is called a stream. A stream waits for its own last step: a multiply-add
+// takes four cycles, in which four streams can do a step each. So a thread runs four streams side by side, whatever they
+// are (neighbours in I, rows of the batch, or stretches of one sequence), each at an offset of its own.
+//
+// Where there are fewer than four streams and the sequence is long, it is cut into STRETCHES of equal length. Every
+// stretch is run from a state of 0; then the states at their starts follow, one after the other, from the products of a
+// stretch's a; then each stretch receives what its start adds: h_t += (a_first ... a_t) h_start.
+//
+// The adjoint is the same recurrence backwards in time, on the a of the step after: delta_t = a_{t+1} delta_{t+1} + dh_t.
+// Which form is taken depends on the sizes only, so the result has the same bits for any number of threads.
+#include <math.h>
+
+#include "gpt2c.h"
+#include "parallel.h"
+#include "simd.h"
+
+enum {
+    SIDE = 4,         // streams side by side
+    STRETCHES = 16,
+    LONG = 512,       // steps from which cutting pays (measured: SPEED.md)
+};
+
+// Up to SIDE streams: where each begins, and how many of its lanes count.
+typedef struct {
+    ptrdiff_t at[SIDE];
+    ptrdiff_t lanes[SIDE];
+} Streams;
+
+// out[t] = carry = a[t] carry + b[t] for n steps, `step` apart.
+static inline __attribute__((always_inline)) void
+run_streams(float* out, const float* a, const float* b, Streams s, int whole, ptrdiff_t step, int64_t n, vf carry[SIDE]) {
+    for (int64_t t = 0; t < n; t++)
+#pragma GCC unroll 4
+        for (int j = 0; j < SIDE; j++) {
+            ptrdiff_t at = s.at[j] + t * step;
+            vf at_a = whole ? vf_load(a + at) : vf_load_n(a + at, s.lanes[j]);
+            vf at_b = whole ? vf_load(b + at) : vf_load_n(b + at, s.lanes[j]);
+            carry[j] = at_a * carry[j] + at_b;
+            if (whole) vf_store(out + at, carry[j]);
+            else vf_store_n(out + at, carry[j], s.lanes[j]);
+        }
+}
+
+static int all_whole(Streams s) {
+    int whole = 1;
+    for (int j = 0; j < SIDE; j++) whole &= s.lanes[j] >= VL;
+    return whole;
+}
+
+static void run(float* out, const float* a, const float* b, Streams s, ptrdiff_t step, int64_t n, vf carry[SIDE]) {
+    if (all_whole(s)) run_streams(out, a, b, s, 1, step, n, carry);
+    else run_streams(out, a, b, s, 0, step, n, carry);
+}
+
+// Streams first, first + 1, ... of the B * ceil(I / VL) that (B, T, I) has; those beyond the last have no lanes.
+static Streams streams_from(int64_t first, int64_t B, int64_t T, int64_t I) {
+    int64_t vectors = (I + VL - 1) / VL;
+    Streams s;
+    for (int j = 0; j < SIDE; j++) {
+        int64_t i = first + j, b = i / vectors, column = i % vectors * VL;
+        s.at[j] = b < B ? b * T * I + column : 0;
+        s.lanes[j] = b < B ? I - column : 0;
+    }
+    return s;
+}
+
+// The states before the first step, and after the last: (B, I)
+static vf load_state(const float* state, int64_t stream, int64_t B, int64_t I) {
+    int64_t vectors = (I + VL - 1) / VL, b = stream / vectors, column = stream % vectors * VL;
+    return state && b < B ? vf_load_n(state + b * I + column, I - column) : (vf){0};
+}
+
+static void store_state(float* state, vf value, int64_t stream, int64_t B, int64_t I) {
+    int64_t vectors = (I + VL - 1) / VL, b = stream / vectors, column = stream % vectors * VL;
+    if (b < B) vf_store_n(state + b * I + column, value, I - column);
+}
+
+// One stream, cut into stretches of n steps; carry is its state before the first step, and after the last.
+static void run_stretches(float* out, const float* a, const float* b, ptrdiff_t at, ptrdiff_t lanes, ptrdiff_t step, int64_t n,
+                          vf* carry) {
+    vf end[STRETCHES], product[STRETCHES], start[STRETCHES];
+    PARALLEL_FOR(8 * n * STRETCHES * VL)
+    for (int first = 0; first < STRETCHES; first += SIDE) {
+        Streams s;
+        for (int j = 0; j < SIDE; j++) s.at[j] = at + (first + j) * n * step, s.lanes[j] = lanes;
+        vf state[SIDE] = {0}, p[SIDE];
+        run(out, a, b, s, step, n, state);
+        for (int j = 0; j < SIDE; j++) p[j] = vf_splat(1.0f);
+        for (int64_t t = 0; t < n; t++)
+            for (int j = 0; j < SIDE; j++) p[j] *= vf_load_n(a + s.at[j] + t * step, lanes);
+        for (int j = 0; j < SIDE; j++) end[first + j] = state[j], product[first + j] = p[j];
+    }
+    for (int k = 0; k < STRETCHES; k++) {
+        start[k] = *carry;
+        *carry = product[k] * *carry + end[k];
+    }
+    PARALLEL_FOR(8 * n * STRETCHES * VL)
+    for (int first = 0; first < STRETCHES; first += SIDE) {
+        vf added[SIDE];
+        for (int j = 0; j < SIDE; j++) added[j] = start[first + j];
+        for (int64_t t = 0; t < n; t++)
+            for (int j = 0; j < SIDE; j++) {
+                ptrdiff_t i = at + ((first + j) * n + t) * step;
+                added[j] *= vf_load_n(a + i, lanes);
+                vf_store_n(out + i, vf_load_n(out + i, lanes) + added[j], lanes);
+            }
+    }
+}
+
+// out_t = a_t out_{t-1} + b_t over n steps of every stream of (B, T, I), from `start` (NULL: 0), `step` apart; the states
+// after the last step go to `last`, if it is not NULL.
+static void scan(float* out, float* last, const float* a, const float* b, const float* start, int64_t B, int64_t T, int64_t I,
+                 ptrdiff_t step, int64_t n) {
+    int64_t streams = B * ((I + VL - 1) / VL);
+    if (streams < SIDE && n >= LONG) {
+        int64_t stretch = n / STRETCHES, rest = n % STRETCHES;
+        for (int64_t i = 0; i < streams; i++) {
+            Streams s = streams_from(i, B, T, I);
+            vf carry[SIDE] = {load_state(start, i, B, I)};
+            run_stretches(out, a, b, s.at[0], s.lanes[0], step, stretch, carry);
+            for (int j = 1; j < SIDE; j++) s.lanes[j] = 0;
+            s.at[0] += (n - rest) * step;
+            run(out, a, b, s, step, rest, carry);
+            if (last) store_state(last, carry[0], i, B, I);
+        }
+        return;
+    }
+    PARALLEL_FOR(4 * n * streams * VL)
+    for (int64_t i = 0; i < streams; i += SIDE) {
+        vf carry[SIDE];
+        for (int j = 0; j < SIDE; j++) carry[j] = load_state(start, i + j, B, I);
+        run(out, a, b, streams_from(i, B, T, I), step, n, carry);
+        for (int j = 0; last && j < SIDE; j++) store_state(last, carry[j], i + j, B, I);
+    }
+}
+
+void K(scan_forward)(float* out, float* last, const float* a, const float* b, const float* h0, int64_t B, int64_t T, int64_t I) {
+    scan(out, last, a, b, h0, B, T, I, I, T);
+}
+
+void K(scan_backward)(float* da, float* db, float* dh0, const float* dout, const float* dlast, const float* a, const float* out,
+                      const float* h0, int64_t B, int64_t T, int64_t I) {
+    // delta, which is db: at the last step what comes from outside, before that by the recurrence
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t i = 0; i < I; i++) {
+            int64_t at = (b * T + T - 1) * I + i;
+            db[at] = dout[at] + (dlast ? dlast[b * I + i] : 0.0f);
+        }
+    int64_t end = (T - 1) * I;  // a is read one step later than dout
+    float* next = dh0;          // the states that the backwards scan starts from, (B, I)
+    for (int64_t b = 0; b < B; b++) memcpy(next + b * I, db + b * T * I + end, I * sizeof(float));
+    if (T > 1) scan(db + end - I, NULL, a + end, dout + end - I, next, B, T, I, -I, T - 1);
+
+    PARALLEL_FOR(4 * B * T * I)
+    for (int64_t bt = 0; bt < B * T; bt++) {
+        const float* before = bt % T ? out + (bt - 1) * I : h0 + bt / T * I;
+        for (int64_t i = 0; i < I; i += VL)
+            vf_store_n(da + bt * I + i, vf_load_n(db + bt * I + i, I - i) * vf_load_n(before + i, I - i), I - i);
+    }
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t i = 0; i < I; i++) dh0[b * I + i] = a[b * T * I + i] * db[b * T * I + i];
+}
+
+// Gates -----------------------------------------------------------------------------------------------------------
+
+// The logistic function s of x, and 1 - s; neither by subtraction, which would lose the smaller one's digits.
+typedef struct {
+    vf s, rest;
+} Logistic;
+
+static inline Logistic logistic(vf x) {
+    vf e = vf_exp(vf_min(x, -x)), large = 1.0f / (e + 1.0f), small = e * large;
+    vi negative = x < 0.0f;
+    return (Logistic){vf_select(negative, small, large), vf_select(negative, large, small)};
+}
+
+// g(x) = x + 1/2 where x >= 0, else the logistic function; and its slope.
+static inline vf candidate(vf x, vf* slope) {
+    Logistic l = logistic(x);
+    vi negative = x < 0.0f;
+    *slope = vf_select(negative, l.s * l.rest, vf_splat(1.0f));
+    return vf_select(negative, l.s, x + 0.5f);
+}
+
+void K(mingru_gates_forward)(float* a, float* b, const float* x, int64_t R, int64_t I) {
+    PARALLEL_FOR(16 * R * I)
+    for (int64_t r = 0; r < R; r++)
+        for (int64_t i = 0; i < I; i += VL) {
+            vf slope, g = candidate(vf_load_n(x + r * 2 * I + i, I - i), &slope);
+            Logistic z = logistic(vf_load_n(x + r * 2 * I + I + i, I - i));
+            vf_store_n(a + r * I + i, z.rest, I - i);
+            vf_store_n(b + r * I + i, z.s * g, I - i);
+        }
+}
+
+void K(mingru_gates_backward)(float* dx, const float* da, const float* db, const float* x, int64_t R, int64_t I, int64_t add) {
+    PARALLEL_FOR(20 * R * I)
+    for (int64_t r = 0; r < R; r++)
+        for (int64_t i = 0; i < I; i += VL) {
+            vf slope, g = candidate(vf_load_n(x + r * 2 * I + i, I - i), &slope);
+            Logistic z = logistic(vf_load_n(x + r * 2 * I + I + i, I - i));
+            vf ga = vf_load_n(da + r * I + i, I - i), gb = vf_load_n(db + r * I + i, I - i);
+            float *dc = dx + r * 2 * I + i, *dgate = dc + I;
+            vf old_c = add ? vf_load_n(dc, I - i) : (vf){0}, old_gate = add ? vf_load_n(dgate, I - i) : (vf){0};
+            vf_store_n(dc, old_c + gb * z.s * slope, I - i);
+            vf_store_n(dgate, old_gate + (gb * g - ga) * (z.s * z.rest), I - i);
+        }
+}
+
+// log (1 + e^x)
+static double softplus(double x) { return x > 0 ? x + log1p(exp(-x)) : log1p(exp(x)); }
+
+void K(mingru_log_forward)(float* out, const float* x, const float* h0, int64_t B, int64_t T, int64_t I) {
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t i = 0; i < I; i++) {
+            double decay = 0, sum = log(fmax(h0[b * I + i], 1e-10));  // A_t; logarithm of the sum of exp(v_s - A_s)
+            for (int64_t t = 0; t < T; t++) {
+                double c = x[(b * T + t) * 2 * I + i], gate = x[(b * T + t) * 2 * I + I + i];
+                double log_g = c >= 0 ? log(c + 0.5) : -softplus(-c);
+                decay -= softplus(gate);
+                double v = log_g - softplus(-gate) - decay;
+                sum = fmax(sum, v) + log1p(exp(-fabs(sum - v)));
+                out[(b * T + t) * I + i] = (float)exp(decay + sum);
+            }
+        }
+}
