@@ -15,7 +15,7 @@ from gpt2c.checkpoint import load
 from gpt2c.engine import Runner, Work
 from gpt2c.errors import DivergedError, InputError, UsageError
 from gpt2c.grpo import Completion, Grpo, GrpoConfig, advantages, objective
-from gpt2c.tasks import TASKS, Task, by_number, by_position, by_position_or_half, task_named, task_text
+from gpt2c.tasks import TASKS, Task, by_number, by_position, by_position_or_half, task_named, task_pairs
 from gpt2c.tokenizer import Tokenizer
 
 FAMILIES = {
@@ -72,10 +72,9 @@ def test_rewards(reward, text, answer, expected):
     assert reward(text, answer) == pytest.approx(expected)
 
 
-def test_text_of_a_task_is_its_prompts_and_answers():
-    text = TASKS["copy"].text(50)
-    assert text == TASKS["copy"].text(50) == task_text("copy:50") and text != TASKS["copy"].text(50, seed=1)
-    assert all(line.split(":")[0] == line.split(":")[1] for line in text.splitlines()) and text.count("\n") == 50
+def test_pairs_of_a_task_are_always_the_same():
+    pairs = TASKS["copy"].pairs(50)
+    assert len(pairs) == 50 and pairs == TASKS["copy"].pairs(50) == task_pairs("copy:50") != TASKS["copy"].pairs(50, seed=1)
 
 
 OWN = """
@@ -429,6 +428,7 @@ def test_the_program_trains_and_saves_what_others_load(family, tmp_path):
 def test_flags_of_the_document(tmp_path):
     model_of("hybrid").save(tmp_path / "checkpoint.safetensors")
     out, _ = program(tmp_path, "rl", "--loadCheckpoint=./checkpoint.safetensors", "--useBPE=true",
+                    
                      "--bpeLoadPath=./tokenizer.json", "--trainingFile=./data.txt", "--trainingText=abc", "--rlTask=arithmetic", "--rlEpisodes=2",
                      "--rlLearningRate=0.0001", "--savePath=./model.bin", "--evalPrompts=0", "--saveOnComplete=true")
     assert "rlvr: arithmetic with hybrid" in out and load(tmp_path / "model.bin").family == "hybrid"
@@ -438,9 +438,10 @@ def test_flags_of_the_document(tmp_path):
     assert "group_size is 1, expected at least 2" in err
 
 
-def test_text_of_a_task_is_something_to_train_on(tmp_path, monkeypatch):
+def test_tasks_are_something_to_train_on(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2C_CACHE", str(tmp_path / "cache"))
-    program(tmp_path, "train", "--model", "chargpt", "--data", "task:copy:300", "--num-layers", "1", "--channels", "16",
+    program(tmp_path, "train", "--model", "chargpt", "--data", "task:copy:300", "--seq-len", "16",
+            "--num-layers", "1", "--channels", "16",
             "--num-heads", "1", "--max-steps", "3", "--out-dir", "run", "-v", "0", "-s", "0")
     model = load(tmp_path / "run/ckpt_00000003.safetensors")
     assert sorted(model.tokenizer.decode([i]) for i in range(model.tokenizer.vocab_size)) == sorted("\n:abcdefghij")
