@@ -189,7 +189,8 @@ class Model:
     def backward(self, weights=None):
         """Adds the gradients of the last forward's loss to `grads`.
 
-        With weights (B, T), those of the sum of weights * `losses` over the number of counted targets instead.
+        With weights (B, T), those of the sum of weights * `losses` over the number of counted targets, in the place of the
+        cross-entropy's. What else a family's loss has stays.
         """
         if not self._backward_ready:
             raise UsageError("backward needs a forward with targets before it, and each forward is good for one")

@@ -21,7 +21,7 @@ from gpt2c.errors import InputError, UsageError
 from gpt2c.flags import nearest
 
 LETTERS, DIGITS = "abcdefghij", "0123456789"
-EXAMPLES = 20_000  # in a text to train on
+EXAMPLES = 20_000  # to train on
 ENDS = "\n|"  # a completion ends with either
 
 
@@ -31,10 +31,10 @@ class Task:
     reward: Callable[[str, str], float]  # of a completion without its end, given the answer: 1 where it is right
     answers: str  # the characters that answers are made of
 
-    def text(self, examples=EXAMPLES, seed=0):
-        """Prompts with their answers, one to a line: what a model reads before it is rewarded for answers of its own."""
+    def pairs(self, examples=EXAMPLES, seed=0):
+        """Prompts with their answers: what a model reads before it is rewarded for answers of its own."""
         rng = np.random.default_rng(seed)
-        return "".join(f"{prompt}{answer}\n" for prompt, answer in (self.make(rng) for _ in range(examples)))
+        return [self.make(rng) for _ in range(examples)]
 
 
 def by_position(text, answer):
@@ -96,9 +96,9 @@ def task_named(name) -> Task:
     return task
 
 
-def task_text(words):
-    """The text that NAME or NAME:EXAMPLES stands for."""
+def task_pairs(words):
+    """The prompts and answers that NAME or NAME:EXAMPLES stands for."""
     name, _, examples = words.rpartition(":")
     if not name or not examples.isdecimal():
         name, examples = words, EXAMPLES
-    return task_named(name).text(int(examples))
+    return task_named(name).pairs(int(examples))

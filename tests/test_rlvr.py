@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 
 import gpt2c
-from gpt2c import tasks
 from gpt2c.batch_sampler import BatchSampler, choose_rows
 from gpt2c.checkpoint import load
 from gpt2c.engine import Runner, Work
 from gpt2c.errors import DivergedError, InputError, UsageError
 from gpt2c.grpo import Completion, Grpo, GrpoConfig, advantages, objective
-from gpt2c.tasks import TASKS, Task, by_number, by_position, by_position_or_half, task_named, task_text
+from gpt2c.tasks import TASKS, Task, by_number, by_position, by_position_or_half, task_named, task_pairs
 from gpt2c.tokenizer import Tokenizer
 
 FAMILIES = {
     "gpt2": dict(num_layers=2, channels=32, num_heads=2, max_seq_len=64),
     "chargpt": dict(num_layers=2, channels=32, num_heads=2, max_seq_len=64),
     "mingru": dict(dim=32, depth=2),
-    "hybrid": dict(hidden=16, num_layers=2),
+    "hybrid": dict(hidden=16, num_layers=2, num_experts=2),  # where choices of experts make no jumps
+    "trm": dict(channels=32, hidden=48, num_heads=2, max_seq_len=64),
 }
 families = pytest.mark.parametrize("family", FAMILIES)
 CHARACTERS = "\n0123456789+-*=:>abcdefghij"
@@ -63,7 +63,8 @@ def test_sums_differences_and_products_are_right():
 @pytest.mark.parametrize("reward, text, answer, expected", [
     (by_position, "abc", "abc", 1), (by_position, "abd", "abc", 2 / 3), (by_position, "", "abc", 0),
     (by_position, "abcd", "abc", 0.75), (by_position, "ab", "abc", 2 / 3), (by_position, "bca", "abc", 0),
-    (by_position_or_half, "cba", "cba", 1), (by_position_or_half, "cbaa", "cba", 0.375), (by_position_or_half, "cbb", "cba", 1 / 3),
+    (by_position_or_half, "cba", "cba", 1), (by_position_or_half, "cbaa", "cba", 0.375),
+    (by_position_or_half, "cbb", "cba", 1 / 3),
     (by_number, "12", "12", 1), (by_number, "012", "12", 1), (by_number, "-3", "-3", 1), (by_number, "12x", "12", 1 / 3),
     (by_number, "1_2", "12", 1 / 6), (by_number, "13", "12", 0.25), (by_number, "", "0", 0), (by_number, "٣", "3", 0),
 ])
@@ -71,10 +72,9 @@ def test_rewards(reward, text, answer, expected):
     assert reward(text, answer) == pytest.approx(expected)
 
 
-def test_text_of_a_task_is_its_prompts_and_answers():
-    text = TASKS["copy"].text(50)
-    assert text == TASKS["copy"].text(50) == task_text("copy:50") and text != TASKS["copy"].text(50, seed=1)
-    assert all(line.split(":")[0] == line.split(":")[1] for line in text.splitlines()) and text.count("\n") == 50
+def test_pairs_of_a_task_are_always_the_same():
+    pairs = TASKS["copy"].pairs(50)
+    assert len(pairs) == 50 and pairs == TASKS["copy"].pairs(50) == task_pairs("copy:50") != TASKS["copy"].pairs(50, seed=1)
 
 
 OWN = """
@@ -188,7 +188,7 @@ def test_advantages_are_deviations_from_the_groups_mean_and_none_where_all_are_e
 def test_slopes_are_the_derivatives_of_the_objective(rng, kl, entropy):
     config = GrpoConfig(clip=0.2, kl=kl, entropy=entropy)
     old = -rng.random((40, 6)) * 3
-    logp, ref, a = old + 0.3 * rng.standard_normal((40, 6)), old + 0.3 * rng.standard_normal((40, 6)), rng.standard_normal((40, 1))
+    (logp, ref), a = (old + 0.3 * rng.standard_normal((40, 6)) for _ in range(2)), rng.standard_normal((40, 1))
     h = 1e-6
     numeric = (objective(logp + h, old, ref, a, config)[0] - objective(logp - h, old, ref, a, config)[0]) / (2 * h)
     np.testing.assert_allclose(objective(logp, old, ref, a, config)[1], numeric, rtol=1e-6, atol=1e-7)
@@ -229,9 +229,8 @@ def completions_of(grpo, texts, prompts=None):
 
 @families
 def test_the_gradient_is_that_of_the_whole_objective(family):
-    model, start = model_of(family, seed=2), model_of(family, seed=2)
-    config = GrpoConfig(kl=0.3, entropy=0.05)
-    grpo = Grpo(start, TASKS["copy"], config)  # keeps its parameters as the reference
+    model, config = model_of(family, seed=2), GrpoConfig(kl=0.3, entropy=0.05)
+    grpo = Grpo(model_of(family, seed=2), TASKS["copy"], config)  # keeps its parameters as the reference
     done = completions_of(grpo, ["abc", "ab", "bb", "c"], ["abc:", "abc:", "ji:", "ji:"])
     advantage = np.array([[1.0, -1.0], [0.5, -0.5]])
     x, y, weight = grpo._batch(done, advantage)
@@ -253,7 +252,7 @@ def test_the_gradient_is_that_of_the_whole_objective(family):
     for sign in (1, -1):
         model.params.flat[...] = kept + sign * eps * along
         sides.append(loss())
-    assert (sides[0] - sides[1]) / (2 * eps) == pytest.approx(norm, rel=1e-2) and norm > 0.1
+    assert (sides[0] - sides[1]) / (2 * eps) == pytest.approx(norm, rel=1e-2) and norm > 0.01
 
 
 @families
@@ -275,7 +274,8 @@ def test_weights_scale_each_targets_gradient(family, rng):
     parts = [gradient(np.where(np.arange(6) % 2 == k, 1.0, 0.0) * np.ones((3, 1))) for k in (0, 1)]
     np.testing.assert_allclose(sum(parts), plain, atol=1e-5 * abs(plain).max())
     losses = model.losses
-    assert losses.shape == (3, 6) and not losses[0, :3].any() and losses.sum() / 15 == pytest.approx(model.metrics["cross_entropy"])
+    assert losses.shape == (3, 6) and not losses[0, :3].any()
+    assert losses.sum() / 15 == pytest.approx(model.metrics["cross_entropy"])
 
 
 def test_losses_are_there_after_a_forward_with_targets_alone(rng):
@@ -283,7 +283,7 @@ def test_losses_are_there_after_a_forward_with_targets_alone(rng):
     for run in (lambda: None, lambda: model.forward(x), lambda: model.loss_and_grad(x, x)):
         run()
         with pytest.raises(UsageError, match="losses are there after forward with targets"):
-            model.losses
+            print(model.losses)
 
 
 # ---- GRPO
@@ -324,7 +324,7 @@ def test_groups_of_equal_rewards_are_skipped():
 
 def test_several_updates_are_clipped():
     def moved(clip):
-        grpo = Grpo(model_of(), TASKS["copy"], GrpoConfig(updates=20, clip=clip, learning_rate=5e-4))
+        grpo = Grpo(model_of(), TASKS["copy"], GrpoConfig(updates=20, clip=clip, learning_rate=1e-3))
         done = completions_of(grpo, ["abc", "jjj"])
         x, y, _ = grpo._batch(done, np.ones((1, 2)))
         before = grpo._log_probabilities(grpo.model, x, y)[0, 3:7]
@@ -414,13 +414,13 @@ def program(folder, *words, code=0):
 @families
 def test_the_program_trains_and_saves_what_others_load(family, tmp_path):
     model_of(family).save(tmp_path / "start.safetensors")
-    out, _ = program(tmp_path, "rlvr", "start.safetensors", "--steps", "3", "--prompts", "2", "--out-dir", "run", "--log-every", "1",
-                     "--save-every", "2", "--eval-prompts", "4", "--prompt", "abc:", "--gen-length", "5")
+    out, _ = program(tmp_path, "rlvr", "start.safetensors", "--steps", "3", "--prompts", "2", "--out-dir", "run",
+                     "--log-every", "1", "--save-every", "2", "--eval-prompts", "4", "--prompt", "abc:", "--gen-length", "5")
     assert "before: reward" in out and "after: reward" in out and "step    3/3 | reward" in out and "eta" in out
     assert '" -> "' in out and out.rstrip().endswith("checkpoint run/ckpt_00000003.safetensors")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2] and {"reward", "success", "loss", "grad_norm", "best"} <= set(rows[0])
-    assert sorted(path.name for path in (tmp_path / "run").glob("ckpt*")) == ["ckpt_00000002.safetensors", "ckpt_00000003.safetensors"]
+    assert {path.name for path in (tmp_path / "run").glob("ckpt*")} == {f"ckpt_0000000{n}.safetensors" for n in (2, 3)}
     model = load(tmp_path / "run/ckpt_00000003.safetensors")
     assert model.tokenizer.encode("abc") and (model.params.flat != model_of(family).params.flat).any()
 
@@ -428,6 +428,7 @@ def test_the_program_trains_and_saves_what_others_load(family, tmp_path):
 def test_flags_of_the_document(tmp_path):
     model_of("hybrid").save(tmp_path / "checkpoint.safetensors")
     out, _ = program(tmp_path, "rl", "--loadCheckpoint=./checkpoint.safetensors", "--useBPE=true",
+                    
                      "--bpeLoadPath=./tokenizer.json", "--trainingFile=./data.txt", "--trainingText=abc", "--rlTask=arithmetic", "--rlEpisodes=2",
                      "--rlLearningRate=0.0001", "--savePath=./model.bin", "--evalPrompts=0", "--saveOnComplete=true")
     assert "rlvr: arithmetic with hybrid" in out and load(tmp_path / "model.bin").family == "hybrid"
@@ -437,10 +438,11 @@ def test_flags_of_the_document(tmp_path):
     assert "group_size is 1, expected at least 2" in err
 
 
-def test_text_of_a_task_is_something_to_train_on(tmp_path, monkeypatch):
+def test_tasks_are_something_to_train_on(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2C_CACHE", str(tmp_path / "cache"))
-    program(tmp_path, "train", "--model", "chargpt", "--data", "task:copy:300", "--num-layers", "1", "--channels", "16", "--num-heads",
-            "1", "--max-steps", "3", "--out-dir", "run", "-v", "0", "-s", "0")
+    program(tmp_path, "train", "--model", "chargpt", "--data", "task:copy:300", "--seq-len", "16",
+            "--num-layers", "1", "--channels", "16",
+            "--num-heads", "1", "--max-steps", "3", "--out-dir", "run", "-v", "0", "-s", "0")
     model = load(tmp_path / "run/ckpt_00000003.safetensors")
     assert sorted(model.tokenizer.decode([i]) for i in range(model.tokenizer.vocab_size)) == sorted("\n:abcdefghij")
 

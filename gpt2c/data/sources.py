@@ -3,9 +3,11 @@ import os
 import sys
 from dataclasses import dataclass
 
+import numpy as np
+
 from gpt2c.data.datasets import Dataset, choose_dataset, dataset_of, find_datasets, list_datasets
 from gpt2c.data.documents import text_files, total_bytes
-from gpt2c.data.items import ItemLoader, read_items, turns_in, usable
+from gpt2c.data.items import Item, ItemLoader, read_items, turns_in, usable
 from gpt2c.data.lanes import Lanes
 from gpt2c.data.loader import DataLoader
 from gpt2c.data.shards import expand, is_token_file, map_shard
@@ -13,12 +15,12 @@ from gpt2c.data.texts import KINDS, default_tokenizer, inline_file, text_dataset
 from gpt2c.data.windows import DocumentWindows, RandomWindows
 from gpt2c.errors import InputError, UsageError
 from gpt2c.flags import flag
-from gpt2c.tasks import task_text
+from gpt2c.tasks import task_pairs
 from gpt2c.tokenizer import Tokenizer
 
 ORDERS = ("random", "documents", "items", "lanes", "shuffled", "sequential")
 HELD_OUT = 0.1
-TASK = "task:"  # before the name of a task whose prompts and answers are the text
+TASK = "task:"  # before the name of a task whose prompts and answers are the data
 
 
 @dataclass
@@ -26,7 +28,7 @@ class DataConfig:
     """Which data, and how they are served."""
 
     data: str = flag("", "text, JSON or CSV, a folder of them, a token file, a pattern, or the name or number of a data set "
-                     "below data/; or task:NAME, prompts and answers for rlvr", "-i", "--train-data", "--training-file",
+                     "below data/; or task:NAME, prompts and answers of a task of rlvr", "-i", "--train-data", "--training-file",
                      metavar="PATH|NAME", default_text="the first data set", group="data")
     training_text: str = flag("", "the text itself", default_text="")
     val_data: str = flag("", "validation text or tokens", "-j", metavar="PATH",
@@ -153,7 +155,7 @@ def choose_source(config, reading, folder, model, module):
     reading.split_on = reading.split_on.replace("\\n", "\n")
     name = inline_file(config.training_text) if config.training_text and not config.data else config.data
     if name.startswith(TASK):
-        name = inline_file(task_text(name.removeprefix(TASK)))
+        return _task_source(config, reading, model)
     items = config.mask_prompt or config.order == "items"
     if items or name and _is_text(name, folder):
         files = text_files(name) if name else []
@@ -169,6 +171,21 @@ def choose_source(config, reading, folder, model, module):
             raise UsageError("--val-data with text needs the tokenizer of the training data; name it with --tokenizer")
         dataset = dataset._replace(val=text_dataset(text_files(dataset.val), tokenizer, reading, 0).train)
     return TokenSource(dataset, tokenizer, config, module, from_text=False)
+
+
+def _task_source(config, reading, model):
+    """Prompts of a task with their answers, one to a row and a line end behind each."""
+    pairs = task_pairs(config.data.removeprefix(TASK))
+    tokenizer = model.tokenizer if model else None
+    if tokenizer is None:
+        text = inline_file("".join(f"{prompt}{answer}\n" for prompt, answer in pairs))
+        spec = config.tokenizer or ("bpe" if config.use_bpe else "char")
+        tokenizer = tokenizer_for(spec, [text], reading, **({"vocab_size": config.bpe_vocab_size} if spec == "bpe" else {}))
+    items = []
+    for prompt, answer in pairs:
+        ids = tokenizer.encode_array(prompt), tokenizer.encode_array(answer + "\n")
+        items.append(Item(np.concatenate(ids), np.repeat([False, True], [len(part) for part in ids])))
+    return ItemSource(config.data, items, [], tokenizer, config.held_out, answers_only=True)
 
 
 def _is_text(name, folder):
