@@ -83,7 +83,7 @@ class ItemLoader(Positioned):
         x = np.zeros((self.B, self.T), np.int32)
         y = np.full((self.B, self.T), -1, np.int32)
         for row, index in enumerate(self._order[1][batch * self.B : (batch + 1) * self.B]):
-            ids, counts = (array[: self.T + 1] for array in self._items[index])
+            ids, counts = (array[: self.T + 1] for array in self._items[index][:2])
             x[row, : len(ids) - 1] = ids[:-1]
             y[row, : len(ids) - 1] = np.where(counts[1:], ids[1:], -1)
         return x, y
