@@ -3,7 +3,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2c.errors import UsageError
+from gpt2c.errors import InferenceError
 from gpt2c.sampler import Decoder, checked_prompt
 
 
@@ -24,8 +24,8 @@ def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, 
     """
     prompt = checked_prompt(model, prompt_ids)
     if max_new_tokens < 1 or width < 1 or not length_penalty >= 0:
-        raise UsageError(f"max_new_tokens {max_new_tokens}, beam width {width}, length penalty {length_penalty}: expected at "
-                         "least 1, 1 and 0")
+        raise InferenceError(f"max_new_tokens {max_new_tokens}, beam width {width}, length penalty {length_penalty}: expected at "
+                             "least 1, 1 and 0")
     beams, ended = [Beam([], 0.0)], []
     decoders = [Decoder(model, len(prompt) + max_new_tokens)]
     log_probs = [log_softmax(decoders[0].feed(prompt))]

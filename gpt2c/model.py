@@ -211,7 +211,8 @@ class Model:
                            lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, 1 - beta2**t)
 
     def save(self, path, version=3):
-        """The weights: a name in .bin makes a gpt2 model an llm.c file (version 3, or 5 for bf16), else a checkpoint."""
+        """The weights: a name in .json makes JSON, one in .bin makes a gpt2 model an llm.c file (version 3, or 5 for bf16),
+        any other a checkpoint."""
         from gpt2c.checkpoint import save_model  # which needs Model to load
 
         save_model(self, path, version)

@@ -15,7 +15,7 @@ from gpt2c.data.conversations import is_conversation, prompts_and_answers
 from gpt2c.data.documents import text_files, total_bytes
 from gpt2c.data.records import json_records
 from gpt2c.data.texts import tokenizer_for
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import DataError, UsageError
 from gpt2c.flags import flag
 from gpt2c.sampling import Sampling
 
@@ -119,7 +119,7 @@ def read_questions(path, reading):
     asked = [prompts_and_answers(record, where)[0] for file in text_files(path)
              for record, _, where in json_records(file, reading) if is_conversation(record)]
     if not asked:
-        raise InputError(f"{path} has no questions; expected items with prompt and completion")
+        raise DataError(f"{path} has no questions; expected items with prompt and completion")
     return asked
 
 

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 
 from gpt2c.engine import Runner, Work
-from gpt2c.errors import UsageError
+from gpt2c.errors import InferenceError
 from gpt2c.models import max_seq_len
 from gpt2c.rng import Xorshift, multinomial
 
@@ -82,9 +82,9 @@ def checked_prompt(model, prompt_ids):
     """The ids as a list of ints; an error unless there are some and the model has them."""
     prompt, vocab = [int(i) for i in prompt_ids], model.config.vocab_size
     if not prompt:
-        raise UsageError("the prompt is empty: give at least one token id")
+        raise InferenceError("the prompt is empty: give at least one token id")
     if min(prompt) < 0 or max(prompt) >= vocab:
-        raise UsageError(f"the prompt holds ids from {min(prompt)} to {max(prompt)}, expected 0 to {vocab - 1}")
+        raise InferenceError(f"the prompt holds ids from {min(prompt)} to {max(prompt)}, expected 0 to {vocab - 1}")
     return prompt
 
 
@@ -98,9 +98,9 @@ def generate(model, prompt_ids, max_new_tokens, temperature=1.0, top_k=0, top_p=
     """
     prompt = checked_prompt(model, prompt_ids)
     if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1 and 0 <= min_p <= 1 and repetition_penalty > 0 and chunk > 0):
-        raise UsageError(f"temperature {temperature}, top_k {top_k}, top_p {top_p}, min_p {min_p}, repetition_penalty "
-                         f"{repetition_penalty}, chunk {chunk}: expected at least 0, at least 0, above 0 up to 1, 0 to 1, "
-                         "above 0, at least 1")
+        raise InferenceError(f"temperature {temperature}, top_k {top_k}, top_p {top_p}, min_p {min_p}, repetition_penalty "
+                             f"{repetition_penalty}, chunk {chunk}: expected at least 0, at least 0, above 0 up to 1, 0 to 1, "
+                             "above 0, at least 1")
     rng = seed if isinstance(seed, Xorshift) else Xorshift(seed)
     decoder = Decoder(model, len(prompt) + max_new_tokens, chunk)
     new, seen, ends = prompt[-max_seq_len(model.config):], set(prompt), set(stop_tokens)

@@ -61,7 +61,6 @@ class RunConfig:
     dry_run: bool = flag(False, "print what the run would take in memory and stop")
     device_id: int = flag(0, "accepted for old command lines: there is one device", hidden=True)
     threads: int = flag(0, "threads to use", default_text="one per core")
-    device: str = flag("", "", hidden=True, deprecated={"--device-id": "gpt2c runs on the CPU; it changes nothing"})
     recompute: int = flag(0, "save memory by computing again in the backward pass: 1 norms and activations, 2 whole blocks",
                           "-r", choices=(0, 1, 2))
     matmul_precision: str = flag("fp32", "bf16 rounds the operands of matrix products: faster, nearly the same losses",

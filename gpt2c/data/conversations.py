@@ -10,7 +10,7 @@ learned to answer so (Model.turns): then gpt2c chat writes what a user says in t
 """
 import re
 
-from gpt2c.errors import InputError
+from gpt2c.errors import DataError
 
 NAMES = {"system": "System:", "user": "User:", "assistant": "Assistant:"}
 
@@ -24,14 +24,14 @@ def conversation(record, where):
                                {"role": "assistant", "content": record["completion"]}]}
     if not isinstance(record, dict) or not isinstance(record.get("messages"), list) or not record["messages"]:
         found = f"keys {', '.join(map(str, record))}" if isinstance(record, dict) else type(record).__name__
-        raise InputError(f"{where} has {found or 'no keys'}; expected a string, or an object with text, with prompt and "
-                         "completion, or with messages")
+        raise DataError(f"{where} has {found or 'no keys'}; expected a string, or an object with text, with prompt and "
+                        "completion, or with messages")
     parts = []
     for number, message in enumerate(record["messages"], 1):
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if role not in NAMES or not isinstance(content, str):
-            raise InputError(f"message {number} in {where} has role {role!r} and content of type {type(content).__name__}; "
-                             f"expected a role of {', '.join(NAMES)} and a string")
+            raise DataError(f"message {number} in {where} has role {role!r} and content of type {type(content).__name__}; "
+                            f"expected a role of {', '.join(NAMES)} and a string")
         gap = " " if parts else ""
         if role == "assistant":
             parts += [(f"{gap}{NAMES[role]}", False), (f" {content}", True)]
@@ -69,5 +69,5 @@ def _of_text(text, where):
     parts = [part for part in re.split(r"(?<=Assistant:)|(?= User:)", text) if part]
     answers = [False, *(before.endswith("Assistant:") for before in parts[:-1])]
     if not any(answers):
-        raise InputError(f"{where} has no answer; expected User: ... Assistant: ...")
+        raise DataError(f"{where} has no answer; expected User: ... Assistant: ...")
     return list(zip(parts, answers))

@@ -8,7 +8,7 @@ from gpt2c.data.conversations import conversation, is_conversation
 from gpt2c.data.documents import RECORDS, text_of
 from gpt2c.data.records import json_records
 from gpt2c.data.windows import Positioned, random_words
-from gpt2c.errors import InputError
+from gpt2c.errors import DataError
 
 LOOKED_AT = 1000  # records, to see whether there are conversations
 
@@ -25,7 +25,7 @@ def read_items(files, reading, tokenizer, mask_prompt=True):
     items = []
     for path in files:
         if not path.endswith(RECORDS) or path.endswith((".csv", ".tsv")):
-            raise InputError(f"{path} is no file of items: --mask-prompt and --order items take .jsonl or .json files")
+            raise DataError(f"{path} is no file of items: --mask-prompt and --order items take .jsonl or .json files")
         for record, _, where in json_records(path, reading):
             texts = conversation(record, where) if mask_prompt or is_conversation(record) else [(text_of(record, where), True)]
             parts = []
@@ -68,8 +68,8 @@ class ItemLoader(Positioned):
         self.cut = sum(len(item.ids) > T + 1 for item in items)
         self.dropped = len(items) - len(self._items)
         if not self._items:
-            raise InputError(f"none of the {len(items)} conversations has an answer within T + 1 = {T + 1} tokens; choose a "
-                             "larger T")
+            raise DataError(f"none of the {len(items)} conversations has an answer within T + 1 = {T + 1} tokens; choose a "
+                            "larger T")
         self.num_tokens = sum(min(len(item.ids), T + 1) for item in self._items)
         self._batches = -(-len(self._items) // B)  # of all ranks
         self.num_batches = -(-self._batches // world)
@@ -83,7 +83,7 @@ class ItemLoader(Positioned):
         x = np.zeros((self.B, self.T), np.int32)
         y = np.full((self.B, self.T), -1, np.int32)
         for row, index in enumerate(self._order[1][batch * self.B : (batch + 1) * self.B]):
-            ids, counts = (array[: self.T + 1] for array in self._items[index])
+            ids, counts = (array[: self.T + 1] for array in self._items[index][:2])
             x[row, : len(ids) - 1] = ids[:-1]
             y[row, : len(ids) - 1] = np.where(counts[1:], ids[1:], -1)
         return x, y

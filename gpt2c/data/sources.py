@@ -13,7 +13,7 @@ from gpt2c.data.loader import DataLoader
 from gpt2c.data.shards import expand, is_token_file, map_shard
 from gpt2c.data.texts import KINDS, default_tokenizer, inline_file, text_dataset, tokenizer_for
 from gpt2c.data.windows import DocumentWindows, RandomWindows
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import DataError, UsageError
 from gpt2c.flags import flag
 from gpt2c.tasks import task_pairs
 from gpt2c.tokenizer import Tokenizer
@@ -78,7 +78,7 @@ class TokenSource:
             return B, T
         count = _smallest(self._dataset.train, self._parts[0])
         if count < 2:
-            raise InputError(f"{self.name} has {count} tokens to train on, expected at least 2; give more text")
+            raise DataError(f"{self.name} has {count} tokens to train on, expected at least 2; give more text")
         short = min(T, count - 1)
         if short < T:
             warn(f"{self.name} has {count} tokens to train on: a window has {short} tokens instead of {T}")
@@ -226,10 +226,10 @@ def _token_dataset(config, folder, model) -> Dataset:
         fitting = [d for d in found if not model or not d.tokenizer
                    or Tokenizer.load(d.tokenizer).vocab_size == model.config.vocab_size]
         if not fitting:
-            raise InputError(f"no data set below {folder} fits the model's vocabulary of {model.config.vocab_size}; "
-                             "run downloaddataset.sh, or name the data with --data" if model and found else
-                             f"there is no *_train.bin below {folder}; run downloaddataset.sh, or name text or token files "
-                             "with --data")
+            raise DataError(f"no data set below {folder} fits the model's vocabulary of {model.config.vocab_size}; "
+                            "run downloaddataset.sh, or name the data with --data" if model and found else
+                            f"there is no *_train.bin below {folder}; run downloaddataset.sh, or name text or token files "
+                            "with --data")
         if len(found) > 1:
             print(list_datasets(found))
         dataset = fitting[0]
