@@ -24,10 +24,10 @@ def section(bench):
     machine, rows = bench["machine"], [row for row in bench["rows"] if row["section"] == "models"]
     isa = rows[0]["isa"]
     lines = [
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['date']}, {machine['compiler']}; measured in the same session: "
-        f"float32 peak {machine['peak'][isa]:.0f} GFLOP/s ({isa}), reading {machine['read_bandwidth']:.0f} GB/s. PyTorch "
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['date']}, {machine['compiler']}; in the same session: float32 "
+        f"peak {machine['peak'][isa]:.0f} GFLOP/s ({isa}), reading {machine['read_bandwidth']:.0f} GB/s. PyTorch "
         f"{machine['torch']} takes turns with gpt2c in the same precision; times are medians, its best mode counts.", "",
-        "| training step | gpt2c | share of peak | memory | PyTorch's best | gpt2c is | gpt2c bf16 | PyTorch's best bf16 | gpt2c is |",
+        "| training step | gpt2c | share of peak | memory | PyTorch | gpt2c is | gpt2c bf16 | PyTorch bf16 | gpt2c is |",
         "|---|---|---|---|---|---|---|---|---|"]
     for model in dict.fromkeys(row["model"] for row in rows if row["work"] == "train"):
         mine = {row["system"]: row for row in rows if row["model"] == model and row["work"] == "train"}

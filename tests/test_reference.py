@@ -237,7 +237,8 @@ def test_crossentropy(rng, R, V, Vp):
     weights = rng.standard_normal(R)
     assert_close(
         ref.crossentropy_backward(logits, targets, V, weights),
-        numeric_gradient(lambda: weights @ ref.crossentropy_forward(logits, targets, V)[0] / max(1, (targets != -1).sum()), logits),
+        numeric_gradient(
+            lambda: weights @ ref.crossentropy_forward(logits, targets, V)[0] / max(1, (targets != -1).sum()), logits),
     )
 
 

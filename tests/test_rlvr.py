@@ -428,7 +428,7 @@ def test_the_program_trains_and_saves_what_others_load(family, tmp_path):
 def test_flags_of_the_document(tmp_path):
     model_of("hybrid").save(tmp_path / "checkpoint.safetensors")
     out, _ = program(tmp_path, "rl", "--loadCheckpoint=./checkpoint.safetensors", "--useBPE=true",
-                    
+
                      "--bpeLoadPath=./tokenizer.json", "--trainingFile=./data.txt", "--trainingText=abc", "--rlTask=arithmetic", "--rlEpisodes=2",
                      "--rlLearningRate=0.0001", "--savePath=./model.bin", "--evalPrompts=0", "--saveOnComplete=true")
     assert "rlvr: arithmetic with hybrid" in out and load(tmp_path / "model.bin").family == "hybrid"
