@@ -182,7 +182,7 @@ def test_data_sets_are_found_listed_and_chosen(folder):
 @pytest.mark.parametrize("words, code, message", [
     (["-t", "33"], 2, "--seq-len 33 is more than the model's max_seq_len of 32"),
     (["--channels", "33"], 2, "channels (33) must be a multiple of num_heads (2)"),
-    (["--learnin-rate", "1"], 2, "unknown flag --learnin-rate; did you mean --learning-rate?"),
+    (["--learnin-rate", "1"], 2, "unknown flag --learnin-rate; did you mean --learning-rate"),
     (["-e", "d7"], 2, "no GPT-2 of depth 7; the depths are d6, d12"),
     (["--model", "gpt3"], 2, "--model: expected one of gpt2"),
     (["-e", "missing.bin"], 4, "cannot read missing.bin"),
