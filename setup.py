@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -45,10 +46,12 @@ class BuildKernels(build_ext):
         folder = Path(self.build_temp) / "-".join(["kernels", *os.environ.get("GPT2C_SANITIZE", "").split(",")])
         isas = {isa: isa_flags for isa, isa_flags in ISAS.items() if isa != "amx" or self.compiler_knows(isa_flags)}
         has_amx = [("GPT2C_AMX", "1")] if "amx" in isas else []
-        for isa, isa_flags in {**isas, None: []}.items():
-            ext.extra_objects += self.compiler.compile(
-                KERNELS if isa else ONCE, output_dir=str(folder / (isa or "once")), depends=HEADERS,
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            compiled = [pool.submit(
+                self.compiler.compile, [source], output_dir=str(folder / (isa or "once")), depends=HEADERS,
                 macros=[("ISA", isa or "baseline"), *has_amx], extra_postargs=flags + isa_flags)
+                for isa, isa_flags in {**isas, None: []}.items() for source in (KERNELS if isa else ONCE)]
+        ext.extra_objects += [path for done in compiled for path in done.result()]
         super().build_extension(ext)
 
     def compiler_knows(self, flags):

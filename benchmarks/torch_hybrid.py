@@ -1,18 +1,18 @@
-"""One training step of the hybrid in plain PyTorch, as one would write it for speed.
+"""One training step of the hybrid in plain PyTorch: what `gpt2c bench --compare torch` takes turns with.
 
     python torch_hybrid.py MODE THREADS CONFIG      CONFIG: JSON with B, T and the fields of gpt2c's hybrid
 
-MODE is eager or compile. For each line of standard input it does a step and prints its seconds. The result of a layer is
-what it carries, so the loop over time is Python's; what does not wait for the step before is done for all steps at once.
+MODE is eager, compile or bf16+compile. For each line of standard input it does a step and prints its seconds. A layer
+carries its result, experts included, so the loop over time is Python's (compiling it takes very long); what does not wait
+for the step before is done for all steps at once.
 """
 
-import json
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch_gpt2 import serve
 
 
 class Layer(nn.Module):
@@ -73,8 +73,10 @@ class Layer(nn.Module):
 
 
 class Hybrid(nn.Module):
-    def __init__(self, vocab_size, hidden, num_layers, embed, num_experts, top_k):
+    def __init__(self, vocab_size, hidden, num_layers, embed, num_heads, num_experts, top_k, fast_mode, use_rwkv, carry):
         super().__init__()
+        if fast_mode or not use_rwkv or carry != "layer" or num_experts == 1:
+            raise SystemExit("torch_hybrid.py has experts, time mixing and carry=layer only")
         self.emb = nn.Embedding(vocab_size, embed)
         self.layers = nn.Sequential(
             *(Layer(l == 0, hidden if l else embed, hidden, num_experts, top_k) for l in range(num_layers)))
@@ -85,24 +87,5 @@ class Hybrid(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def main(mode, threads, config):
-    torch.set_num_threads(int(threads))
-    torch.manual_seed(1)
-    config = json.loads(config)
-    B, T = (config.pop(name) for name in ("B", "T"))
-    model = Hybrid(**config)
-    loss_of = torch.compile(model) if mode == "compile" else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
-    tokens, targets = torch.randint(config["vocab_size"], (2, B, T))
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        loss = loss_of(tokens, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
-        print(time.perf_counter() - start, flush=True)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(Hybrid, *sys.argv[1:])

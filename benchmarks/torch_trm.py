@@ -1,17 +1,16 @@
-"""One training step of the Tiny Recursive Model in plain PyTorch, as a pace to measure gpt2c's `trm` against.
+"""One training step of the Tiny Recursive Model in plain PyTorch: what `gpt2c bench --compare torch` takes turns with.
 
     python torch_trm.py MODE THREADS CONFIG      CONFIG: JSON with B, T and the fields of gpt2c's trm (not adaptive)
 
-MODE is eager or compile. For each line of standard input it does a step and prints its seconds.
+MODE is eager, compile or bf16+compile. For each line of standard input it does a step and prints its seconds.
 """
 
-import json
 import sys
-import time
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch_gpt2 import serve
 
 
 class DyT(nn.Module):
@@ -46,43 +45,25 @@ class Attention(nn.Module):
 
 
 class TRM(nn.Module):
-    def __init__(self, vocab_size, T, channels=128, hidden=256, num_heads=8, depth=3, cope_max_pos=64):
+    def __init__(self, vocab_size, channels, hidden, num_heads, max_seq_len, depth, cope_max_pos, **_):
         super().__init__()
-        self.emb, self.pos = nn.Embedding(vocab_size, channels), nn.Embedding(T, channels)
+        self.emb, self.pos = nn.Embedding(vocab_size, channels), nn.Embedding(max_seq_len, channels)
         self.dyt1, self.dyt2, self.dytf = DyT(channels), DyT(channels), DyT(channels)
         self.attention = Attention(channels, num_heads, cope_max_pos)
         self.ff12, self.ff3 = nn.Linear(channels, 2 * hidden, bias=False), nn.Linear(hidden, channels, bias=False)
         self.alpha, self.beta = (nn.Parameter(torch.full((depth,), 0.01)) for _ in range(2))
         self.head = nn.Linear(channels, vocab_size, bias=False)
-        self.register_buffer("seen", torch.tril(torch.ones(T, T)))
+        self.register_buffer("seen", torch.tril(torch.ones(max_seq_len, max_seq_len)))
 
     def forward(self, tokens, targets):
-        x = self.emb(tokens) + self.pos.weight
+        T = tokens.shape[1]
+        x = self.emb(tokens) + self.pos.weight[:T]
         for alpha, beta in zip(self.alpha, self.beta):
-            x = x + alpha * self.attention(self.dyt1(x), self.seen)
+            x = x + alpha * self.attention(self.dyt1(x), self.seen[:T, :T])
             a, b = self.ff12(self.dyt2(x)).chunk(2, -1)
             x = x + beta * self.ff3(F.silu(a) * b)
         return F.cross_entropy(self.head(self.dytf(x)).flatten(0, 1), targets.flatten())
 
 
-def main(mode, threads, config):
-    torch.set_num_threads(int(threads))
-    torch.manual_seed(1)
-    config = json.loads(config)
-    B = config.pop("B")
-    model = TRM(**config)
-    loss_of = torch.compile(model) if mode == "compile" else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
-    tokens, targets = torch.randint(config["vocab_size"], (2, B, config["T"]))
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        loss = loss_of(tokens, targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
-        print(time.perf_counter() - start, flush=True)
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(TRM, *sys.argv[1:])

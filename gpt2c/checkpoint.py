@@ -7,6 +7,7 @@ metadata are text:
     format     "gpt2c 1"
     family, config (JSON), tokenizer (tokenizer.json, or "")
     step, best_val_loss   of the run that the weights are from, where there was one
+    description, turns    in the words of whoever made it; of conversations, if it has learned any (Model)
     run        JSON: what a run needs to go on besides its arrays; "" for weights alone
     sha256     of the tensor table, the metadata above and the data
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2c import llmc
-from gpt2c.errors import Gpt2cError, InputError, UsageError, VersionError
+from gpt2c.errors import Gpt2cError, InputError, SerializationError, UsageError, VersionError
 from gpt2c.files import atomic_write, open_input
 from gpt2c.model import Model
 from gpt2c.models import FAMILIES, make_config
@@ -32,6 +33,7 @@ from gpt2c.tokenizer import Tokenizer
 FORMAT = "gpt2c 1"
 DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I32": np.dtype("<i4"), "U32": np.dtype("<u4"),
           "I64": np.dtype("<i8"), "U64": np.dtype("<u8")}
+SAID = {"description": str, "turns": int}  # more that a checkpoint says of its model, where there is something to say
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -57,6 +59,7 @@ def save(path, model, run: RunState | None = None, step=None, best=None):
                 "tokenizer": model.tokenizer.to_json() if model.tokenizer else "",
                 "run": json.dumps(run.values) if run else ""}
     metadata |= {name: json.dumps(value) for name, value in (("step", step), ("best_val_loss", best)) if value is not None}
+    metadata |= {name: json.dumps(value) for name in SAID if (value := getattr(model, name))}
     metadata["sha256"] = _digest(table, metadata, (array.data.cast("B") for array in tensors.values() if array.size))
     header = json.dumps({"__metadata__": metadata, **table}).encode()
     header += b" " * (-len(header) % 64 + 56)  # the data begin at a multiple of 64 bytes
@@ -75,7 +78,7 @@ def _digest(table, metadata, blocks):
 
 
 def load(path, **switches):
-    """The Model in a gpt2c checkpoint or an llm.c model file (versions 1 to 5), told apart by content."""
+    """The Model in a gpt2c checkpoint, an llm.c model file (versions 1 to 5) or JSON, told apart by content."""
     return load_run(path, **switches)[0]
 
 
@@ -85,6 +88,10 @@ def load_run(path, **switches):
         head = file.read(4)
     if len(head) == 4 and struct.unpack("<i", head)[0] in llmc.KINDS:
         return _load_llmc(path, **switches), None
+    if head[:1] == b"{":
+        from gpt2c.json_model import read_json
+
+        return read_json(path), None
     return read(path).build(**switches)
 
 
@@ -102,7 +109,7 @@ def newest(paths, warn):
         except InputError as error:
             warn(f"passed over: {error}")
     if paths:
-        raise InputError(f"no checkpoint in {paths[0].parent} is whole: start again in another --out-dir, or remove them")
+        raise SerializationError(f"no checkpoint in {paths[0].parent} is whole: start again in another --out-dir, or remove them")
     return None
 
 
@@ -116,7 +123,7 @@ def _load_llmc(path, **switches):
 def metadata(path):
     """What a checkpoint says of itself, without its data being read or checked: {name: value}, and "tensors": the table."""
     with _opened(path) as (metadata, _, table):
-        said = {name: json.loads(text) if name in ("config", "run", "step", "best_val_loss") and text else text
+        said = {name: json.loads(text) if name in ("config", "run", "step", "best_val_loss", *SAID) and text else text
                 for name, text in metadata.items()}
     return said | {"tensors": table}
 
@@ -131,10 +138,13 @@ class Content:
     tokenizer: Tokenizer | None
     tensors: dict[str, np.ndarray]
     run: RunState | None
+    said: dict = field(default_factory=dict)  # of SAID
 
     def build(self, **switches):
         """(Model, RunState or None)."""
         model = Model(self.family, self.config, self.tokenizer, **switches)
+        for name, value in self.said.items():
+            setattr(model, name, value)
         return model, self.copy_to(model)
 
     def copy_to(self, model):
@@ -157,20 +167,24 @@ def read(path):
         data = np.memmap(path, np.uint8, "r", start) if os.path.getsize(path) > start else np.zeros(0, np.uint8)
         order = sorted(table, key=lambda name: table[name]["data_offsets"][0])
         if _digest(table, metadata, (data[slice(*table[name]["data_offsets"])] for name in order)) != expected:
-            raise InputError(f"{path} is damaged: its SHA-256 is not the one it was saved with; use another checkpoint")
+            raise SerializationError(f"{path} is damaged: its SHA-256 is not the one it was saved with; use another checkpoint")
         tensors = {name: _view(data, **table[name]) for name in order}
         if metadata["family"] not in FAMILIES:
-            raise InputError(f"{path} holds a model of family {metadata['family']!r}; this gpt2c has {', '.join(FAMILIES)}")
+            raise SerializationError(f"{path} holds a model of family {metadata['family']!r}; this gpt2c has "
+                                     f"{', '.join(FAMILIES)}")
         fields = json.loads(metadata["config"])
         if not isinstance(fields, dict):
-            raise InputError(f"{path}: the config is no object")
+            raise SerializationError(f"{path}: the config is no object")
         config = make_config(metadata["family"], fields)
         run = RunState(json.loads(metadata["run"])) if metadata["run"] else None
         if run and not isinstance(run.values, dict):
-            raise InputError(f"{path}: the run is no object")
+            raise SerializationError(f"{path}: the run is no object")
         _check_tensors(path, FAMILIES[metadata["family"]].params(config), tensors, run)
         tokenizer = Tokenizer.from_json(metadata["tokenizer"]) if metadata["tokenizer"] else None
-        return Content(path, metadata["family"], config, tokenizer, tensors, run)
+        said = {name: json.loads(metadata[name]) for name in SAID if name in metadata}
+        if any(type(value) is not SAID[name] for name, value in said.items()):
+            raise SerializationError(f"{path}: {said} is not what a checkpoint says of itself")
+        return Content(path, metadata["family"], config, tokenizer, tensors, run, said)
 
 
 @contextmanager
@@ -182,13 +196,13 @@ def _opened(path):
         with open_input(path) as file:
             head = file.read(9)
             if head[8:] != b"{":
-                raise InputError(f"{path} is neither a gpt2c checkpoint nor an llm.c model (it begins with {head[:8]!r})")
+                raise SerializationError(f"{path} is neither a gpt2c checkpoint nor an llm.c model (it begins with {head[:8]!r})")
             with safetensors.safe_open(path, "np") as checked:
                 metadata = checked.metadata() or {}
             form = metadata.get("format")
             if form != FORMAT:
                 newer = re.fullmatch(r"gpt2c (\d+)", str(form)) and form > FORMAT
-                raise (VersionError if newer else InputError)(
+                raise (VersionError if newer else SerializationError)(
                     f"{path} is a safetensors file of format {form!r}, expected {FORMAT!r}"
                     + ("; a newer gpt2c wrote it, use that one" if newer else ""))
             length = struct.unpack("<Q", head[:8])[0]
@@ -198,7 +212,7 @@ def _opened(path):
     except InputError:
         raise
     except (safetensors.SafetensorError, Gpt2cError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise InputError(f"{path} is not a valid checkpoint: {error}") from None
+        raise SerializationError(f"{path} is not a valid checkpoint: {error}") from None
 
 
 def _view(data, dtype, shape, data_offsets):
@@ -215,15 +229,20 @@ def _check_tensors(path, specs, tensors, run):
         for spec in specs:
             array = left.pop(prefix + spec.name)
             if array.shape != spec.shape or array.dtype != np.float32:
-                raise InputError(f"{path}: {prefix}{spec.name} is {array.dtype} {array.shape}, expected float32 {spec.shape}")
+                raise SerializationError(f"{path}: {prefix}{spec.name} is {array.dtype} {array.shape}, expected float32 "
+                                         f"{spec.shape}")
     strange = [name for name in left if not (run and name.startswith("run."))]
     if strange:
-        raise InputError(f"{path} holds tensors that such a model has not: {', '.join(strange)}")
+        raise SerializationError(f"{path} holds tensors that such a model has not: {', '.join(strange)}")
 
 
 def save_model(model, path, version=3):
-    """The weights alone: llm.c's format for a gpt2 model and a name in .bin, else a checkpoint."""
-    if Path(path).suffix == ".bin" and model.family == "gpt2":
+    """The weights alone: JSON for a name in .json, llm.c's format for a gpt2 model and a name in .bin, else a checkpoint."""
+    if Path(path).suffix == ".json":
+        from gpt2c.json_model import write_json
+
+        write_json(path, model)
+    elif Path(path).suffix == ".bin" and model.family == "gpt2":
         llmc.write_model(path, model.config, model.params.flat, version)
     elif version != 3:
         raise UsageError(f"version {version} is llm.c's: it needs a gpt2 model and a name ending in .bin")

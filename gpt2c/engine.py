@@ -105,6 +105,14 @@ class Runner:
 
         return cache
 
+    def take_over(self, other):
+        """Copies the caches and the state of another Runner of the same model and context."""
+        cache = self._caches(planning=False)
+        for name, array in other.caches.items():
+            cache(name, array.shape).array[...] = array
+        for array in other.state.values():
+            return self.begin(array.shape[1], other.state)
+
     # ---- carried state
 
     def state_shapes(self, B):
@@ -281,8 +289,9 @@ class Pass:
         if self._runner.record:
             self.forward_program.run()
         else:
-            if self._tape:
-                self._tape.drop()  # before the new one asks for memory
+            if self._tape:  # what is held of the last run goes before the new one asks for memory
+                self._tape.drop()
+                self.output = self.kept = None
             self._tape, self.output = self._runner.trace(self.work, Stream("run"), self._pool, self.inputs, self._kind)
             self.kept = self._tape.kept
 

@@ -127,6 +127,9 @@ def amount(case, program):
     return count(**case.sizes) if count else flops(program), BYTES[case.setup](**case.sizes)
 
 
+READ_ONLY = ("matmul_one_row", "global_norm")  # what they write is next to nothing
+
+
 def bound_by_memory(case):
     """Whether its speed is counted in bytes rather than in operations."""
     return case.setup in OPERATIONS

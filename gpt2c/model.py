@@ -34,6 +34,8 @@ class Model:
         require_memory(self.params.nbytes, f"a model of {self.params.size:,} parameters", "choose a smaller one")
         self._runner = Runner(self, record=record, reuse=reuse, poison=poison)
         self._evaluation = None  # a Runner of its own for a family that carries a state
+        self.description = ""  # in the words of whoever made it
+        self.turns = 0  # questions in the longest conversation that it has learned from (gpt2c.data.conversations)
         self.stream = Stream()
         self.seed, self.dropout_counter = 1337, 0  # from which dropout's masks follow; forward(train=True) counts
         self._last = None  # the Pass of the last forward
@@ -209,7 +211,8 @@ class Model:
                            lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, 1 - beta2**t)
 
     def save(self, path, version=3):
-        """The weights: a name in .bin makes a gpt2 model an llm.c file (version 3, or 5 for bf16), else a checkpoint."""
+        """The weights: a name in .json makes JSON, one in .bin makes a gpt2 model an llm.c file (version 3, or 5 for bf16),
+        any other a checkpoint."""
         from gpt2c.checkpoint import save_model  # which needs Model to load
 
         save_model(self, path, version)

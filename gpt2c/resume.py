@@ -67,8 +67,6 @@ def check_flags(content, given, shape, console, run, data, reading, config):
         if name in given and new != getattr(content.config, name):
             raise UsageError(f"--{name.replace('_', '-')} {new} does not fit {content.path}, where it is "
                              f"{getattr(content.config, name)}")
-    if "max_steps" in given and "epochs" not in given:
-        config.epochs = 0.0
     before, now = content.run.values["config"], vars(run) | vars(data) | vars(reading) | vars(config)
     changes = [f"{name} {before[name]} -> {now[name]}" for name in before if name in given and now.get(name) != before[name]]
     if changes:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt2c.errors import InputError
+from gpt2c.errors import SerializationError
 from gpt2c.files import open_input
 
 HEADER = struct.Struct("<8s3If")
@@ -51,17 +51,18 @@ def read_rgpt(path):
     with open_input(path) as file:
         head = file.read(HEADER.size)
         if len(head) < HEADER.size or not is_rgpt(head):
-            raise InputError(f"{path} begins with {head[:8]!r}, expected a checkpoint of randyGPT: RGPT0001, RGPT0002 or "
-                             "RGPT0003")
+            raise SerializationError(f"{path} begins with {head[:8]!r}, expected a checkpoint of randyGPT: RGPT0001, RGPT0002 or "
+                                     "RGPT0003")
         magic, vocab, iteration, step, best_loss = HEADER.unpack(head)
         if not 1 <= vocab <= MOST_TOKENS:
-            raise InputError(f"{path} declares {vocab} tokens, expected 1 to {MOST_TOKENS}")
+            raise SerializationError(f"{path} declares {vocab} tokens, expected 1 to {MOST_TOKENS}")
         size = os.fstat(file.fileno()).st_size
         shape = next((shape for shape in SHAPES.values() if _file_size(magic, vocab, shape) == size), None)
         if shape is None:
             sizes = ", ".join(f"{_file_size(magic, vocab, s):,} ({name})" for name, s in SHAPES.items())
-            raise InputError(f"{path} has {size:,} bytes; for {vocab} tokens a model of randyGPT takes {sizes}: it is cut "
-                             "short, or of another size")
+            raise SerializationError(f"{path} has {size:,} bytes; for {vocab} tokens a model of randyGPT takes {sizes}: it is "
+                                     "cut "
+                                     "short, or of another size")
         copies = [_empty_tensors(vocab, shape) for _ in range(COPIES[magic])]
         parts = [list(_parts(tensors, shape)) for tensors in copies]  # in the order of the weights
         if magic == b"RGPT0001":
@@ -70,7 +71,7 @@ def read_rgpt(path):
             order = [part for copy in parts for part in copy]
         for part in order:
             if file.readinto(part) != part.nbytes:
-                raise InputError(f"{path} became shorter while it was read")
+                raise SerializationError(f"{path} became shorter while it was read")
     channels, heads, layers, positions = shape
     config = dict(max_seq_len=positions, vocab_size=vocab, num_layers=layers, num_heads=heads, channels=channels)
     params, m, v = (*copies, {}, {})[:3]

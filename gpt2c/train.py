@@ -10,9 +10,11 @@ from pathlib import Path
 
 import gpt2c
 from gpt2c import data, flags, runs
+from gpt2c.chat import Conversation, chat
 from gpt2c.checkpoint import load
 from gpt2c.cli import run_program
 from gpt2c.console import Console
+from gpt2c.data import tokenizer_of_model
 from gpt2c.data.reading import Reading
 from gpt2c.data.sources import DataConfig, choose_source
 from gpt2c.errors import UsageError
@@ -21,7 +23,9 @@ from gpt2c.loop import Loop
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
 from gpt2c.models import FAMILIES, family_named, max_seq_len
+from gpt2c.phases import PHASED, PhasesConfig, as_flags, has_phases, run_phases, shipped, usual
 from gpt2c.resume import check_flags, checkpoint_to_resume, recorded_flags, shaping_flags
+from gpt2c.sampling import Sampling
 from gpt2c.stopping import Stop
 from gpt2c.trainer import TrainConfig, Trainer
 
@@ -47,6 +51,7 @@ class RunConfig:
                           "X_best", metavar="X")
     resume: bool | str = flag(False, "go on from the newest whole checkpoint of --out-dir or --save-path, or from this one; "
                               "flags that are not given stay as they were", "-y", "--load-checkpoint", metavar="PATH")
+    description: str = flag("", "words about the model that its checkpoints keep")
     save_every: int = flag(0, "save a checkpoint every N updates, or epochs if the run is given in epochs (0: only at the "
                            "end)", "-n", "--checkpoint-interval")
     keep: int = flag(0, "keep only the newest N checkpoints (0: all)", "-nk")
@@ -70,24 +75,54 @@ class RunConfig:
 
 
 def main(argv):
+    interactive, = flags.peek(argv, PhasesConfig, "interactive")
     with Stop() as stop:
-        return train(argv, stop, Console())
+        code, model = (train_in_phases if in_phases(argv) else train)(argv, stop, Console())
+    if interactive and model and not code:
+        how = Sampling(temperature=0.0 if model.turns else Sampling.temperature)
+        chat(Conversation(model, tokenizer_of_model(model), how))
+    return code
+
+
+def in_phases(argv):
+    """Whether the flags ask for two phases: by name, or by a family that is meant for them and no other data or model."""
+    family, start, resume, out_dir = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir")
+    if any(flags.peek(argv, PhasesConfig, "pretrain", "instruct")):
+        return True
+    elsewhere = any(flags.peek(argv, DataConfig, "data", "training_text", "list_datasets")) or start
+    return family == PHASED and not elsewhere and (not resume or resume is True and has_phases(out_dir))
+
+
+def train_in_phases(argv, stop, console):
+    """(the exit code, the model or None)"""
+    argv = ["--model", PHASED, *argv]
+    family, = flags.peek(argv, RunConfig, "model")
+    module = family_named(family)
+    (run, phases, chosen, reading, *_), _ = flags.parse(
+        argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
+        __doc__.partition("\n\n")[2], defaults=usual(family))
+    return run_phases(train, [*as_flags(usual(family)), *argv], shipped(phases, data_folder()), run, chosen, reading, stop,
+                      console)
 
 
 def train(argv, stop, console):
+    """(the exit code, the model or None)"""
     family, start, *which = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
     old = checkpoint_to_resume(*which, console)
     module = family_named(old.family if old else family)
     plain = family == "gpt2" and not start and not old  # then the pretrained model, or a small one
     starter = plain and not Path(PRETRAINED).exists()
     size = module.describe(start) if start and hasattr(module, "describe") else None
-    (run, chosen, reading, config, shape), given = flags.parse(
-        argv, [RunConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train", __doc__.partition("\n\n")[2],
+    (run, _, chosen, reading, config, shape), given = flags.parse(
+        argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
+        __doc__.partition("\n\n")[2],
         defaults=recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
         STARTER if starter else getattr(module, "TRAINING", {}) | (size or {}))
+    if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
+        config.epochs = 0.0
     if chosen.list_datasets:
         console.info(data.list_datasets(data.find_datasets(data_folder())))
-        return 0
+        return 0, None
     if run.threads:
         gpt2c.set_num_threads(run.threads)
     gpt2c.set_matmul_precision(run.matmul_precision)
@@ -102,6 +137,7 @@ def train(argv, stop, console):
     model = model or new_model(family, shape, given, source)
     model.recompute = run.recompute
     model.tokenizer = model.tokenizer or source.tokenizer
+    model.turns, model.description = max(model.turns, source.turns), run.description or model.description
     config.batch_size, config.seq_len = source.fit(config.batch_size, config.seq_len)
     if config.seq_len > (most := max_seq_len(model.config)):
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {most}")
@@ -109,7 +145,7 @@ def train(argv, stop, console):
     memory = model.memory(config.batch_size, config.seq_len)
     console.info(banner(model, origin or f"from scratch, seed {config.seed}", source, memory))
     if run.dry_run:
-        return 0
+        return 0, None
     require_memory(sum(memory.values()) - (model.params.nbytes if model.params.allocated else 0), "this run",
                    "try a smaller --batch-size or --seq-len")
     if not origin:
@@ -128,12 +164,12 @@ def train(argv, stop, console):
         if run.out_dir:
             files.take()
             loop.look_back()
-        return stop.exit_code
+        return stop.exit_code, model
     files.take()
     resolved = dataclasses.replace(run, resume=False)
     if aside := files.begin(flags.to_toml(resolved, chosen, reading, config, model.config), trainer.step):
         console.warning(aside)
-    return loop.train()
+    return loop.train(), model
 
 
 def data_folder():

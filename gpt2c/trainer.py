@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt2c.anomalies import Window, first_bad_tensor, largest
 from gpt2c.checkpoint import RunState, save
-from gpt2c.errors import DivergedError, InputError, UsageError
+from gpt2c.errors import DivergedError, GradientError, InputError, UsageError
 from gpt2c.flags import flag
 from gpt2c.optim import OPTIMIZERS, Optimizer
 from gpt2c.rng import Xorshift
@@ -338,12 +338,12 @@ class Trainer:
 
     def _anomaly(self, loss, norm, loss_z, norm_z):
         """Why this update should be left out; "" where all is well. A DivergedError where training should not go on."""
-        config, unusual = self.config, False
+        config, unusual, error = self.config, False, DivergedError
         limit = config.max_grad_value
         if not (math.isfinite(loss) and math.isfinite(norm)):
             why = f"the loss is {loss} and the gradient norm {norm}; {first_bad_tensor(self.model)}"
         elif limit and largest(self.model.grads.flat) > limit * self.micro_steps:
-            found = first_bad_tensor(self.model, limit * self.micro_steps)
+            found, error = first_bad_tensor(self.model, limit * self.micro_steps), GradientError
             why = f"a gradient is larger than {limit:g}; {found}" + (f", the sum over {self.micro_steps} batches"
                                                                       if self.micro_steps > 1 else "")
         elif config.max_loss and loss > config.max_loss:
@@ -362,7 +362,7 @@ class Trainer:
         if action == "skip" and self._skipped_in_a_row <= SKIPS_IN_A_ROW:
             return why
         again = f", and {SKIPS_IN_A_ROW} updates before it were skipped" if action == "skip" else ""
-        raise DivergedError(f"at step {self.step} {why}{again}: lower the learning rate, warm up longer, or clip the gradients")
+        raise error(f"at step {self.step} {why}{again}: lower the learning rate, warm up longer, or clip the gradients")
 
     def _account(self, loss, norm, count):
         """After an update: what a checkpoint goes back to, and reasons to stop. The Epoch that it ended, or None."""

@@ -51,7 +51,9 @@ static int64_t work_of(int64_t B, int64_t T, int64_t H, int64_t S, int wkv) {
 }
 
 // Row r of a plane
-static inline float* plane(const float* planes, int p, int64_t R, int64_t r, int64_t H) { return (float*)planes + (p * R + r) * H; }
+static inline float* plane(const float* planes, int p, int64_t R, int64_t r, int64_t H) {
+    return (float*)planes + (p * R + r) * H;
+}
 
 // A plane's row one step earlier; before the first step, the state that came in
 static inline const float* before(const float* planes, int p, int64_t R, const Step* s, int i, int64_t H, const float* first) {
@@ -152,7 +154,8 @@ static void forward_step(const GruForward* a, const Experts* e, const Kept* kept
     product(a->acts, C, a->acts, RH, s, R, H, a->uh);
     FOR_ROWS(i, s) {
         float* now = plane(a->acts, C, R, s->at[i], H);
-        FOR_CHANNELS(c, H) vf_store_n(now + c, vf_tanh(vf_load_n(now + c, left) + vf_load_n(a->ah + s->at[i] * H + c, left)), left);
+        const float* ah = a->ah + s->at[i] * H;
+        FOR_CHANNELS(c, H) vf_store_n(now + c, vf_tanh(vf_load_n(now + c, left) + vf_load_n(ah + c, left)), left);
     }
     if (a->wk) mix(a, s);
 
@@ -217,7 +220,7 @@ typedef struct {
 static inline float* temporary(const Work* w, int i, int which) { return w->rows + (i * TEMPORARIES + which) * w->a->H; }
 static inline float* vector(const Work* w, int64_t b, int which) { return w->vectors + (b * VECTORS + which) * w->a->H; }
 
-// A temporary = or += weight^T times a plane's row or, where there are no planes, another temporary
+// A temporary = or += weight^T times a plane's row
 static void product_back(const Work* w, int which, const float* d, int p, const Step* s, const float* weight, int add) {
     const int64_t H = w->a->H, R = w->a->B * w->a->T;
     float* dx[MOST_ROWS];
@@ -364,8 +367,9 @@ size_t K(gru_backward_scratch)(int64_t B, int64_t H) { return B * VECTORS * H + 
 
 void K(gru_backward)(const GruBackward* a, float* scratch) {
     const int64_t H = a->H, B = a->B;
-    Work common = {a, {a->expert_g, a->expert_u, a->expert_d, a->router, a->N, a->S, a->M, H},
-                   {(float*)a->gates, (float*)a->y, (float*)a->probs, (float*)a->weights, (int32_t*)a->chosen, B * a->T}, scratch};
+    const Experts e = {a->expert_g, a->expert_u, a->expert_d, a->router, a->N, a->S, a->M, H};
+    const Kept kept = {(float*)a->gates, (float*)a->y, (float*)a->probs, (float*)a->weights, (int32_t*)a->chosen, B * a->T};
+    const Work common = {a, e, kept, scratch, NULL, NULL};
     memset(common.vectors, 0, B * VECTORS * H * sizeof(float));
     const int64_t work = work_of(B, a->T, H, a->S, a->wk != NULL), tasks = num_tasks(B, work);
     PARALLEL_FOR(work)

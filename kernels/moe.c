@@ -40,7 +40,8 @@ void K(moe_forward)(float* out, float* gates, float* y, float* probs, float* wei
 
 void K(moe_backward)(float* dn, float* dgates, float* dlogits, const float* dout, const float* gates, const float* y,
                      const float* probs, const float* weights, const int32_t* chosen, const float* expert_g,
-                     const float* expert_u, const float* expert_d, const float* router, const float* fraction, float balance, int64_t R, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch) {
+                     const float* expert_u, const float* expert_d, const float* router, const float* fraction,
+                     float balance, int64_t R, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch) {
     const Experts e = experts_of(expert_g, expert_u, expert_d, router, N, S, M, H);
     const Kept kept = {(float*)gates, (float*)y, (float*)probs, (float*)weights, (int32_t*)chosen, R};
     PARALLEL_FOR(12 * R * S * H * H)

@@ -34,7 +34,6 @@ static inline float* gates_of(float* gates, const Experts* e, int64_t R, int64_t
     return gates + (slot * R + r) * 4 * e->H;
 }
 
-// 1 / (1 + exp(-x)) and the value it gates
 static inline vf silu(vf x) { return x * vf_logistic(x); }
 
 // probs holds logits and becomes their softmax; expert 0 takes slot 0, the likeliest of the others the slots after it, the
@@ -94,15 +93,17 @@ static void experts_forward(float* const* out, const float* const* n, const int6
         rows_forward(g, x, count, e->g + expert * 2 * H * H, 2 * H, H, 0);
         rows_forward(u, x, count, e->u + expert * 2 * H * H, 2 * H, H, 0);
         for (int i = 0; i < count; i++)
-            for (int64_t c = 0; c < 2 * H; c += VL)
-                vf_store_n(scratch + i * 2 * H + c, silu(vf_load_n(g[i] + c, 2 * H - c)) * vf_load_n(u[i] + c, 2 * H - c), 2 * H - c);
+            for (int64_t c = 0; c < 2 * H; c += VL) {
+                int64_t left = 2 * H - c;
+                vf_store_n(scratch + i * 2 * H + c, silu(vf_load_n(g[i] + c, left)) * vf_load_n(u[i] + c, left), left);
+            }
         rows_forward(y, hidden, count, e->d + expert * 2 * H * H, H, 2 * H, 0);
     }
     for (int i = 0; i < rows; i++)
         for (int64_t s = 0; s < S; s++) {
-            const float* y = kept->y + (s * R + at[i]) * H;
+            const float *y = kept->y + (s * R + at[i]) * H, weight = kept->weights[at[i] * S + s];
             for (int64_t c = 0; c < H; c += VL)
-                vf_store_n(out[i] + c, vf_load_n(out[i] + c, H - c) + vf_load_n(y + c, H - c) * kept->weights[at[i] * S + s], H - c);
+                vf_store_n(out[i] + c, vf_load_n(out[i] + c, H - c) + vf_load_n(y + c, H - c) * weight, H - c);
         }
 }
 

@@ -56,7 +56,7 @@ static void wkv_forward(Mixing x, int64_t H) {
 // Gradients of one step. On entry num and den hold those of the state after the step, on return those of the state before.
 typedef struct {
     const float* gated;
-    float *q, *k, *v, *decay, *first, *num, *den, *time_decay, *time_first;  // q, decay, first: of what the functions get
+    float *q, *k, *v, *decay, *first, *num, *den, *time_decay, *time_first;  // q, decay, first: of the functions' arguments
 } MixingGrad;
 
 static void wkv_backward(MixingGrad g, Mixing x, int64_t H) {

@@ -98,9 +98,27 @@ def time_out(*_):
     raise TooLong
 
 
+def attempt(read, path, data, number):
+    """Reads a file with these bytes: (whether it was refused, the bytes that took)."""
+    path.write_bytes(data)
+    tracemalloc.reset_peak()
+    start, refused = tracemalloc.get_traced_memory()[0], False
+    signal.setitimer(signal.ITIMER_REAL, 5)
+    try:
+        read(path)
+    except Gpt2cError as error:
+        assert str(error) and "\n" not in str(error).strip(), f"damage {number}: not one sentence: {error}"
+        refused = True
+    except (Exception, TooLong) as error:
+        raise AssertionError(f"damage {number}: {type(error).__name__}: {error}") from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return refused, tracemalloc.get_traced_memory()[1] - start
+
+
 def try_all(read, whole, path, tries, damage=damaged):
     """Reads `tries` damaged files; how many were refused."""
-    refused = 0
+    count = 0
     path.write_bytes(whole)
     read(path)  # and what is imported on the way is there
     before = signal.signal(signal.SIGALRM, time_out)
@@ -108,25 +126,15 @@ def try_all(read, whole, path, tries, damage=damaged):
     try:
         for number in range(tries):
             data = damage(whole, number)
-            path.write_bytes(data)
-            tracemalloc.reset_peak()
-            start = tracemalloc.get_traced_memory()[0]
-            signal.setitimer(signal.ITIMER_REAL, 5)
-            try:
-                read(path)
-            except Gpt2cError as error:
-                assert str(error) and "\n" not in str(error).strip(), f"damage {number}: not one sentence: {error}"
-                refused += 1
-            except (Exception, TooLong) as error:
-                raise AssertionError(f"damage {number}: {type(error).__name__}: {error}") from error
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            taken = tracemalloc.get_traced_memory()[1] - start
+            refused, taken = attempt(read, path, data, number)
+            if taken > len(data) + ROOM:  # once more: the interpreter's table of strings may have grown, which it does once
+                taken = attempt(read, path, data, number)[1]
             assert taken <= len(data) + ROOM, f"damage {number}: {taken:,} bytes for a file of {len(data):,}"
+            count += refused
     finally:
         tracemalloc.stop()
         signal.signal(signal.SIGALRM, before)
-    return refused
+    return count
 
 
 @pytest.mark.parametrize("name", READERS)

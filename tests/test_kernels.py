@@ -779,7 +779,9 @@ def expert_weights(rng, H, N):
     return [single(rng.standard_normal(shape) / np.sqrt(shape[-1])) if shape[0] else None for shape in shapes]
 
 
-MIXTURES = [(1, 1, 1, 1, 1), (2, 3, 5, 4, 1), (1, 7, 16, 4, 2), (3, 5, 17, 3, 2), (1, 33, 8, 5, 3), (5, 13, 33, 2, 1), (0, 2, 3, 3, 1)]
+MIXTURES = [
+    (1, 1, 1, 1, 1), (2, 3, 5, 4, 1), (1, 7, 16, 4, 2), (3, 5, 17, 3, 2), (1, 33, 8, 5, 3), (5, 13, 33, 2, 1), (0, 2, 3, 3, 1),
+]  # fmt: skip
 
 
 def mixture_of(rng, B, T, H, N, K):
@@ -902,7 +904,8 @@ def gru_backward(rng, B, T, H, N, K, mixing=True, with_xr=True, balance=0.0):
     if N:
         exact["dtotal"] = np.stack([s["dtotal"] for s in steps], axis=1)
         da, db, dlogits = (np.stack(d, axis=1).reshape(B * T, *d[0].shape[1:]) for d in zip(*(s["dgates"] for s in steps)))
-        exact["dgates"] = hybrid.by_slot(np.concatenate([da, db], axis=-1), kept[-1].reshape(B * T, kept[-1].shape[-1])).reshape(kept[0].shape)
+        chosen = kept[-1].reshape(B * T, kept[-1].shape[-1])
+        exact["dgates"] = hybrid.by_slot(np.concatenate([da, db], axis=-1), chosen).reshape(kept[0].shape)
         exact["dlogits"] = dlogits.reshape(B, T, N - 1)
         if balance:
             fraction = single(np.concatenate([s["moe"]["picked"] for s in steps]).mean(axis=0))
@@ -1199,8 +1202,8 @@ def test_bf16_products_are_those_of_rounded_operands(R, C, N, isa, threads, rng)
     exact = [ref.matmul_forward(x, w, b), *ref.matmul_backward(dout, x, w)[:2]]
     for i in 0, 1:
         exact[i + 1], size[i + 1] = exact[i + 1] + old[i], size[i + 1] + abs(old[i])
-    for x, w, dout in full, (x, w, dout):
-        found = bf16_products(x, w, b, dout, *old)
+    for given in full, (x, w, dout):
+        found = bf16_products(given[0], given[1], b, given[2], *old)
         assert_within(found, [(e, gamma(k + 2) * s) for e, s, k in zip(exact, size, (C, N, R))])
 
 

@@ -55,6 +55,9 @@ REFUSED = {
     "a rule on sizes": (
         "attention_forward", (floats(1, 2, 5), floats(1, 2, 2), floats(1, 2, 15)), ValueError,
         "attention_forward: C = 5, expected a multiple of H = 2"),
+    "a product of sizes": (
+        "cope_forward", (floats(1, 2, 6), floats(1, 2, 2), None, None, floats(1, 2, 18), floats(2, 5, 4)), ValueError,
+        "cope_forward: C = 6, expected H*D = 8"),
     "no heads": (
         "attention_forward", (floats(1, 2, 5), floats(1, 0, 2), floats(1, 2, 15)), ValueError,
         "attention_forward: C = 5, expected a multiple of H = 0"),

@@ -18,8 +18,7 @@ from gpt2c.recursive import Halting, cope_attention, dyt, scaled_residual
 
 TOKENIZER = "word"
 # How its document trains it: pre-training, then instruction tuning, with Adam.
-TRAINING = dict(batch_size=16, seq_len=80, epochs=100.0, optimizer="adam", learning_rate=5e-4)
-INSTRUCTION_TUNING = dict(TRAINING, learning_rate=1e-4)
+TRAINING = dict(batch_size=16, seq_len=80, epochs=100.0, optimizer="adam", learning_rate=5e-4, max_grad_value=1000.0)
 # The residual scales have a rate of their own, whatever the schedule says, and bounds that each update keeps them in.
 TENSOR_TRAINING = {name: dict(learning_rate=1e-4, clamp=(0.01, 0.5)) for name in ("alpha", "beta")}
 
