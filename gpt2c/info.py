@@ -8,10 +8,11 @@ import json
 import math
 import struct
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import gpt2c
-from gpt2c import checkpoint, flags, llmc, runs
+from gpt2c import checkpoint, flags, json_model, llmc, runs
 from gpt2c.cli import run_program
 from gpt2c.errors import InputError
 from gpt2c.files import open_input
@@ -79,11 +80,16 @@ def model_file(path):
         shapes = llmc.gpt2_shapes(header)
         return {"file": path, "format": f"llm.c, version {header.version}", **header._asdict(),
                 "parameters": sum(math.prod(shape) for shape in shapes.values())}
+    if head[:1] == b"{":
+        model = checkpoint.load(path)
+        return {"file": path, "format": json_model.FORMAT, "family": model.family, **dataclasses.asdict(model.config),
+                "parameters": model.num_parameters, "description": model.description, "turns": model.turns}
     content, said = checkpoint.read(path), checkpoint.metadata(path)
     found = {"file": path, "format": said["format"], "family": content.family, **dataclasses.asdict(content.config),
              "parameters": sum(math.prod(t["shape"]) for name, t in said["tensors"].items() if "." not in name),
              "tokenizer": f"{content.tokenizer.vocab_size} tokens" if content.tokenizer else "none"}
-    found |= {name: said[name] for name in ("step", "best_val_loss") if name in said}
+    found |= {name: said[name] for name in ("description", "turns", "step", "best_val_loss") if name in said}
+    found["saved"] = f"{datetime.fromtimestamp(Path(path).stat().st_mtime):%Y-%m-%d %H:%M:%S}"
     return found | {"run": content.run.values if content.run else "none: weights alone", "sha256": said["sha256"] + ", as it is"}
 
 

@@ -58,13 +58,13 @@ def has_phases(folder):
     return bool(folder) and (Path(folder) / "pretrain").is_dir()
 
 
-def shipped(phases, folder):
+def shipped(phases):
     """The phases with the files that come with gpt2c where no others are named."""
     if bool(phases.pretrain) != bool(phases.instruct):
         raise UsageError("--pretrain and --instruct go together: name a file for each phase, or none for those that ship")
     if phases.pretrain:
         return phases
-    pretrain, instruct, asked = (str(Path(folder) / name) for name in SHIPPED)
+    pretrain, instruct, asked = (str(Path(__file__).parents[1] / "data" / name) for name in SHIPPED)
     return dataclasses.replace(phases, pretrain=pretrain, instruct=instruct, test_questions=phases.test_questions or asked)
 
 

@@ -101,8 +101,7 @@ def train_in_phases(argv, stop, console):
     (run, phases, chosen, reading, *_), _ = flags.parse(
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
         __doc__.partition("\n\n")[2], defaults=usual(family))
-    return run_phases(train, [*as_flags(usual(family)), *argv], shipped(phases, data_folder()), run, chosen, reading, stop,
-                      console)
+    return run_phases(train, [*as_flags(usual(family)), *argv], shipped(phases), run, chosen, reading, stop, console)
 
 
 def train(argv, stop, console):

@@ -41,6 +41,8 @@ def test_json_and_back_is_the_same_model(family, tmp_path):
     assert (tmp_path / "c.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
     said = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
     assert said["description"] == "says “é”" and said["family"] == family and said["num_parameters"] == m.num_parameters
+    told = subprocess.run([sys.executable, "-m", "gpt2c", "info", tmp_path / "b.json", "--json"], capture_output=True)
+    assert json.loads(told.stdout)["description"] == "says “é”"
     again = gpt2c.load(tmp_path / "b.json")
     assert (again.params.flat.view(np.uint32) == m.params.flat.view(np.uint32)).all() and again.turns == 2
 
