@@ -429,7 +429,8 @@ def test_flags_of_the_document(tmp_path):
     model_of("hybrid").save(tmp_path / "checkpoint.safetensors")
     out, _ = program(tmp_path, "rl", "--loadCheckpoint=./checkpoint.safetensors", "--useBPE=true",
                      "--bpeLoadPath=./tokenizer.json", "--trainingFile=./data.txt", "--trainingText=abc", "--rlTask=arithmetic",
-                     "--rlEpisodes=2", "--rlLearningRate=0.0001", "--savePath=./model.bin", "--evalPrompts=0", "--saveOnComplete=true")
+                     "--rlEpisodes=2", "--rlLearningRate=0.0001", "--savePath=./model.bin", "--evalPrompts=0",
+                     "--saveOnComplete=true")
     assert "rlvr: arithmetic with hybrid" in out and load(tmp_path / "model.bin").family == "hybrid"
     _, err = program(tmp_path, "rlvr", code=2)
     assert "name a checkpoint" in err
@@ -440,7 +441,8 @@ def test_flags_of_the_document(tmp_path):
 def test_tasks_are_something_to_train_on(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2C_CACHE", str(tmp_path / "cache"))
     program(tmp_path, "train", "--model", "chargpt", "--data", "task:copy:300", "--seq-len", "16",
-            "--num-layers", "1", "--channels", "16", "--num-heads", "1", "--max-steps", "3", "--out-dir", "run", "-v", "0", "-s", "0")
+            "--num-layers", "1", "--channels", "16", "--num-heads", "1", "--max-steps", "3", "--out-dir", "run", "-v", "0", "-s",
+            "0")
     model = load(tmp_path / "run/ckpt_00000003.safetensors")
     assert sorted(model.tokenizer.decode([i]) for i in range(model.tokenizer.vocab_size)) == sorted("\n:abcdefghij")
 
