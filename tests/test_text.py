@@ -587,7 +587,7 @@ def test_training_on_answers(write, tmp_path, cache):
     assert none.returncode == 4 and "none of the 27 conversations has an answer within T + 1 = 3 tokens" in none.stderr
     write("b.txt", "text")
     wrong = train(tmp_path, "--data", "b.txt", "--mask-prompt", "--tokenizer", STORIES, check=False)
-    assert wrong.returncode == 4 and "b.txt has no prompts to mask" in wrong.stderr
+    assert wrong.returncode == 4 and "b.txt is no file of items" in wrong.stderr
 
 
 @pytest.mark.parametrize("family, size", [("chargpt", ["--num-layers", "1"]), ("mingru", ["--dim", "16", "--depth", "1"])])
