@@ -38,9 +38,9 @@ class PhasesConfig:
                          group="two phases")
     instruct: str = flag("", "second phase: a .json or .jsonl file of questions with their answers", metavar="PATH")
     pretrain_epochs: float = flag(100.0, "passes over the texts")
-    pretrain_learning_rate: float = flag(1e-3, "the first phase's highest learning rate")
+    pretrain_lr: float = flag(1e-3, "the first phase's highest learning rate")
     instruct_epochs: float = flag(100.0, "passes over the questions")
-    instruct_learning_rate: float = flag(1e-3, "the second phase's highest learning rate")
+    instruct_lr: float = flag(1e-3, "the second phase's highest learning rate")
     test_questions: str = flag("", "questions that are not trained on, asked at the end", metavar="PATH")
     interactive: bool = flag(False, "talk to the model after training")
 
@@ -80,7 +80,7 @@ def run_phases(train, argv, phases, run, chosen, reading, stop, console):
     path = vocabulary(folder, phases, reading, kind, run.resume)
     start = run.init_from or "scratch"
     for number, (name, data) in enumerate({"pretrain": phases.pretrain, "instruct": phases.instruct}.items(), 1):
-        epochs, rate = getattr(phases, f"{name}_epochs"), getattr(phases, f"{name}_learning_rate")
+        epochs, rate = getattr(phases, f"{name}_epochs"), getattr(phases, f"{name}_lr")
         console.info(f"--- phase {number} of 2: {name}, {epochs:g} epochs of {data}")
         code, _ = train([*argv, "--data", data, "--order", "items", "--tokenizer", path, "--epochs", str(epochs),
                          "--learning-rate", str(rate), "--out-dir", str(folder / name), "--held-out", "0", "--val-every", "0",

@@ -1,4 +1,5 @@
 """Chat through a real terminal, through pipes and with interrupts; training in phases; the files they learn from."""
+import codecs
 import json
 import os
 import pty
@@ -58,7 +59,7 @@ class Terminal:
         if not self.pid:
             os.environ["TERM"] = "dumb"
             os.execv(sys.executable, command(*words))
-        self.seen = ""
+        self.seen, self.decoder = "", codecs.getincrementaldecoder("utf-8")()
 
     def until(self, text, seconds=30):
         """Reads on until this text has come; what came before and with it."""
@@ -67,7 +68,7 @@ class Terminal:
             assert time.monotonic() < end, self.seen
             if select.select([self.fd], [], [], 0.2)[0]:
                 try:
-                    self.seen += os.read(self.fd, 4096).decode()
+                    self.seen += self.decoder.decode(os.read(self.fd, 4096))
                 except OSError:
                     raise AssertionError(f"ended: {self.seen}") from None
         before, self.seen = self.seen.split(text, 1)

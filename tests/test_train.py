@@ -141,7 +141,7 @@ def test_epochs_and_data_by_path_without_validation_data(folder):
     os.remove(folder / "data/noise/noise_val.bin")
     done = train(folder, "-o", "out", "--epochs", 1, "--data", "data/noise/noise_train.bin", "-v", 50, "-m", -1)
     assert done.returncode == 0, done.stderr
-    assert "val the end of it" in done.stdout
+    assert "val the last 10% of it" in done.stdout
     assert rows(folder / "out")[-1]["step"] == (4500 - 1) // 32
 
 

@@ -69,7 +69,7 @@ class TokenSource:
     @property
     def summary(self):
         tokenizer = f", {self.tokenizer.vocab_size} tokens" if self.tokenizer else ""
-        val = self._val if self._parts[1] == (0, 1) else "the end of it"
+        val = self._val if self._parts[1] == (0, 1) else f"the last {self._config.held_out:.0%} of it"
         return f"{self.name}, train {self._dataset.train}, val {val or 'none'}; {self._order} order{tokenizer}"
 
     def fit(self, B, T):
