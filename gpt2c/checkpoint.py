@@ -28,6 +28,7 @@ from gpt2c.errors import Gpt2cError, InputError, SerializationError, UsageError,
 from gpt2c.files import atomic_write, open_input
 from gpt2c.model import Model
 from gpt2c.models import FAMILIES, make_config
+from gpt2c.rgpt import is_rgpt, read_rgpt
 from gpt2c.tokenizer import Tokenizer
 
 FORMAT = "gpt2c 1"
@@ -78,20 +79,23 @@ def _digest(table, metadata, blocks):
 
 
 def load(path, **switches):
-    """The Model in a gpt2c checkpoint, an llm.c model file (versions 1 to 5) or JSON, told apart by content."""
+    """The Model in a gpt2c checkpoint, an llm.c model file (versions 1 to 5), a checkpoint of randyGPT, or JSON, told apart
+    by content."""
     return load_run(path, **switches)[0]
 
 
 def load_run(path, **switches):
     """(Model, RunState or None): with a run's state, the optimizer's moments are in the model."""
     with open_input(path) as file:
-        head = file.read(4)
-    if len(head) == 4 and struct.unpack("<i", head)[0] in llmc.KINDS:
+        head = file.read(8)
+    if len(head) >= 4 and struct.unpack("<i", head[:4])[0] in llmc.KINDS:
         return _load_llmc(path, **switches), None
     if head[:1] == b"{":
         from gpt2c.json_model import read_json
 
         return read_json(path), None
+    if is_rgpt(head):
+        return _load_rgpt(path, **switches), None
     return read(path).build(**switches)
 
 
@@ -117,6 +121,15 @@ def _load_llmc(path, **switches):
     header = llmc.read_header(path)
     model = Model("gpt2", make_config("gpt2", {k: v for k, v in header._asdict().items() if k != "version"}), **switches)
     llmc.read_model(path, model.params.flat)
+    return model
+
+
+def _load_rgpt(path, **switches):
+    """The weights; the file says neither the characters of its tokens nor where in the data it was."""
+    old = read_rgpt(path)
+    model = Model("chargpt", make_config("chargpt", old.config), **switches)
+    for name, array in old.params.items():
+        model.params[name][...] = array
     return model
 
 

@@ -4,6 +4,7 @@ import struct
 import numpy as np
 import pytest
 
+import gpt2c
 from gpt2c.errors import InputError
 from gpt2c.rgpt import characters, read_rgpt
 
@@ -45,6 +46,14 @@ def test_every_version_is_read(tmp_path, version):
             np.testing.assert_array_equal(tensors["qkvw"][layer], np.concatenate(thirds))
             for ours, theirs in (("attprojw", "wo"), ("fcw", "fc1"), ("fcprojw", "fc2")):
                 np.testing.assert_array_equal(tensors[ours][layer], file[f"{theirs}{layer}"])
+
+
+def test_it_loads_as_a_chargpt(tmp_path):
+    arrays = written(tmp_path / "x.bin", 1)
+    model = gpt2c.load(tmp_path / "x.bin")
+    assert (model.family, model.tokenizer, model.config.channels) == ("chargpt", None, 128)
+    np.testing.assert_array_equal(model.params["qkvw"][2, 128:256], arrays[""]["wk2"])
+    assert np.isfinite(model.forward(np.array([[0, 1, 2]]), np.array([[1, 2, 3]])))
 
 
 def test_the_size_of_the_tinyshakespeare_model_is_the_documents(tmp_path):
