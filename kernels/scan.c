@@ -3,12 +3,12 @@
 // Each of the B I recurrences is plainly
 //   for t: h = a[t] * h + b[t];  out[t] = h
 // VL neighbouring ones make a vector, which here is called a stream. A stream waits for its own last step: a multiply-add
-// takes four cycles, in which four streams can do a step each. So a thread runs four streams side by side, whatever they
-// are (neighbours in I, rows of the batch, or stretches of one sequence), each at an offset of its own.
+// takes four cycles, in which four streams can do a step each. So a thread runs four streams side by side, neighbours in I
+// or rows of the batch, each at an offset of its own.
 //
-// Where there are fewer than four streams and the sequence is long, it is cut into STRETCHES of equal length. Every
-// stretch is run from a state of 0; then the states at their starts follow, one after the other, from the products of a
-// stretch's a; then each stretch receives what its start adds: h_t += (a_first ... a_t) h_start.
+// Where there are fewer than four streams and the sequence is long, threads share it: it is cut into STRETCHES of equal
+// length. Every stretch is run from a state of 0; then the states at their starts follow, one after the other, from the
+// products of a stretch's a; then each stretch receives what its start adds: h_t += (a_first ... a_t) h_start.
 //
 // The adjoint is the same recurrence backwards in time, on the a of the step after: delta_t = a_{t+1} delta_{t+1} + dh_t.
 // Which form is taken depends on the sizes only, so the result has the same bits for any number of threads.
@@ -21,120 +21,120 @@
 enum {
     SIDE = 4,         // streams side by side
     STRETCHES = 16,
-    LONG = 512,       // steps from which cutting pays (measured: SPEED.md)
+    LONG = 65536,     // steps from which cutting pays (measured: SPEED.md)
 };
 
-// Up to SIDE streams: where each begins, and how many of its lanes count.
+// Up to SIDE streams: how many, where each begins, and how many of its lanes count.
 typedef struct {
+    int count;
     ptrdiff_t at[SIDE];
     ptrdiff_t lanes[SIDE];
 } Streams;
 
-// out[t] = carry = a[t] carry + b[t] for n steps, `step` apart.
+// out[t] = carry = a[t] carry + b[t] for n steps, `step` apart. `count` is a constant wherever this is inlined.
 static inline __attribute__((always_inline)) void
-run_streams(float* out, const float* a, const float* b, Streams s, int whole, ptrdiff_t step, int64_t n, vf carry[SIDE]) {
+run_streams(float* out, const float* a, const float* b, Streams s, int count, int whole, ptrdiff_t step, int64_t n, vf carry[]) {
+    vf h[SIDE];
+    for (int j = 0; j < count; j++) h[j] = carry[j];
     for (int64_t t = 0; t < n; t++)
 #pragma GCC unroll 4
-        for (int j = 0; j < SIDE; j++) {
-            ptrdiff_t at = s.at[j] + t * step;
-            vf at_a = whole ? vf_load(a + at) : vf_load_n(a + at, s.lanes[j]);
-            vf at_b = whole ? vf_load(b + at) : vf_load_n(b + at, s.lanes[j]);
-            carry[j] = at_a * carry[j] + at_b;
-            if (whole) vf_store(out + at, carry[j]);
-            else vf_store_n(out + at, carry[j], s.lanes[j]);
+        for (int j = 0; j < count; j++) {
+            ptrdiff_t at = s.at[j] + t * step, lanes = whole ? VL : s.lanes[j];
+            h[j] = vf_load_n(a + at, lanes) * h[j] + vf_load_n(b + at, lanes);
+            vf_store_n(out + at, h[j], lanes);
         }
+    for (int j = 0; j < count; j++) carry[j] = h[j];
 }
 
-static int all_whole(Streams s) {
+static void run(float* out, const float* a, const float* b, Streams s, ptrdiff_t step, int64_t n, vf carry[]) {
     int whole = 1;
-    for (int j = 0; j < SIDE; j++) whole &= s.lanes[j] >= VL;
-    return whole;
+    for (int j = 0; j < s.count; j++) whole &= s.lanes[j] >= VL;
+    if (whole && s.count == SIDE) run_streams(out, a, b, s, SIDE, 1, step, n, carry);
+    else if (s.count == SIDE) run_streams(out, a, b, s, SIDE, 0, step, n, carry);
+    else
+        for (int j = 0; j < s.count; j++)
+            run_streams(out, a, b, (Streams){1, {s.at[j]}, {s.lanes[j]}}, 1, s.lanes[j] >= VL, step, n, carry + j);
 }
 
-static void run(float* out, const float* a, const float* b, Streams s, ptrdiff_t step, int64_t n, vf carry[SIDE]) {
-    if (all_whole(s)) run_streams(out, a, b, s, 1, step, n, carry);
-    else run_streams(out, a, b, s, 0, step, n, carry);
-}
-
-// Streams first, first + 1, ... of the B * ceil(I / VL) that (B, T, I) has; those beyond the last have no lanes.
+// Streams first, first + 1, ... of the B * ceil(I / VL) that (B, T, I) has.
 static Streams streams_from(int64_t first, int64_t B, int64_t T, int64_t I) {
     int64_t vectors = (I + VL - 1) / VL;
-    Streams s;
-    for (int j = 0; j < SIDE; j++) {
-        int64_t i = first + j, b = i / vectors, column = i % vectors * VL;
-        s.at[j] = b < B ? b * T * I + column : 0;
-        s.lanes[j] = b < B ? I - column : 0;
+    Streams s = {.count = B * vectors - first < SIDE ? (int)(B * vectors - first) : SIDE};
+    for (int j = 0; j < s.count; j++) {
+        int64_t i = first + j, column = i % vectors * VL;
+        s.at[j] = i / vectors * T * I + column;
+        s.lanes[j] = I - column;
     }
     return s;
 }
 
-// The states before the first step, and after the last: (B, I)
-static vf load_state(const float* state, int64_t stream, int64_t B, int64_t I) {
-    int64_t vectors = (I + VL - 1) / VL, b = stream / vectors, column = stream % vectors * VL;
-    return state && b < B ? vf_load_n(state + b * I + column, I - column) : (vf){0};
+// The state of a stream in an array (B, I)
+static vf load_state(const float* state, int64_t stream, int64_t I) {
+    int64_t vectors = (I + VL - 1) / VL, column = stream % vectors * VL;
+    return vf_load_n(state + stream / vectors * I + column, I - column);
 }
 
-static void store_state(float* state, vf value, int64_t stream, int64_t B, int64_t I) {
-    int64_t vectors = (I + VL - 1) / VL, b = stream / vectors, column = stream % vectors * VL;
-    if (b < B) vf_store_n(state + b * I + column, value, I - column);
+static void store_state(float* state, vf value, int64_t stream, int64_t I) {
+    int64_t vectors = (I + VL - 1) / VL, column = stream % vectors * VL;
+    vf_store_n(state + stream / vectors * I + column, value, I - column);
 }
 
-// One stream, cut into stretches of n steps; carry is its state before the first step, and after the last.
+// x without what is too small for a normal number. A product of many a ends there, where it would stick at the smallest
+// number of all, and each step with such a number costs a CPU a hundred cycles.
+static inline vf flushed(vf x) { return (vf)((vi)x & (vi)(vf_max(x, -x) >= 0x1p-126f)); }
+
+static inline int any(vf x) { return vf_hmax(vf_max(x, -x)) > 0; }
+
+// One stream, cut into stretches of n steps; carry is its state before the first step, and after the last. What a start
+// adds is followed until nothing is left of it, SPAN steps at a time.
 static void run_stretches(float* out, const float* a, const float* b, ptrdiff_t at, ptrdiff_t lanes, ptrdiff_t step, int64_t n,
                           vf* carry) {
+    enum { SPAN = 16 };
     vf end[STRETCHES], product[STRETCHES], start[STRETCHES];
-    PARALLEL_FOR(8 * n * STRETCHES * VL)
-    for (int first = 0; first < STRETCHES; first += SIDE) {
-        Streams s;
-        for (int j = 0; j < SIDE; j++) s.at[j] = at + (first + j) * n * step, s.lanes[j] = lanes;
-        vf state[SIDE] = {0}, p[SIDE];
-        run(out, a, b, s, step, n, state);
-        for (int j = 0; j < SIDE; j++) p[j] = vf_splat(1.0f);
-        for (int64_t t = 0; t < n; t++)
-            for (int j = 0; j < SIDE; j++) p[j] *= vf_load_n(a + s.at[j] + t * step, lanes);
-        for (int j = 0; j < SIDE; j++) end[first + j] = state[j], product[first + j] = p[j];
+    PARALLEL_FOR(4 * n * STRETCHES * VL)
+    for (int k = 0; k < STRETCHES; k++) {
+        ptrdiff_t first = at + k * n * step;
+        vf state = {0}, p = vf_splat(1.0f);
+        run(out, a, b, (Streams){1, {first}, {lanes}}, step, n, &state);
+        for (int64_t t = 0; t < n && any(p); p = flushed(p))
+            for (int i = 0; i < SPAN && t < n; i++, t++) p *= vf_load_n(a + first + t * step, lanes);
+        end[k] = state;
+        product[k] = p;
     }
     for (int k = 0; k < STRETCHES; k++) {
         start[k] = *carry;
         *carry = product[k] * *carry + end[k];
     }
-    PARALLEL_FOR(8 * n * STRETCHES * VL)
-    for (int first = 0; first < STRETCHES; first += SIDE) {
-        vf added[SIDE];
-        for (int j = 0; j < SIDE; j++) added[j] = start[first + j];
-        for (int64_t t = 0; t < n; t++)
-            for (int j = 0; j < SIDE; j++) {
-                ptrdiff_t i = at + ((first + j) * n + t) * step;
-                added[j] *= vf_load_n(a + i, lanes);
-                vf_store_n(out + i, vf_load_n(out + i, lanes) + added[j], lanes);
+    PARALLEL_FOR(4 * n * STRETCHES * VL)
+    for (int k = 0; k < STRETCHES; k++) {
+        vf added = start[k];
+        for (int64_t t = 0; t < n && any(added); added = flushed(added))
+            for (int i = 0; i < SPAN && t < n; i++, t++) {
+                ptrdiff_t now = at + (k * n + t) * step;
+                added *= vf_load_n(a + now, lanes);
+                vf_store_n(out + now, vf_load_n(out + now, lanes) + added, lanes);
             }
     }
 }
 
-// out_t = a_t out_{t-1} + b_t over n steps of every stream of (B, T, I), from `start` (NULL: 0), `step` apart; the states
+// out_t = a_t out_{t-1} + b_t over n steps of every stream of (B, T, I), `step` apart, from the state `start`; the states
 // after the last step go to `last`, if it is not NULL.
 static void scan(float* out, float* last, const float* a, const float* b, const float* start, int64_t B, int64_t T, int64_t I,
                  ptrdiff_t step, int64_t n) {
     int64_t streams = B * ((I + VL - 1) / VL);
-    if (streams < SIDE && n >= LONG) {
-        int64_t stretch = n / STRETCHES, rest = n % STRETCHES;
-        for (int64_t i = 0; i < streams; i++) {
-            Streams s = streams_from(i, B, T, I);
-            vf carry[SIDE] = {load_state(start, i, B, I)};
-            run_stretches(out, a, b, s.at[0], s.lanes[0], step, stretch, carry);
-            for (int j = 1; j < SIDE; j++) s.lanes[j] = 0;
-            s.at[0] += (n - rest) * step;
-            run(out, a, b, s, step, rest, carry);
-            if (last) store_state(last, carry[0], i, B, I);
-        }
-        return;
-    }
-    PARALLEL_FOR(4 * n * streams * VL)
+    int cut = streams < SIDE && I >= VL && n >= LONG;
+    int64_t stretch = cut ? n / STRETCHES : 0;
+    PARALLEL_FOR(cut ? 0 : 4 * n * streams * VL)
     for (int64_t i = 0; i < streams; i += SIDE) {
+        Streams s = streams_from(i, B, T, I);
         vf carry[SIDE];
-        for (int j = 0; j < SIDE; j++) carry[j] = load_state(start, i + j, B, I);
-        run(out, a, b, streams_from(i, B, T, I), step, n, carry);
-        for (int j = 0; last && j < SIDE; j++) store_state(last, carry[j], i + j, B, I);
+        for (int j = 0; j < s.count; j++) {
+            carry[j] = load_state(start, i + j, I);
+            if (cut) run_stretches(out, a, b, s.at[j], s.lanes[j], step, stretch, &carry[j]);
+            s.at[j] += STRETCHES * stretch * step;
+        }
+        run(out, a, b, s, step, n - STRETCHES * stretch, carry);
+        for (int j = 0; last && j < s.count; j++) store_state(last, carry[j], i + j, I);
     }
 }
 

@@ -35,16 +35,39 @@ static inline vf vf_load(const float* p) { return *(const vf_unaligned*)p; }
 static inline void vf_store(float* p, vf v) { *(vf_unaligned*)p = v; }
 static inline vf vf_splat(float x) { return x - (vf){0}; }  // x - 0 keeps the sign of a zero, 0 + x does not
 
-static inline vf vf_load_n(const float* p, ptrdiff_t n) {
-    if (n >= VL) return vf_load(p);
+// Lane numbers as a vector: LANES(f, s) is f(0, s), f(1, s), ...
+#define LANES4(f, s, i) f(i, s), f(i + 1, s), f(i + 2, s), f(i + 3, s)
+#if VL == 16
+#define LANES(f, s) (vi){LANES4(f, s, 0), LANES4(f, s, 4), LANES4(f, s, 8), LANES4(f, s, 12)}
+#elif VL == 8
+#define LANES(f, s) (vi){LANES4(f, s, 0), LANES4(f, s, 4)}
+#else
+#define LANES(f, s) (vi){LANES4(f, s, 0)}
+#endif
+
+// The first n lanes only, where n < VL.
+#if VL == 16
+static inline vf load_first(const float* p, ptrdiff_t n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+static inline void store_first(float* p, vf v, ptrdiff_t n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v); }
+#elif VL == 8
+#define LANE_NUMBER(i, s) (i)
+static inline __m256i first_lanes(ptrdiff_t n) { return (__m256i)(LANES(LANE_NUMBER, 0) < (int32_t)n); }
+static inline vf load_first(const float* p, ptrdiff_t n) { return _mm256_maskload_ps(p, first_lanes(n)); }
+static inline void store_first(float* p, vf v, ptrdiff_t n) { _mm256_maskstore_ps(p, first_lanes(n), v); }
+#else
+static inline vf load_first(const float* p, ptrdiff_t n) {
     vf v = {0};
     memcpy(&v, p, n * sizeof(float));
     return v;
 }
+static inline void store_first(float* p, vf v, ptrdiff_t n) { memcpy(p, &v, n * sizeof(float)); }
+#endif
+
+static inline vf vf_load_n(const float* p, ptrdiff_t n) { return n >= VL ? vf_load(p) : load_first(p, n); }
 
 static inline void vf_store_n(float* p, vf v, ptrdiff_t n) {
     if (n >= VL) vf_store(p, v);
-    else memcpy(p, &v, n * sizeof(float));
+    else store_first(p, v, n);
 }
 
 // Lanes of a where the mask is all ones, of b where it is zero (?: on vectors exists only in C++).
@@ -59,16 +82,6 @@ static inline vf vf_round_bf16(vf x) {
     vi bits = (vi)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & (int32_t)0xffff0000;
     return vf_select(x == x, (vf)rounded, x);
 }
-
-// Lane numbers as a vector: LANES(f, s) is f(0, s), f(1, s), ...
-#define LANES4(f, s, i) f(i, s), f(i + 1, s), f(i + 2, s), f(i + 3, s)
-#if VL == 16
-#define LANES(f, s) (vi){LANES4(f, s, 0), LANES4(f, s, 4), LANES4(f, s, 8), LANES4(f, s, 12)}
-#elif VL == 8
-#define LANES(f, s) (vi){LANES4(f, s, 0), LANES4(f, s, 4)}
-#else
-#define LANES(f, s) (vi){LANES4(f, s, 0)}
-#endif
 
 // Sum and maximum over the lanes: each round adds the vector to itself, turned by half of what is left.
 #define LANE_TURNED(i, s) (((i) + (s)) % VL)
