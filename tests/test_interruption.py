@@ -96,7 +96,7 @@ def test_a_signal_saves_and_the_run_goes_on(folder, straight, number):
 
 
 @pytest.mark.parametrize("number, phase", [
-    (signal.SIGTERM, "start"), (signal.SIGINT, "step"), (signal.SIGTERM, "evaluation"), (signal.SIGINT, "sampling"),
+    (signal.SIGTERM, "start"), (signal.SIGTERM, "step"), (signal.SIGTERM, "evaluation"), (signal.SIGTERM, "sampling"),
     (signal.SIGTERM, "saving")])
 def test_a_signal_in_any_phase(folder, straight, number, phase):
     """The checkpoint is at most one step behind, and the run goes on as if nothing had been."""
