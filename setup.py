@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -18,7 +19,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 KERNELS = [f"kernels/{name}.c" for name in (
-    "activation", "attention", "dropout", "elementwise", "embedding", "loss", "matmul", "norm", "optim", "peak", "scan", "table")]
+    "activation", "attention", "cope", "dropout", "dyt", "elementwise", "embedding", "gru", "loss", "matmul", "moe", "norm",
+    "optim", "peak", "recursion", "scan", "table")]
 ONCE = ["kernels/isa.c", "kernels/program.c"]  # without instruction set flags
 HEADERS = [str(path) for path in sorted(Path("kernels").iterdir()) if path.suffix in (".h", ".def")]
 
@@ -30,7 +32,9 @@ ISAS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     AVX2 = ["-mavx2", "-mfma"]
     AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
-    ISAS = {"baseline": ["-march=x86-64-v2"], "avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+    AVX512BF16 = [*AVX512, "-mavx512bf16"]
+    ISAS = {"baseline": ["-march=x86-64-v2"], "avx2": AVX2, "avx512": AVX512, "avx512bf16": AVX512BF16,
+            "amx": [*AVX512BF16, "-mamx-tile", "-mamx-bf16"]}
 
 
 class BuildKernels(build_ext):
@@ -40,11 +44,26 @@ class BuildKernels(build_ext):
         self.force = True  # setuptools does not look at the kernels' objects when it decides whether to link again
         flags = FLAGS + self.openmp_flags(ext) + self.switches(ext)
         folder = Path(self.build_temp) / "-".join(["kernels", *os.environ.get("GPT2C_SANITIZE", "").split(",")])
-        for isa, isa_flags in {**ISAS, None: []}.items():
-            ext.extra_objects += self.compiler.compile(
-                KERNELS if isa else ONCE, output_dir=str(folder / (isa or "once")), depends=HEADERS,
-                macros=[("ISA", isa or "baseline")], extra_postargs=flags + isa_flags)
+        isas = {isa: isa_flags for isa, isa_flags in ISAS.items() if isa != "amx" or self.compiler_knows(isa_flags)}
+        has_amx = [("GPT2C_AMX", "1")] if "amx" in isas else []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            compiled = [pool.submit(
+                self.compiler.compile, [source], output_dir=str(folder / (isa or "once")), depends=HEADERS,
+                macros=[("ISA", isa or "baseline"), *has_amx], extra_postargs=flags + isa_flags)
+                for isa, isa_flags in {**isas, None: []}.items() for source in (KERNELS if isa else ONCE)]
+        ext.extra_objects += [path for done in compiled for path in done.result()]
         super().build_extension(ext)
+
+    def compiler_knows(self, flags):
+        """Older compilers know all instruction sets but AMX."""
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder) / "probe.c"
+            probe.write_text("#include <immintrin.h>\nvoid probe(void) { _tile_dpbf16ps(0, 1, 2); }\n")
+            try:
+                self.compiler.compile([str(probe)], output_dir=folder, extra_postargs=flags)
+            except CompileError:
+                return False
+        return True
 
     def openmp_flags(self, ext):
         if os.environ.get("GPT2C_NO_OPENMP", "0") not in ("", "0"):

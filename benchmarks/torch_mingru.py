@@ -1,7 +1,17 @@
-"""The minimal GRU in plain PyTorch, its scan in log space as PyTorch has it fastest (logcumsumexp)."""
+"""One training step of the minimal GRU in plain PyTorch: what `gpt2c bench --compare torch` takes turns with.
+
+    python torch_mingru.py MODE THREADS CONFIG      CONFIG: JSON with B, T and the fields of gpt2c's mingru
+
+MODE is eager, compile or bf16+compile. For each line of standard input it does a step and prints its seconds. The scan is
+in log space, as PyTorch has it fastest (logcumsumexp).
+"""
+
+import sys
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch_gpt2 import serve
 
 
 def log_g(x):
@@ -33,3 +43,7 @@ class MinGRU(nn.Module):
     def forward(self, tokens, targets):
         logits = self.head(self.normf(self.layers(self.emb(tokens))))
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+if __name__ == "__main__":
+    serve(MinGRU, *sys.argv[1:])

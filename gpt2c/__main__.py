@@ -8,13 +8,18 @@ from gpt2c.flags import nearest
 VERBS = {
     "train": "train a model; with no arguments, a small one on the data that is at hand",
     "generate": "text from a checkpoint",
+    "rlvr": "reinforcement learning (GRPO) on tasks whose answers can be checked",
+    "chat": "talk to a model",
     "prepare": "token files from text, JSON and CSV",
     "eval": "loss, perplexity and bits per byte on a file; multiple-choice files",
     "train-tokenizer": "a vocabulary from text",
     "bench": "the speed of kernels and models, beside what this machine can do at most",
+    "check-grad": "a model's gradients against differences of its loss",
+    "convert": "a model in another format: llm.c's, JSON, a checkpoint",
+    "info": "this machine and build, or what a checkpoint or the folder of a run holds",
     "plot": "the loss curves of runs, or the roofline of a benchmark",
 }
-ALIASES = {"inference": "generate", "infer": "generate", "sample": "generate"}
+ALIASES = {"inference": "generate", "infer": "generate", "sample": "generate", "rl": "rlvr"}
 
 
 def main():

@@ -106,7 +106,7 @@ class Arena:
         shape = self._shapes[name]
         first, label = self._offsets[name], self.prefix + name
         if layer is not None:
-            shape = shape[1:]
+            shape = shape[1:] or (1,)
             first, label = first + layer * math.prod(shape), f"{label}[{layer}]"
         return Buffer(label, shape, self.flat.ctypes.data + 4 * first if address else 0, self._flat)
 
@@ -126,8 +126,8 @@ class Pool:
         self.top = self.peak = 0  # bytes
         self._holes = []  # (offset, size) below top, by offset, none adjacent
 
-    def take(self, shape, name):
-        """A float32 buffer of this shape; what is in it is left over from before."""
+    def take(self, shape, name, kind="f"):
+        """A buffer of this shape, float32 or int32 ("i"); what is in it is left over from before."""
         size = -(-4 * math.prod(shape) // ALIGNMENT) * ALIGNMENT
         fitting = [hole for hole in self._holes if hole[1] >= size]
         if fitting:
@@ -143,7 +143,7 @@ class Pool:
             self.peak = max(self.peak, self.top)
             if self.slab is not None and self.top > self.slab.nbytes:
                 raise AssertionError("the slab is smaller than planned")
-        return _Piece(self, offset, size, shape, name)
+        return _Piece(self, offset, size, shape, name, kind)
 
     def give(self, offset, size):
         if self.poison and self.slab is not None:
@@ -163,11 +163,11 @@ class Pool:
 class _Piece(Buffer):
     """A Buffer that goes back to its pool by itself."""
 
-    def __new__(cls, pool, offset, size, shape, name):
+    def __new__(cls, pool, offset, size, shape, name, kind):
         return Buffer.__new__(cls)
 
-    def __init__(self, pool, offset, size, shape, name):
-        super().__init__(name, shape, pool.base + offset, pool.slab)
+    def __init__(self, pool, offset, size, shape, name, kind):
+        super().__init__(name, shape, pool.base + offset, pool.slab, kind)
         self._pool, self._offset, self._size = pool, offset, size
 
     def __del__(self):

@@ -126,7 +126,7 @@ def measured(config, isas, kernels, models, machine, with_numpy, torch_modes, py
         for case in models:
             for precision in ("fp32", "bf16") if case.work == "train" else ("fp32",):
                 yield benchmarks.measure_model(case, isa, machine, config.seconds, precision)
-            for mode in torch_modes if case.work == "train" else ():
+            for mode in benchmarks.torch_modes(case, torch_modes):
                 try:
                     yield benchmarks.measure_torch(case, mode, python, isa, machine, config.seconds)
                 except Gpt2cError as error:  # such as compile where there is no compiler

@@ -26,8 +26,8 @@ from gpt2c.engine import Runner, Work
 from gpt2c.errors import Gpt2cError, UsageError
 from gpt2c.model import Model, create
 from gpt2c.models import make_config
-from gpt2c.optim import AdamW
-from gpt2c.peak import measured_bandwidth, measured_peak
+from gpt2c.optim import Optimizer
+from gpt2c.peak import measured_bandwidth, measured_peak, measured_read_bandwidth
 from gpt2c.sampler import generate
 from gpt2c.trainer import TrainConfig, Trainer
 from gpt2c.work import FLOPS, flops
@@ -36,6 +36,7 @@ RUNS = 5  # at least so many give a median
 PAUSE = 0.2  # seconds until the threads of who ran last sleep; OpenBLAS lets its own spin for half of that
 ROOT = Path(__file__).parents[1]
 TORCH_MODES = ("eager", "compile", "bf16+compile")
+EAGER_ONLY = ("hybrid",)  # whose loop over time takes PyTorch many minutes to compile
 
 
 class ModelCase(NamedTuple):
@@ -68,6 +69,9 @@ MODEL_CASES = {
         ModelCase("train", "char-0.8M", 12, 64, SMALL),
         ModelCase("train", "char-10M", 16, 256, MEDIUM),
         ModelCase("train", "chargpt-1.2M", 32, 64, {}, "chargpt"),
+        ModelCase("train", "mingru-0.6M", 32, 256, {"dim": 128}, "mingru"),
+        ModelCase("train", "hybrid-2M", 4, 180, {"hidden": 128, "num_layers": 2}, "hybrid"),
+        ModelCase("train", "trm-0.4M", 16, 80, {"vocab_size": 1000}, "trm"),
         ModelCase("generate", "gpt2", 1, 1, {}),
         ModelCase("prefill", "gpt2-t512", 1, 512, {}),
     )
@@ -86,6 +90,7 @@ def machine(isas):
         **facts,
         "peak": peak,
         "bandwidth": measured_bandwidth(),
+        "read_bandwidth": measured_read_bandwidth(),
     }
 
 
@@ -145,12 +150,13 @@ def kernel_row(case, program, isa, machine, seconds, numpy_seconds=None):
     operations, moved = kernel_cases.amount(case, program)
     by_memory = kernel_cases.bound_by_memory(case)
     speed = (moved if by_memory else operations) / seconds / 1e9
+    memory = machine["read_bandwidth" if case.kernel in kernel_cases.READ_ONLY else "bandwidth"]
     return {
         "section": "kernels", "isa": isa, "kernel": case.kernel, "case": case.label,
         "shape": " ".join(f"{letter}={size}" for letter, size in case.sizes.items()), "ms": 1e3 * seconds,
         "gflop_s": operations / seconds / 1e9, "gb_s": moved / seconds / 1e9, "intensity": operations / moved,
         "bound": "memory" if by_memory else "arithmetic",
-        "share": speed / (machine["bandwidth"] if by_memory else machine["peak"][isa]),
+        "share": speed / (memory if by_memory else machine["peak"][isa]),
         "numpy_ms": numpy_seconds and 1e3 * numpy_seconds, "ratio": numpy_seconds and numpy_seconds / seconds,
     }  # fmt: skip
 
@@ -168,7 +174,7 @@ def training_step(case):
     """What the Trainer does for one update, always on the same random tokens."""
     model, (x, y) = case.create(), batch(case)
     loader = SimpleNamespace(B=case.B, T=case.T, world=1, num_batches=1, next_batch=lambda: (x, y))
-    return Trainer(model, loader, config=TrainConfig(max_steps=sys.maxsize)).train_step
+    return Trainer(model, loader, config=TrainConfig(max_steps=sys.maxsize)).update
 
 
 def generated_token(case):
@@ -273,6 +279,13 @@ def torch_worker(case, mode, python, machine):
     return Worker([python, str(torch_script(case.family)), mode, str(machine["threads"]), json.dumps(config)], env)
 
 
+def torch_modes(case, modes):
+    """Those of PyTorch's modes in which a case is measured."""
+    if case.work != "train":
+        return ()
+    return [mode for mode in modes if mode == "eager" or case.family not in EAGER_ONLY]
+
+
 def torch_script(family):
     return ROOT / "benchmarks" / f"torch_{family}.py"
 
@@ -292,7 +305,7 @@ def torch_version(python):
 
 
 def model_row(case, isa, machine, seconds, worker, system, ratio=None):
-    """A step of a model that took so long. Generating reads all weights per token: a share of bandwidth."""
+    """A step of a model that took so long. Generating reads all weights per token: a share of what can be read."""
     by_memory = case.work == "generate"
     operations, weights = model_flops(case), 4 * case.unfilled().num_parameters
     speed = (weights if by_memory else operations) / seconds / 1e9
@@ -300,7 +313,7 @@ def model_row(case, isa, machine, seconds, worker, system, ratio=None):
         "section": "models", "isa": isa, "work": case.work, "model": case.shape, "system": system,
         "ms": 1e3 * seconds, "tok_s": case.B * case.T / seconds, "gflop_s": operations / seconds / 1e9,
         "bound": "memory" if by_memory else "arithmetic",
-        "share": speed / (machine["bandwidth"] if by_memory else machine["peak"][isa]),
+        "share": speed / (machine["read_bandwidth"] if by_memory else machine["peak"][isa]),
         "peak_memory": worker.peak_memory(), "ratio": ratio,
     }  # fmt: skip
 
@@ -329,7 +342,7 @@ def profile(case, isa, machine):
     model = case.create()
     step = model.program(case.B, case.T)
     step.tokens[...], step.targets[...] = batch(case)
-    model.stream, optimizer = Stream("record"), AdamW(model)
+    model.stream, optimizer = Stream("record"), Optimizer(model)
     model.zero_grad()
     before = model.stream.program()
     optimizer.norm()

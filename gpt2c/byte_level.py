@@ -5,7 +5,7 @@ order, become U+0100 and up. GPT-2's first 256 ids are the bytes in the order of
 """
 from itertools import pairwise
 
-from gpt2c.errors import InputError
+from gpt2c.errors import TokenizationError
 
 _PRINTABLE = "".join(map(chr, [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]))
 _OTHERS = [b for b in range(256) if chr(b) not in _PRINTABLE]
@@ -33,8 +33,8 @@ def utf8(text, encoding="utf-8"):
     try:
         return text.encode(encoding)
     except UnicodeEncodeError as error:
-        raise InputError(f"the text has half a UTF-16 pair, {text[error.start]!r}, as character "
-                         f"{error.start}; expected text that UTF-8 can write") from None
+        raise TokenizationError(f"the text has half a UTF-16 pair, {text[error.start]!r}, as character "
+                                f"{error.start}; expected text that UTF-8 can write") from None
 
 
 def recover_merges(tokens, eot):
@@ -46,9 +46,9 @@ def recover_merges(tokens, eot):
     ranks = {t: r for r, t in enumerate(tokens) if len(t) == 1}
     if len(ranks) < 256:
         missing = next(t for t in BYTES if t not in ranks)
-        raise InputError(f"{cannot} it has no token for the single byte {missing!r}; encoding needs all 256")
+        raise TokenizationError(f"{cannot} it has no token for the single byte {missing!r}; encoding needs all 256")
     if len(set(tokens)) < len(tokens):
-        raise InputError(f"{cannot} some of its ids stand for the same bytes; encoding needs distinct tokens")
+        raise TokenizationError(f"{cannot} some of its ids stand for the same bytes; encoding needs distinct tokens")
     merges = []
     for rank, token in enumerate(tokens):
         if len(token) == 1 or rank == eot:
@@ -58,8 +58,8 @@ def recover_merges(tokens, eot):
             joined = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
             best = min(joined)
             if best == rank:
-                raise InputError(f"{cannot} its token {rank}, {token!r}, does not join two of lower id; "
-                                 "encoding needs ids that are merge ranks")
+                raise TokenizationError(f"{cannot} its token {rank}, {token!r}, does not join two of lower id; "
+                                        "encoding needs ids that are merge ranks")
             i = joined.index(best)
             parts[i:i + 2] = [parts[i] + parts[i + 1]]
         merges.append((visible(parts[0]), visible(parts[1])))

@@ -4,6 +4,7 @@ A Runner keeps Passes: one for each shape of work, all on one slab of memory, be
 (a forward without a backward is simply dropped). Where a gradient reaches back through several chunks of a text, each of
 those chunks has a Pass and a slab of its own.
 """
+import hashlib
 from collections import deque
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ class Batch:
 
     tokens: Buffer  # (B, T) int32
     targets: Buffer | None  # (B, T) int32, -1 where not counted
+    weights: Buffer | None  # (B, T) factor of each target's loss in the backward
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Runner:
                     own_loss=backward != THROUGH, lasting=work.through,
                     recompute=0 if work.keep else model.recompute,
                     caches=self._caches(planning) if self.context else None, context=self.context or 0,
-                    carried=self._carried(work, planning), noise=noise if work.train else None)
+                    carried=self._carried(work, planning), noise=noise if work.train else None,
+                    weights=batch.weights, balance_loss=model.balance_loss)
         tensors = {}
 
         def parameter(name, layer=None):
@@ -101,6 +104,14 @@ class Runner:
             return buffer_of(name, self.caches[name])
 
         return cache
+
+    def take_over(self, other):
+        """Copies the caches and the state of another Runner of the same model and context."""
+        cache = self._caches(planning=False)
+        for name, array in other.caches.items():
+            cache(name, array.shape).array[...] = array
+        for array in other.state.values():
+            return self.begin(array.shape[1], other.state)
 
     # ---- carried state
 
@@ -127,6 +138,28 @@ class Runner:
         """What comes next does not reach back into what was."""
         while self._chain:
             self._release(self._chain.popleft())
+
+    def chain_arrays(self, count):
+        """The last `count` passes of the chain as arrays by name: what went in, and the memory that holds what came out."""
+        arrays = {}
+        for number, done in enumerate(list(self._chain)[-count:] if count else []):
+            parts = {"tokens": done.tokens, "targets": done.targets, "noise": done.noise, "memory": done.slab,
+                     "program": done.fingerprint()}
+            arrays |= {f"chain.{number}.{name}": array for name, array in parts.items()}
+        return arrays
+
+    def restore_chain(self, arrays):
+        """The chain of which chain_arrays were saved."""
+        for number in range(len(arrays) // 5):
+            parts = {name: arrays[f"chain.{number}.{name}"] for name in ("tokens", "targets", "noise", "memory", "program")}
+            work = Work(*parts["tokens"].shape, True, purpose="step", through=True, train=True)
+            done = self._chained(work, STORE)
+            if (done.fingerprint() != parts["program"]).any():
+                raise UsageError("the checkpoint was made by another version of gpt2c, which lays out its memory differently: "
+                                 "take its weights with --init-from, or resume with a window of one chunk")
+            for name, array in (("tokens", done.tokens), ("targets", done.targets), ("noise", done.noise),
+                                ("memory", done.slab)):
+                array[...] = parts[name]
 
     def _release(self, done):
         self._spare.setdefault(done.work, []).append(done)
@@ -208,7 +241,11 @@ def _input_buffers(work, planning=False):
         return Buffer(name, shape, 0, None, "i") if planning else buffer_of(name, np.zeros(shape, np.int32))
 
     targets = ints("targets", work.B, work.T) if work.targets else None
-    return Batch(ints("tokens", work.B, work.T), targets), ints("position", 1), ints("noise", 2)
+    weights = None
+    if work.targets and work.purpose == "any":
+        shape = work.B, work.T
+        weights = Buffer("weights", shape, 0, None) if planning else buffer_of("weights", np.ones(shape, np.float32))
+    return Batch(ints("tokens", work.B, work.T), targets, weights), ints("position", 1), ints("noise", 2)
 
 
 class Pass:
@@ -220,7 +257,8 @@ class Pass:
         (batch, position, noise) = self.inputs
         self.tokens, self.position, self.noise = batch.tokens.array, position.array, noise.array
         self.targets = batch.targets.array if work.targets else None
-        self._runner, self._slab = runner, slab
+        self.weights = batch.weights.array if batch.weights else None
+        self._runner, self.slab = runner, slab
         self.forward_program, self._backward_programs = None, {}
         self._tape = None  # of kernels that run at once
         self._pool = Pool(slab, runner.reuse, runner.poison)
@@ -229,7 +267,7 @@ class Pass:
         """Chooses the kind of backward, and records it if it is new. The forward is the same for all of them."""
         self._kind = backward
         if self._runner.record and backward not in self._backward_programs:
-            stream, pool = Stream("record"), Pool(self._slab, self._runner.reuse)
+            stream, pool = Stream("record"), Pool(self.slab, self._runner.reuse)
             tape, output = self._runner.trace(self.work, stream, pool, self.inputs, backward)
             forward = stream.program()
             tape.backward()
@@ -237,6 +275,11 @@ class Pass:
             if self.forward_program is None:
                 self.forward_program, self.output, self.kept = forward, output, tape.kept
         return self
+
+    def fingerprint(self):
+        """A digest of its program and of the room it takes: passes of which it is equal keep the same in the same places."""
+        text = f"{self.slab.nbytes}\n{self.forward_program}"
+        return np.frombuffer(hashlib.sha256(text.encode()).digest(), "<u4")
 
     @property
     def backward_program(self):
@@ -246,8 +289,9 @@ class Pass:
         if self._runner.record:
             self.forward_program.run()
         else:
-            if self._tape:
-                self._tape.drop()  # before the new one asks for memory
+            if self._tape:  # what is held of the last run goes before the new one asks for memory
+                self._tape.drop()
+                self.output = self.kept = None
             self._tape, self.output = self._runner.trace(self.work, Stream("run"), self._pool, self.inputs, self._kind)
             self.kept = self._tape.kept
 

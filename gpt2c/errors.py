@@ -16,16 +16,40 @@ class UsageError(Gpt2cError, ValueError):
     exit_code = 2
 
 
+class InferenceError(UsageError):
+    """A prompt, or a way to choose tokens, with which nothing can be generated."""
+
+
 class DivergedError(Gpt2cError, ArithmeticError):
     """The loss or the gradients are no longer finite."""
 
     exit_code = 3
 
 
+class GradientError(DivergedError):
+    """A gradient is larger than it may be."""
+
+
 class InputError(Gpt2cError, ValueError):
     """A file is missing, or what is in it is not what it should be."""
 
     exit_code = 4
+
+
+class SerializationError(InputError):
+    """A file with a model is damaged, or is none."""
+
+
+class TokenizationError(InputError):
+    """A tokenizer file that is none, or text that its vocabulary does not have."""
+
+
+class DataError(InputError):
+    """Data to train or evaluate on that cannot be used."""
+
+
+class VersionError(SerializationError):
+    """A file of a newer version than this gpt2c knows: sound, but not to be read."""
 
 
 class ResourceError(Gpt2cError, MemoryError):

@@ -13,12 +13,12 @@ import gpt2c
 from gpt2c import flags
 from gpt2c.checkpoint import load
 from gpt2c.cli import run_program
-from gpt2c.data import is_choice_file, is_token_file, read_choices, read_shard, text_dataset, text_files
+from gpt2c.data import is_choice_file, is_token_file, read_choices, read_shard, text_dataset, text_files, tokenizer_of_model
 from gpt2c.data.reading import Reading
 from gpt2c.data.shards import expand
 from gpt2c.errors import InputError, UsageError
 from gpt2c.flags import flag
-from gpt2c.generate import find_tokenizer
+from gpt2c.models import max_seq_len
 from gpt2c.tokenizer import Tokenizer
 
 
@@ -45,7 +45,7 @@ def main(argv):
     if config.threads:
         gpt2c.set_num_threads(config.threads)
     model = load(config.checkpoint)
-    longest = getattr(model.config, "max_seq_len", 1024)
+    longest = max_seq_len(model.config)
     if config.seq_len > longest:
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {longest}")
     T = config.seq_len or min(longest, 1024)
@@ -61,7 +61,7 @@ def token_files(model, config, reading):
     is_text = os.path.isdir(config.data) or not is_token_file(expand(config.data)[0])
     tokenizer = model.tokenizer
     if tokenizer is None and (config.tokenizer or is_text):
-        tokenizer = find_tokenizer(config.tokenizer, model.config.vocab_size)
+        tokenizer = tokenizer_of_model(model, config.tokenizer)
     if is_text:
         return [text_dataset(text_files(config.data), tokenizer, reading, 0).train], tokenizer
     return expand(config.data), tokenizer

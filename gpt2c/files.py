@@ -1,6 +1,7 @@
 """Opening the files a user names; replacing a file so that a crash leaves either the old or the new one."""
 
 import os
+import re
 import secrets
 import shutil
 from contextlib import contextmanager
@@ -59,3 +60,10 @@ def _sync_folder(folder):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_leftovers(folder, beginning=""):
+    """Delete the temporary files that a killed `atomic_write` has left of files whose names begin so."""
+    for path in Path(folder).glob(".*.tmp"):
+        if re.fullmatch(rf"\.{re.escape(beginning)}.*\.[0-9a-f]{{8}}\.tmp", path.name):
+            path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ lines; text with other characters is an error here, where randyGPT leaves them o
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from gpt2c.byte_level import visible
-from gpt2c.errors import InputError
+from gpt2c.errors import InputError, TokenizationError
 from gpt2c.vocabularies import BOS_NAMES, EOT_NAMES, LINES, over_bytes
 
 
@@ -23,7 +23,8 @@ def read(document):
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever is wrong in it shows in its own way, the library's included
-        raise InputError(f"the vocabulary is not what rnn-rust or randyGPT writes: {type(error).__name__}: {error}") from None
+        raise TokenizationError(f"the vocabulary is not what rnn-rust or randyGPT writes: {type(error).__name__}: "
+                                f"{error}") from None
 
 
 def _rnn_rust(document):
@@ -45,8 +46,8 @@ def _randygpt(document):
 def _bpe(strings, merges):
     vocab = {text: id for id, text in enumerate(strings)}
     if None in vocab or len(vocab) < len(strings):
-        raise InputError(f"the vocabulary's {len(strings)} ids have {len(vocab) - (None in vocab)} different texts; "
-                         "expected one text for each id from 0")
+        raise TokenizationError(f"the vocabulary's {len(strings)} ids have {len(vocab) - (None in vocab)} different texts; "
+                                "expected one text for each id from 0")
     return models.BPE(vocab, merges)
 
 

@@ -6,13 +6,14 @@ import sys
 from dataclasses import dataclass
 
 import gpt2c
-from gpt2c import data, flags
+from gpt2c import flags
 from gpt2c.checkpoint import load
 from gpt2c.cli import run_program
+from gpt2c.data import tokenizer_of_model
 from gpt2c.errors import UsageError
 from gpt2c.flags import flag
-from gpt2c.sampler import generate
-from gpt2c.tokenizer import Tokenizer
+from gpt2c.sampler import CHUNK
+from gpt2c.sampling import Sampling, pieces
 
 
 @dataclass
@@ -20,45 +21,33 @@ class GenerateConfig:
     checkpoint: str = flag("", "a gpt2c checkpoint or an llm.c model", "--model", "--load-checkpoint", metavar="CKPT")
     prompt: str = flag("", "what the text begins with", default_text="nothing: the end-of-text token")
     max_new_tokens: int = flag(256, "tokens to generate", "-n", "--length", "--gen-length")
-    temperature: float = flag(0.8, "0 always takes the likeliest token; higher is more varied")
-    top_k: int = flag(0, "choose among the k likeliest tokens (0: all)")
-    top_p: float = flag(1.0, "choose among the likeliest tokens that together have this probability")
-    seed: int = flag(1337, "of the random choices: the same seed gives the same text")
     ignore_eot: bool = flag(False, "go on after an end-of-text token")
-    tokenizer: str = flag("", "tokenizer file, for checkpoints that have none of their own", metavar="PATH",
-                          default_text="gpt2_tokenizer.bin here or in data/")
+    tokenizer: str = flag("", "tokenizer file, for checkpoints that have none of their own", "--vocab", "--bpe-load-path",
+                          metavar="PATH", default_text="gpt2_tokenizer.bin here or in data/")
+    chunk_size: int = flag(CHUNK, "tokens of the prompt that are read at a time")
     threads: int = flag(0, "threads to use", default_text="one per core")
+    device: str = flag("", "", hidden=True, deprecated={"--device-id": "gpt2c runs on the CPU; it changes nothing"})
 
 
 def main(argv):
-    (config,), _ = flags.parse(argv, [GenerateConfig], "gpt2c generate", __doc__.partition("\n\n")[2], ["checkpoint"])
+    (config, how), _ = flags.parse(argv, [GenerateConfig, Sampling], "gpt2c generate", __doc__.partition("\n\n")[2],
+                                   ["checkpoint"])
     if not config.checkpoint:
         raise UsageError("name a checkpoint: gpt2c generate CKPT [flags]")
+    if isinstance(how.seed, str):
+        print(f"warning: --seed {how.seed!r} is taken as the prompt; use --prompt for that", file=sys.stderr)
+        config.prompt, how.seed = config.prompt or how.seed, Sampling.seed
     if config.threads:
         gpt2c.set_num_threads(config.threads)
     model = load(config.checkpoint)
-    tokenizer = model.tokenizer or find_tokenizer(config.tokenizer, model.config.vocab_size)
+    tokenizer = tokenizer_of_model(model, config.tokenizer)
     prompt = tokenizer.encode(config.prompt) if config.prompt else [tokenizer.eot or 0]
-    text = tokenizer.stream()
+    ends = () if config.ignore_eot or tokenizer.eot is None else (tokenizer.eot,)
     sys.stdout.write(config.prompt)
-    for token in generate(model, prompt, config.max_new_tokens, config.temperature, config.top_k, config.top_p, config.seed):
-        if token == tokenizer.eot and not config.ignore_eot:
-            break
-        sys.stdout.write(text.push(token))
+    for text in pieces(model, tokenizer, prompt, config.max_new_tokens, how, stop_tokens=ends, chunk=config.chunk_size):
+        sys.stdout.write(text)
         sys.stdout.flush()
-    print(text.flush())
-
-
-def find_tokenizer(path, vocab_size):
-    """The tokenizer of a checkpoint that carries none."""
-    path = path or data.find_gpt2_tokenizer()
-    if not path:
-        raise UsageError("the checkpoint has no tokenizer and there is no gpt2_tokenizer.bin here or in data/; run "
-                         "downloaddataset.sh --only gpt2_tokenizer.bin, or name a file with --tokenizer")
-    tokenizer = Tokenizer.load(path)
-    if tokenizer.vocab_size != vocab_size:
-        raise UsageError(f"{path} has {tokenizer.vocab_size} tokens, the model {vocab_size}; name its own with --tokenizer")
-    return tokenizer
+    print()
 
 
 if __name__ == "__main__":

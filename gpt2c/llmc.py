@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import SerializationError, UsageError
 from gpt2c.files import atomic_write, open_input
 
 HEADER_BYTES = 1024
@@ -141,11 +141,11 @@ def load_debug_state(path, config):
     with open_input(path) as file:
         version, B, T = _read_ints(file, DEBUG_MAGIC)[1:4]
         if version not in (1, 2):
-            raise InputError(f"{path}: version is {version}, expected 1 or 2")
+            raise SerializationError(f"{path}: version is {version}, expected 1 or 2")
         header = _header(config, version=1 if version == 1 else 3)  # the model version with the same tensors
         V = header.vocab_size
         if B < 1 or not 1 <= T <= header.max_seq_len:
-            raise InputError(f"{path}: B, T are {B}, {T}, expected at least 1, 1 to {header.max_seq_len}")
+            raise SerializationError(f"{path}: B, T are {B}, {T}, expected at least 1, 1 to {header.max_seq_len}")
         _check_size(file, debug_bytes(header, B, T), f"for B = {B}, T = {T} and this model")
         x, y = np.empty((2, B, T), np.int32)
         logits, loss = np.empty((B, T, V), np.float32), np.empty(1, np.float32)
@@ -153,7 +153,7 @@ def load_debug_state(path, config):
             _fill(file, array)
         for name, ids in (("x", x), ("y", y)):
             if ids.min() < 0 or ids.max() >= V:
-                raise InputError(f"{path}: {name} has ids {ids.min()} to {ids.max()}, expected 0 to {V - 1}")
+                raise SerializationError(f"{path}: {name} has ids {ids.min()} to {ids.max()}, expected 0 to {V - 1}")
         flat = np.empty(_num_parameters(header), np.float32)
         _read_tensors(file, header, flat)
     grads, start = {}, 0
@@ -214,11 +214,11 @@ def _read_ints(file, magic):
     """The 256 int32 at the start of a file that should be of the kind `magic`."""
     head = file.read(HEADER_BYTES)
     if len(head) < HEADER_BYTES:
-        raise InputError(f"{file.name} has {len(head):,} bytes, too few for a header of {HEADER_BYTES:,}")
+        raise SerializationError(f"{file.name} has {len(head):,} bytes, too few for a header of {HEADER_BYTES:,}")
     ints = struct.unpack("<256i", head)
     if ints[0] != magic:
         found = KINDS.get(ints[0], f"of no known kind (it begins with {ints[0]})")
-        raise InputError(f"{file.name} is {found}, expected {KINDS[magic]}, which begins with {magic}")
+        raise SerializationError(f"{file.name} is {found}, expected {KINDS[magic]}, which begins with {magic}")
     return ints
 
 
@@ -234,18 +234,18 @@ def _read_header(file):
 def _check_fields(header, path):
     for name, limit in LIMITS.items():
         if not 1 <= getattr(header, name) <= limit:
-            raise InputError(f"{path}: {name} is {getattr(header, name)}, expected 1 to {limit}")
+            raise SerializationError(f"{path}: {name} is {getattr(header, name)}, expected 1 to {limit}")
     _, _, V, _, NH, C, Vp = header
     if C % NH:
-        raise InputError(f"{path}: channels is {C}, expected a multiple of num_heads, {NH}")
+        raise SerializationError(f"{path}: channels is {C}, expected a multiple of num_heads, {NH}")
     if Vp < V:
-        raise InputError(f"{path}: padded_vocab_size is {Vp}, expected at least vocab_size, {V}")
+        raise SerializationError(f"{path}: padded_vocab_size is {Vp}, expected at least vocab_size, {V}")
 
 
 def _check_size(file, expected, why):
     found = os.fstat(file.fileno()).st_size
     if found != expected:
-        raise InputError(f"{file.name} has {found:,} bytes, expected {expected:,} {why}: get the file again")
+        raise SerializationError(f"{file.name} has {found:,} bytes, expected {expected:,} {why}: get the file again")
 
 
 def _check_flat(header, flat):
@@ -272,4 +272,4 @@ def _read_tensors(file, header, flat):
 
 def _fill(file, array):
     if file.readinto(array) != array.nbytes:
-        raise InputError(f"{file.name} became shorter while it was read: get the file again")
+        raise SerializationError(f"{file.name} became shorter while it was read: get the file again")

@@ -6,7 +6,7 @@ the encoder, can be recovered from it (`byte_level.recover_merges`).
 import os
 import struct
 
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import TokenizationError, UsageError
 from gpt2c.files import atomic_write
 
 MAGIC = 20240328
@@ -21,28 +21,28 @@ def is_llmc(header):
 def read(file, header, path):
     """The (tokens, eot) of a tokenizer file that is open behind its header."""
     if len(header) < HEADER_BYTES:
-        raise InputError(f"{path} has {len(header)} bytes; expected a tokenizer's header of {HEADER_BYTES}")
+        raise TokenizationError(f"{path} has {len(header)} bytes; expected a tokenizer's header of {HEADER_BYTES}")
     _, version, n, eot = struct.unpack_from("<4I", header)
     if version not in (1, 2):
-        raise InputError(f"{path} has tokenizer version {version}; expected 1 or 2")
+        raise TokenizationError(f"{path} has tokenizer version {version}; expected 1 or 2")
     if version == 1:
         if n != GPT2_SIZE:
-            raise InputError(f"{path} has {n} tokens; a version-1 tokenizer is GPT-2's, with {GPT2_SIZE}")
+            raise TokenizationError(f"{path} has {n} tokens; a version-1 tokenizer is GPT-2's, with {GPT2_SIZE}")
         eot = n - 1
     body_bytes = os.fstat(file.fileno()).st_size - HEADER_BYTES
     if not 2 * n <= body_bytes <= 256 * n:
-        raise InputError(f"{path} has {body_bytes} bytes for {n} tokens; expected 2 to 256 for each")
+        raise TokenizationError(f"{path} has {body_bytes} bytes for {n} tokens; expected 2 to 256 for each")
 
     tokens = []
     for i in range(n):
         length = int.from_bytes(file.read(1), "little")
         token = file.read(length)
         if not token or len(token) < length:
-            raise InputError(f"{path} has {len(token)} bytes for token {i} of {n}; "
-                             f"expected {length or '1 to 255'}")
+            raise TokenizationError(f"{path} has {len(token)} bytes for token {i} of {n}; "
+                                    f"expected {length or '1 to 255'}")
         tokens.append(token)
     if file.read(1):
-        raise InputError(f"{path} goes on after the last of its {n} tokens; expected it to end there")
+        raise TokenizationError(f"{path} goes on after the last of its {n} tokens; expected it to end there")
     return tokens, eot
 
 

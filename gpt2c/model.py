@@ -21,17 +21,21 @@ COPIES = 4
 class Model:
     """`params`, `grads`, `m` and `v` are Arenas: m.params["wte"] is a view, m.params.flat all of them in one array.
 
-    `recompute` trades time for memory in training (Tape). `record`, `reuse` and `poison` are the Runner's and the
-    Pool's, for debugging.
+    `recompute` trades time for memory in training (Tape), `balance_loss` weighs the balance loss of a mixture of experts;
+    both are set before the first forward. `record`, `reuse` and `poison` are the Runner's and the Pool's, for debugging.
     """
 
-    def __init__(self, family, config, tokenizer=None, *, recompute=0, record=True, reuse=True, poison=False):
-        self.family, self.config, self.tokenizer, self.recompute = family, config, tokenizer, recompute
+    def __init__(self, family, config, tokenizer=None, *, recompute=0, balance_loss=0.0, record=True, reuse=True, poison=False):
+        self.family, self.config, self.tokenizer = family, config, tokenizer
+        self.recompute, self.balance_loss = recompute, balance_loss
         self.module = family_named(family)
         specs = self.module.params(config)
         self.params, self.grads, self.m, self.v = (Arena(specs, prefix) for prefix in ("", "d", "m.", "v."))
         require_memory(self.params.nbytes, f"a model of {self.params.size:,} parameters", "choose a smaller one")
         self._runner = Runner(self, record=record, reuse=reuse, poison=poison)
+        self._evaluation = None  # a Runner of its own for a family that carries a state
+        self.description = ""  # in the words of whoever made it
+        self.turns = 0  # questions in the longest conversation that it has learned from (gpt2c.data.conversations)
         self.stream = Stream()
         self.seed, self.dropout_counter = 1337, 0  # from which dropout's masks follow; forward(train=True) counts
         self._last = None  # the Pass of the last forward
@@ -63,6 +67,16 @@ class Model:
         for array in self.state.values():
             return self._runner.begin(array.shape[1])
 
+    def carried(self, window=1):
+        """What the next training step takes over from those before it, by name: the state and, with a window, what the
+        backward will need of the chunks inside it."""
+        return {f"state.{name}": array for name, array in self.state.items()} | self._runner.chain_arrays(window - 1)
+
+    def carry(self, arrays):
+        """Goes on from what `carried` gave."""
+        self.state = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
+        self._runner.restore_chain({name: array for name, array in arrays.items() if name.startswith("chain.")})
+
     def forward(self, inputs, targets=None, *, keep=False, train=False, window=1):
         """The mean loss over the counted targets (a float); without targets, None: see `logits`.
 
@@ -76,11 +90,29 @@ class Model:
         self._run_forward(inputs, targets, window, keep=keep, train=train)
         return None if targets is None else self._loss()
 
-    def evaluate(self, inputs, targets):
-        """The loss that forward gives, for less memory: no logits and no backward afterwards."""
+    def evaluate(self, inputs, targets, continues=False):
+        """The cross-entropy, for less memory than forward: no logits and no backward afterwards.
+
+        A recurrent family starts from zeros, or where the evaluation before ended if this one `continues` it; `state` and
+        what training carries stay as they are.
+        """
+        if not self._runner.state_shapes(1):
+            return self._cross_entropy(inputs, targets)
+        if self._evaluation is None:
+            self._evaluation = Runner(self)
+        training, self._runner, last, ready = self._runner, self._evaluation, self._last, self._backward_ready
+        try:
+            if not continues:
+                self._runner.begin(len(inputs))
+            return self._cross_entropy(inputs, targets)
+        finally:
+            self._runner, self._last, self._backward_ready = training, last, ready
+
+    def _cross_entropy(self, inputs, targets):
         self._run_forward(inputs, targets, purpose="loss")
         self._backward_ready = False
-        return self._loss()
+        self._loss()
+        return self.metrics["cross_entropy"]
 
     def loss_and_grad(self, inputs, targets, add=False, window=1, *, train=False):
         """forward and backward in one: the loss; its gradients take the place of `grads`, or are added to them."""
@@ -110,8 +142,12 @@ class Model:
         self._backward_ready = targets is not None
 
     def _loss(self):
-        loss = float(self._last.output.loss.array[0])
-        self.metrics = {"cross_entropy": loss}
+        output = self._last.output
+        self.metrics = {"cross_entropy": float(output.loss.array[0])}
+        loss = self.metrics["cross_entropy"]
+        for name, term in output.terms.items():
+            self.metrics[name] = float(term.value.array[0])
+            loss += term.weight * self.metrics[name]
         return loss
 
     def _checked(self, name, tokens, lowest):
@@ -142,10 +178,24 @@ class Model:
     def zero_grad(self):
         self.stream.zero(self.grads.flat)
 
-    def backward(self):
-        """Adds the gradients of the last forward's loss to `grads`."""
+    @property
+    def losses(self):
+        """(B, T) of the last forward: -log of each target's probability, 0 where it is not counted. Until the next forward or
+        backward."""
+        if self._last is None or self._last.weights is None:
+            raise UsageError("losses are there after forward with targets")
+        return self._last.output.losses.array
+
+    def backward(self, weights=None):
+        """Adds the gradients of the last forward's loss to `grads`.
+
+        With weights (B, T), those of the sum of weights * `losses` over the number of counted targets, in the place of the
+        cross-entropy's. What else a family's loss has stays.
+        """
         if not self._backward_ready:
             raise UsageError("backward needs a forward with targets before it, and each forward is good for one")
+        if self._last.weights is not None:
+            self._last.weights[...] = 1 if weights is None else weights
         self._backward_ready = False
         if not self.grads.allocated:
             require_memory(self.grads.nbytes, "the gradients", "choose a smaller model")
@@ -161,7 +211,8 @@ class Model:
                            lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, 1 - beta2**t)
 
     def save(self, path, version=3):
-        """The weights: a name in .bin makes a gpt2 model an llm.c file (version 3, or 5 for bf16), else a checkpoint."""
+        """The weights: a name in .json makes JSON, one in .bin makes a gpt2 model an llm.c file (version 3, or 5 for bf16),
+        any other a checkpoint."""
         from gpt2c.checkpoint import save_model  # which needs Model to load
 
         save_model(self, path, version)

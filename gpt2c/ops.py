@@ -10,11 +10,20 @@ from typing import NamedTuple
 from gpt2c._core import Buffer
 
 
+class Term(NamedTuple):
+    """Something besides the cross-entropy: its value times its weight is part of the loss. Weight 0: only to be looked at."""
+
+    value: Buffer  # (1,)
+    weight: float = 0.0
+
+
 class Output(NamedTuple):
     """What a model's forward returns."""
 
-    loss: Buffer | None  # (1,)
+    loss: Buffer | None  # (1,), the cross-entropy
     logits: Buffer | None  # (B, T, columns); None where they never exist all at once
+    terms: dict[str, Term] = {}
+    losses: Buffer | None = None  # (B, T), of each target
 
 
 def embedding(t, tokens, wte, wpe=None, *, name):
@@ -153,22 +162,22 @@ def swiglu(t, a, b, *, name):
     return out
 
 
-def residual(t, a, b, *, dropout=0.0, stream=0, name):
-    """a + b; while training, elements of b are dropped with probability `dropout`. Each place where a model does so has
+def residual(t, a, b, *, scale=1.0, dropout=0.0, stream=0, name):
+    """a + scale b; while training, elements of b are dropped with probability `dropout`. Each place where a model does so has
     a `stream` of masks of its own."""
     out = t.new(a.shape, name)
     dropping = t.noise is not None and dropout > 0
     if dropping:
         t.s.dropout_residual_forward(out.data, a.data, b.data, t.noise, stream, dropout)
     else:
-        t.s.residual_forward(out.data, a.data, b.data)
+        t.s.residual_forward(out.data, a.data, b.data, scale)
 
     def backward():
         (da, add_a), (db, add_b) = a.sink(), b.sink()
         if dropping:
             t.s.dropout_residual_backward(da, db, out.grad, t.noise, stream, dropout, add_a, add_b)
         else:
-            t.s.residual_backward(da, db, out.grad, add_a, add_b)
+            t.s.residual_backward(da, db, out.grad, add_a, add_b, scale)
 
     t.on_backward(backward)
     return out
@@ -220,11 +229,11 @@ def classifier(t, x, w, targets, vocab_size):
         if not t.keep:
             logits.grad_is(logits.data)
         dlogits, _ = logits.sink()
-        t.s.crossentropy_backward(dlogits, logits.data, lse, targets, count, vocab_size)
+        t.s.crossentropy_backward(dlogits, logits.data, lse, targets, count, t.weights, vocab_size)
 
     if t.own_loss:
         t.on_backward(backward)
-    return Output(loss, logits.data)
+    return Output(loss, logits.data, losses=losses)
 
 
 # Rows of logits that exist at a time. Their products reach full speed at a few hundred rows; the gradient of w is read
@@ -254,7 +263,7 @@ def _classifier_in_pieces(t, x, w, targets, vocab_size):
             t.s.crossentropy_forward(losses.rows(first, last), lse, logits, some, vocab_size)
             if not with_gradients:
                 continue
-            t.s.crossentropy_backward(logits, logits, lse, some, count, vocab_size)
+            t.s.crossentropy_backward(logits, logits, lse, some, count, None, vocab_size)
             t.s.matmul_backward_x(dx.rows(first, last, C), logits, w.data, add_x)
             dw, add_w = w.sink()
             t.s.matmul_backward_w(dw, None, logits, rows, add_w)

@@ -57,7 +57,8 @@ def header(machine):
     return (
         f"gpt2c {machine['version']} {commit}, {machine['date']}, {machine['compiler']}{openmp}\n"
         f"{machine['cpu']}, {machine['threads']} threads ({machine['cores']} cores); "
-        f"measured peak in GFLOP/s: {peaks}; bandwidth {machine['bandwidth']:.0f} GB/s"
+        f"measured peak in GFLOP/s: {peaks}; bandwidth {machine['bandwidth']:.0f} GB/s, reading "
+        f"{machine['read_bandwidth']:.0f}"
         + ("\nbeside it: " + ", ".join(others) if others else "")
     )
 

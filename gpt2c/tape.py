@@ -77,12 +77,15 @@ class Tape:
     starts anew); `context` is how many positions they hold, `position` holds the sequence's first position.
     `carried(name, layer)` gives the buffers of a recurrent family's state: see `incoming` and `outgoing`. What a `lasting`
     forward leaves for its backward is still there afterwards, for another one. `noise` holds the seed and the counter of
-    dropout (None: nothing is dropped).
+    dropout (None: nothing is dropped). `weights` holds the factor of each target's loss in the backward pass (None: all
+    are 1). `balance_loss` weighs what uneven use of experts costs.
     """
 
     def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, pieces=False, own_loss=True,
-                 lasting=False, recompute=0, caches=None, context=0, carried=None, noise: Buffer | None = None):
+                 lasting=False, recompute=0, caches=None, context=0, carried=None, noise: Buffer | None = None,
+                 weights: Buffer | None = None, balance_loss=0.0):
         self.s, self.pool, self.position, self.noise = stream, pool, position, noise
+        self.weights, self.balance_loss = weights, balance_loss
         self.grad, self.keep, self.pieces, self.own_loss, self.recompute = grad, keep, pieces, own_loss, recompute
         self.caches, self.context, self._carried = caches, context, carried
         self.kept = {}
@@ -127,9 +130,9 @@ class Tape:
         if flow is not None:
             self.on_backward(lambda: self.s.copy(last.sink()[0], flow))
 
-    def buffer(self, shape, name) -> Buffer:
-        """Memory for one value, without a gradient."""
-        piece = self.pool.take(tuple(shape), name)
+    def buffer(self, shape, name, kind="f") -> Buffer:
+        """Memory for one value, without a gradient: float32, or int32 ("i")."""
+        piece = self.pool.take(tuple(shape), name, kind)
         if self.keep:
             self.kept[name] = piece
         if self._values is not None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt2c import llmc_tokenizer
 from gpt2c.byte_level import BYTES, GPT2_BYTES, raw, recover_merges, utf8, visible
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import InputError, TokenizationError, UsageError
 from gpt2c.files import atomic_write, open_input
 
 KINDS = ("char", "byte", "word", "bpe", "gpt2")
@@ -32,7 +32,7 @@ class Tokenizer:
         self.tokens = list(tokens)
         self.eot, self.bos = eot, None
         if eot is not None and not 0 <= eot < len(self.tokens):
-            raise InputError(f"the end-of-text id is {eot}; expected one below the {len(self.tokens)} tokens")
+            raise TokenizationError(f"the end-of-text id is {eot}; expected one below the {len(self.tokens)} tokens")
         self._specials = set() if eot is None else {eot}
         self._byte_level = True
         self._split_as_gpt2 = True
@@ -65,11 +65,12 @@ class Tokenizer:
 
         path = path or find_gpt2_tokenizer(*folders)
         if path is None:
-            raise InputError("there is no gpt2_tokenizer.bin here or in data/; run downloaddataset.sh --only gpt2_tokenizer.bin")
+            raise TokenizationError("there is no gpt2_tokenizer.bin here or in data/; run downloaddataset.sh --only "
+                                    "gpt2_tokenizer.bin")
         made = cls.load(path)
         if made.kind != "gpt2":
-            raise InputError(f"{path} has a vocabulary of {made.vocab_size} tokens that is not GPT-2's; fetch it again "
-                             "with downloaddataset.sh --only gpt2_tokenizer.bin")
+            raise TokenizationError(f"{path} has a vocabulary of {made.vocab_size} tokens that is not GPT-2's; fetch it again "
+                                    "with downloaddataset.sh --only gpt2_tokenizer.bin")
         return made
 
     @classmethod
@@ -80,15 +81,15 @@ class Tokenizer:
             if llmc_tokenizer.is_llmc(header):
                 return cls(*llmc_tokenizer.read(file, header, path))
             if not header.lstrip().startswith(b"{"):
-                raise InputError(f"{path} begins with the bytes {header[:4].hex(' ')}; expected the magic "
-                                 f"{llmc_tokenizer.MAGIC} of llm.c's tokenizer or a tokenizer.json")
+                raise TokenizationError(f"{path} begins with the bytes {header[:4].hex(' ')}; expected the magic "
+                                        f"{llmc_tokenizer.MAGIC} of llm.c's tokenizer or a tokenizer.json")
             try:
                 text = (header + file.read()).decode()
                 document = json.loads(text)
             except UnicodeDecodeError:
-                raise InputError(f"{path} has bytes that are not UTF-8; expected a tokenizer.json") from None
+                raise TokenizationError(f"{path} has bytes that are not UTF-8; expected a tokenizer.json") from None
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{path} is not a JSON file: {error}") from None
+                raise TokenizationError(f"{path} is not a JSON file: {error}") from None
         from gpt2c import foreign_tokenizers
 
         library = foreign_tokenizers.read(document)
@@ -102,7 +103,7 @@ class Tokenizer:
         try:
             library = Tokenizer.from_str(text)
         except Exception as error:  # noqa: BLE001 - the library raises nothing more special
-            raise InputError(f"the tokenizers library refuses this tokenizer.json: {error}") from None
+            raise TokenizationError(f"the tokenizers library refuses this tokenizer.json: {error}") from None
         library.no_truncation()
         library.no_padding()
         return cls._around(library)
@@ -115,8 +116,8 @@ class Tokenizer:
 
         strings = list(takewhile(lambda s: s is not None, map(library.id_to_token, count())))
         if len(strings) < (n := library.get_vocab_size()):
-            raise InputError(f"this tokenizer.json has {n} tokens but no id {len(strings)}; "
-                             f"expected the ids 0 to {n - 1}")
+            raise TokenizationError(f"this tokenizer.json has {n} tokens but no id {len(strings)}; "
+                                    f"expected the ids 0 to {n - 1}")
         byte_level = isinstance(library.decoder, decoders.ByteLevel)
         specials = {t.content: i for i, t in library.get_added_tokens_decoder().items() if t.special}
         made = cls([raw(s) if byte_level else s.encode() for s in strings])
@@ -250,7 +251,7 @@ class Tokenizer:
             return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]
         except Exception as error:  # noqa: BLE001 - the library raises nothing more special
             unknown = next(filter(None, (_unknown(library, text) for text in texts)), error)
-            raise InputError(f"the text cannot be encoded: {unknown}") from None
+            raise TokenizationError(f"the text cannot be encoded: {unknown}") from None
 
     @cached_property
     def _characters(self):
@@ -265,8 +266,9 @@ class Tokenizer:
         return None
 
     def _refuse(self, text, at):
-        raise InputError(f"the character {text[at]!r} at offset {at} of the text is not in the vocabulary of this tokenizer; "
-                         "make one from text that has it, or with <unk>")
+        raise TokenizationError(f"the character {text[at]!r} at offset {at} of the text is not in the vocabulary of this "
+                                "tokenizer; "
+                                "make one from text that has it, or with <unk>")
 
     def decode_bytes(self, ids):
         ids = [int(i) for i in ids]
@@ -281,17 +283,17 @@ class Tokenizer:
         """Ids -> text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def stream(self):
-        """A decoder for ids that arrive one at a time."""
-        return Stream(self)
+    def stream(self, after=()):
+        """A decoder for ids that arrive one at a time, after these, whose text is there already."""
+        return Stream(self, after)
 
 
 class Stream:
     """Gives the text of each id as it comes and holds back a character until all its bytes are there."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, after=()):
         self.tokenizer = tokenizer
-        self.before = []  # the last two ids: words are written according to the two before them
+        self.before = list(after)[-2:]  # the last two ids: words are written according to the two before them
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, id):

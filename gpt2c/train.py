@@ -5,26 +5,28 @@ scratch on the first data set below data/.
 """
 import dataclasses
 import os
-import resource
-import signal
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import gpt2c
-from gpt2c import data, flags, pictures, runs
-from gpt2c.checkpoint import load_run
+from gpt2c import data, flags, runs
+from gpt2c.chat import Conversation, chat
+from gpt2c.checkpoint import load
 from gpt2c.cli import run_program
+from gpt2c.console import Console
+from gpt2c.data import tokenizer_of_model
 from gpt2c.data.reading import Reading
 from gpt2c.data.sources import DataConfig, choose_source
-from gpt2c.errors import Gpt2cError, InputError, UsageError
+from gpt2c.errors import UsageError
 from gpt2c.flags import flag
+from gpt2c.loop import Loop
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
-from gpt2c.models import FAMILIES, family_named
-from gpt2c.peak import measured_peak
-from gpt2c.progress import duration
+from gpt2c.models import FAMILIES, family_named, max_seq_len
+from gpt2c.phases import PHASED, PhasesConfig, as_flags, has_phases, run_phases, shipped, usual
+from gpt2c.resume import check_flags, checkpoint_to_resume, recorded_flags, shaping_flags
+from gpt2c.sampling import Sampling
+from gpt2c.stopping import Stop
 from gpt2c.trainer import TrainConfig, Trainer
 
 PRETRAINED = "gpt2_124M.bin"
@@ -45,11 +47,19 @@ class RunConfig:
 
     out_dir: str = flag("", "the run's folder", "-o", "--output", metavar="DIR", default_text="runs/<date>-<family>",
                         group="output")
-    resume: bool | str = flag(False, "go on from the newest checkpoint in --out-dir, or from this one", "-y", metavar="PATH")
-    save_every: int = flag(0, "save a checkpoint every N updates (0: only at the end)", "-n", "--checkpoint-interval")
+    save_path: str = flag("", "the checkpoint at the end, instead of a folder or beside one; on the way come X_stepN, and "
+                          "X_best", metavar="X")
+    resume: bool | str = flag(False, "go on from the newest whole checkpoint of --out-dir or --save-path, or from this one; "
+                              "flags that are not given stay as they were", "-y", "--load-checkpoint", metavar="PATH")
+    description: str = flag("", "words about the model that its checkpoints keep")
+    save_every: int = flag(0, "save a checkpoint every N updates, or epochs if the run is given in epochs (0: only at the "
+                           "end)", "-n", "--checkpoint-interval")
     keep: int = flag(0, "keep only the newest N checkpoints (0: all)", "-nk")
-    log_every: int = flag(1, "print every Nth update (0: only the last)", "--log-interval")
+    keep_major: int = flag(0, "but never delete those of every Nth update (0: none)", "-nm", default_text="")
+    log_every: int = flag(1, "print every Nth update or epoch (0: only the last)", "--log-interval")
+    report_to: str = flag("none", "write event files for TensorBoard as well", choices=("none", "tensorboard"))
     dry_run: bool = flag(False, "print what the run would take in memory and stop")
+    device_id: int = flag(0, "accepted for old command lines: there is one device", hidden=True)
     threads: int = flag(0, "threads to use", default_text="one per core")
     recompute: int = flag(0, "save memory by computing again in the backward pass: 1 norms and activations, 2 whole blocks",
                           "-r", choices=(0, 1, 2))
@@ -65,44 +75,100 @@ class RunConfig:
 
 
 def main(argv):
-    family, start = flags.peek(argv, RunConfig, "model", "init_from")
+    interactive, = flags.peek(argv, PhasesConfig, "interactive")
+    with Stop() as stop:
+        code, model = (train_in_phases if in_phases(argv) else train)(argv, stop, Console())
+    if interactive and model and not code:
+        how = Sampling(temperature=0.0 if model.turns else Sampling.temperature)
+        chat(Conversation(model, tokenizer_of_model(model), how))
+    return code
+
+
+def in_phases(argv):
+    """Whether the flags ask for two phases: by name, or by a family that is meant for them and no other data or model."""
+    family, start, resume, out_dir = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir")
+    if any(flags.peek(argv, PhasesConfig, "pretrain", "instruct")):
+        return True
+    elsewhere = any(flags.peek(argv, DataConfig, "data", "training_text", "list_datasets")) or start
+    return family == PHASED and not elsewhere and (not resume or resume is True and has_phases(out_dir))
+
+
+def train_in_phases(argv, stop, console):
+    """(the exit code, the model or None)"""
+    argv = ["--model", PHASED, *argv]
+    family, = flags.peek(argv, RunConfig, "model")
     module = family_named(family)
-    starter = family == "gpt2" and not start and not Path(PRETRAINED).exists()
-    size = module.describe(start) if start and family == "gpt2" else None
-    (run, chosen, reading, config, shape), given = flags.parse(
-        argv, [RunConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train", __doc__.partition("\n\n")[2],
-        defaults=STARTER if starter else size)
+    (run, phases, chosen, reading, *_), _ = flags.parse(
+        argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
+        __doc__.partition("\n\n")[2], defaults=usual(family))
+    return run_phases(train, [*as_flags(usual(family)), *argv], shipped(phases), run, chosen, reading, stop, console)
+
+
+def train(argv, stop, console):
+    """(the exit code, the model or None)"""
+    family, start, *which = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
+    old = checkpoint_to_resume(*which, console)
+    module = family_named(old.family if old else family)
+    plain = family == "gpt2" and not start and not old  # then the pretrained model, or a small one
+    starter = plain and not Path(PRETRAINED).exists()
+    size = module.describe(start) if start and hasattr(module, "describe") else None
+    (run, _, chosen, reading, config, shape), given = flags.parse(
+        argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
+        __doc__.partition("\n\n")[2],
+        defaults=recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
+        STARTER if starter else getattr(module, "TRAINING", {}) | (size or {}))
+    if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
+        config.epochs = 0.0
     if chosen.list_datasets:
-        print(data.list_datasets(data.find_datasets(data_folder())))
-        return 0
+        console.info(data.list_datasets(data.find_datasets(data_folder())))
+        return 0, None
     if run.threads:
         gpt2c.set_num_threads(run.threads)
     gpt2c.set_matmul_precision(run.matmul_precision)
 
-    folder = runs.Run(run.out_dir) if run.out_dir else None
-    model, state, origin = initial_model(run, folder, shape, given, scratch=starter or size or start == "scratch")
+    if old:
+        check_flags(old, given, shape, console, run, chosen, reading, config)
+        (model, state), origin = old.build(), f"resumed from {old.path} at step {old.run.values['step']}"
+    else:
+        anew = size or start in ("", "scratch") and (starter or not plain)
+        model, state, origin = initial_model(run, shape, given, anew)
     source = choose_source(chosen, reading, data_folder(), model, module)
     model = model or new_model(family, shape, given, source)
     model.recompute = run.recompute
     model.tokenizer = model.tokenizer or source.tokenizer
+    model.turns, model.description = max(model.turns, source.turns), run.description or model.description
     config.batch_size, config.seq_len = source.fit(config.batch_size, config.seq_len)
-    if config.seq_len > model.config.max_seq_len:
-        raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {model.config.max_seq_len}")
+    if config.seq_len > (most := max_seq_len(model.config)):
+        raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {most}")
 
     memory = model.memory(config.batch_size, config.seq_len)
-    print(banner(model, origin or f"from scratch, seed {config.seed}", source, memory))
+    console.info(banner(model, origin or f"from scratch, seed {config.seed}", source, memory))
     if run.dry_run:
-        return 0
+        return 0, None
     require_memory(sum(memory.values()) - (model.params.nbytes if model.params.allocated else 0), "this run",
                    "try a smaller --batch-size or --seq-len")
     if not origin:
         model.initialise(config.seed)
     trainer = make_trainer(model, source, config)
+    run.init_from = run.init_from or (PRETRAINED if origin else "scratch")
+    chosen = dataclasses.replace(chosen, **source.resolved)
+    trainer.recorded = shaping_flags(run, chosen, reading)
     if state:
         trainer.restore(state)
-    folder = folder or runs.Run.new(family)
-    folder.begin(flags.to_toml(run, chosen, reading, config, model.config), trainer.step)
-    return train(trainer, run, folder)
+    files = runs.Run(run.out_dir, run.save_path) if run.out_dir or run.save_path else runs.Run.new(model.family)
+    loop = Loop(trainer, run, files, stop, console)
+    if state and not trainer.going:
+        console.info(f"already at step {trainer.step} of {trainer.total_steps}: nothing to train; ask for more with --max-steps "
+                     "or --epochs")
+        if run.out_dir:
+            files.take()
+            loop.look_back()
+        return stop.exit_code, model
+    files.take()
+    resolved = dataclasses.replace(run, resume=False)
+    if aside := files.begin(flags.to_toml(resolved, chosen, reading, config, model.config), trainer.step):
+        console.warning(aside)
+    return loop.train(), model
 
 
 def data_folder():
@@ -110,20 +176,12 @@ def data_folder():
     return "data" if os.path.isdir("data") else Path(gpt2c.__file__).parents[1] / "data"
 
 
-def initial_model(run, folder, shape, given, scratch):
-    """(model, run state, where it came from); no model if it is to be made anew."""
-    if run.resume:
-        path = run.resume if isinstance(run.resume, str) else newest_checkpoint(folder)
-        if path:
-            model, state = load_run(path)
-            if not state:
-                raise InputError(f"{path} holds weights only, no run to resume; take it with --init-from")
-            return model, state, f"resumed from {path} at step {state.values['step']}"
-        print(f"nothing to resume in {folder.folder}: starting afresh")
-    if scratch:
+def initial_model(run, shape, given, anew):
+    """(model, None, where it came from); no model if it is to be made anew."""
+    if anew:
         return None, None, None
     path = run.init_from or PRETRAINED
-    model = load_run(path)[0]
+    model = load(path)
     if model.family != run.model:
         raise UsageError(f"{path} holds a {model.family} model; say --model {model.family}")
     for name in sorted(given & {field.name for field in dataclasses.fields(shape)}):
@@ -133,18 +191,12 @@ def initial_model(run, folder, shape, given, scratch):
     return model, None, f"from {path}"
 
 
-def newest_checkpoint(folder):
-    if folder is None:
-        raise UsageError("--resume needs --out-dir, or the path of a checkpoint")
-    return (folder.checkpoints() or [None])[-1]
-
-
 def new_model(family, shape, given, source):
     """A model without parameters yet, of the data's vocabulary."""
     changes = {}
     if source.tokenizer and "vocab_size" not in given:
         changes["vocab_size"] = source.tokenizer.vocab_size
-        if "padded_vocab_size" not in given:
+        if hasattr(shape, "padded_vocab_size") and "padded_vocab_size" not in given:
             changes["padded_vocab_size"] = 0
     return Model(family, dataclasses.replace(shape, **changes))
 
@@ -164,87 +216,6 @@ def banner(model, origin, source, memory):
         f"       {size}",
         f"data: {source.summary}",
         f"memory: {parts} = {in_units(sum(memory.values()))}"])
-
-
-class Stop:
-    """The first SIGINT or SIGTERM asks the loop to end after this step, the second ends the program."""
-
-    def __init__(self):
-        self.signal = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.ask)
-
-    def ask(self, number, frame):
-        if self.signal:
-            os._exit(128 + number)
-        self.signal = number
-        print(f"\n{signal.Signals(number).name}: saving after this step; once more to leave at once", file=sys.stderr)
-
-
-def train(trainer, run, folder):
-    """The loop: train, tell, sample, save. Returns the exit code."""
-    if trainer.step >= trainer.total_steps:
-        print(f"already at step {trainer.step} of {trainer.total_steps}: nothing to train; ask for more with --max-steps")
-        return 0
-    stop, began, first = Stop(), time.monotonic(), trainer.step
-    peak, work = measured_peak(gpt2c.info()["isa"]), trainer.flops_per_step
-    print(f"run: {trainer.total_steps} updates of {trainer.micro_steps * trainer.loader.B * trainer.loader.T} tokens, "
-          f"{work / 1e9:.1f} GFLOP each; peak {peak:.0f} GFLOP/s; files in {folder.folder}", flush=True)
-    for step in trainer:
-        if step.val_loss is not None:
-            print(f"val loss {step.val_loss:.6f}", flush=True)
-        done, total = trainer.step, trainer.total_steps
-        if run.log_every and step.step % run.log_every == 0 or done == total:
-            left = (total - done) * (time.monotonic() - began) / (done - first)
-            print(f"step {done:4d}/{total} | loss {step.loss:.6f} | norm {step.grad_norm:.4f} | lr {step.lr:.2e} | "
-                  f"{step.ms:.2f} ms | {100 * work / (1e6 * step.ms * peak):.1f}% of fp32 peak | {step.tok_s:.0f} tok/s | "
-                  f"eta {duration(left)}", flush=True)
-        folder.log(step.step, step.val_loss, tokens=step.tokens, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm,
-                   ms=round(step.ms, 3), tok_s=round(step.tok_s, 1))
-        if stop.signal:
-            trainer.stopped = signal.Signals(stop.signal).name
-        elif run.sample_every and done % run.sample_every == 0 and done < total:
-            show_sample(trainer, run, folder)
-        if run.save_every and done % run.save_every == 0 and done < total and not trainer.stopped:
-            try:
-                trainer.save(folder.checkpoint(done))
-                folder.retain(run.keep)
-            except Gpt2cError as error:  # a full disk may have room again the next time
-                print(f"not saved: {error}", file=sys.stderr)
-
-    if trainer.val_loader and not stop.signal:
-        val_loss = trainer.evaluate()
-        print(f"val loss {val_loss:.6f}")
-        folder.log(trainer.step, val_loss, tokens=trainer.tokens)
-    trainer.save(folder.checkpoint(trainer.step))
-    folder.retain(run.keep)
-    if run.sample_every and not stop.signal:
-        show_sample(trainer, run, folder)
-    if pictured := pictures.available():
-        pictures.loss_curves({folder.folder.name: runs.read_metrics(folder.folder)}, folder.folder / "loss.png")
-    print(f"{'stopped: ' + trainer.stopped if trainer.stopped else 'done'}: step {trainer.step} of {trainer.total_steps} in "
-          f"{duration(time.monotonic() - began)}, peak memory "
-          f"{in_units(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)}; checkpoint "
-          f"{folder.checkpoint(trainer.step)}{', curve in loss.png' if pictured else ''}")
-    return 128 + stop.signal if stop.signal else 0
-
-
-def show_sample(trainer, run, folder):
-    """Prints a sample as llm.c does and adds it to samples.txt; ids where there is no tokenizer."""
-    tokenizer = trainer.model.tokenizer
-    if run.prompt and tokenizer is None:
-        raise UsageError("--prompt needs a tokenizer; name its file with --tokenizer")
-    start = tokenizer.encode(run.prompt) if run.prompt else [tokenizer.eot or 0 if tokenizer else 0]
-    ids = trainer.sample(start, run.sample_len, run.temperature, run.sample_top_k, run.sample_top_p)
-    if tokenizer:
-        texts = [[]]
-        for i in ids:
-            texts.append([]) if i == tokenizer.eot else texts[-1].append(i)
-        text = run.prompt + "\n\n".join(map(tokenizer.decode, texts))
-    else:
-        text = " ".join(map(str, ids))
-    print(f"generating:\n---\n{text}\n---", flush=True)
-    folder.append("samples.txt", f"--- step {trainer.step}\n{text}")
 
 
 if __name__ == "__main__":

@@ -3,18 +3,25 @@
     for step in gpt2c.Trainer(model, loader, val_loader, gpt2c.TrainConfig(max_steps=100)):
         print(step.step, step.loss)
 """
+import dataclasses
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
+from gpt2c.anomalies import Window, first_bad_tensor, largest
 from gpt2c.checkpoint import RunState, save
-from gpt2c.errors import DivergedError, UsageError
+from gpt2c.errors import DivergedError, GradientError, InputError, UsageError
 from gpt2c.flags import flag
-from gpt2c.optim import SCHEDULES, AdamW, learning_rate
+from gpt2c.optim import OPTIMIZERS, Optimizer
 from gpt2c.rng import Xorshift
 from gpt2c.sampler import generate
+from gpt2c.schedules import SCHEDULES, learning_rate, rate_of_epoch
 from gpt2c.work import flops
+
+SKIPS_IN_A_ROW = 10  # after so many updates left out one after the other, leaving out does not help
 
 
 @dataclass
@@ -22,33 +29,79 @@ class TrainConfig:
     """How to train: what the Trainer needs to know besides the model and the data."""
 
     batch_size: int = flag(4, "sequences per batch", "-b", group="batches")
-    seq_len: int = flag(64, "tokens per sequence", "-t", "--seq-length", "--block-size")
+    seq_len: int = flag(64, "tokens per sequence", "-t", "--seq-length", "--block-size", "--chunk-size")
     total_batch_size: int = flag(0, "tokens per update, a multiple of batch size x sequence length; gradients of several "
                                  "batches are then averaged (0: one batch)", "-d", metavar="TOKENS")
+    update_chunks: int = flag(1, "with lanes: batches per update", metavar="K1")
+    update_tokens: int = flag(0, "the same in tokens of a lane", default_text="")
+    backprop_chunks: int = flag(1, "with lanes: batches that a gradient reaches back through, the newest one included",
+                                metavar="K2")
+    backprop_tokens: int = flag(0, "the same in tokens of a lane", default_text="")
+    preserve_hidden_states: bool = flag(True, "with lanes: carry the state from batch to batch")
     overfit: bool = flag(False, "train on the first batch only", "-a", "--overfit-single-batch")
 
     max_steps: int = flag(40, "updates in all, counted from the start of training; -1: one epoch", "-x", "--iters",
                           "--max-iters", group="length")
     epochs: float = flag(0.0, "passes over the training data in all, instead of --max-steps", "--num-epochs",
                          default_text="")
+    max_epochs: float = flag(0.0, "instead of --epochs where a target loss is given", default_text="")
     max_time: str = flag("", "stop cleanly after this long, e.g. 90s, 10m or 2h", metavar="TIME")
     target_val_loss: float = flag(0.0, "stop when the validation loss is this low", "--target-valid-loss", default_text="")
+    target_train_loss: float = flag(0.0, "stop when the loss of an update is this low", "--target-test-loss", default_text="")
     patience: int = flag(0, "stop after this many validations without a better one (0: never)")
 
-    learning_rate: float = flag(1e-4, "the highest learning rate", "-l", "--lr", group="optimizer")
+    learning_rate: float = flag(1e-4, "the highest learning rate", "-l", "--lr", group="learning rate")
     lr_schedule: str = flag("constant", "how the rate falls", "-k", "--lr-scheduler", choices=SCHEDULES)
+    lr_unit: str = flag("update", "whether the rate changes with each update, or with each epoch, so that the first epoch "
+                        "after the warm-up has the highest rate (epoch) or the last one the lowest (epoch-end)",
+                        choices=("update", "epoch", "epoch-end"))
     warmup_steps: int = flag(0, "updates over which the rate rises to its highest", "-u", "--warmup-iters")
+    warmup_epochs: float = flag(0.0, "the same in epochs", default_text="")
     final_lr_frac: float = flag(1.0, "where a falling rate ends, as a part of the highest", "-q", "--min-lr-factor")
-    weight_decay: float = flag(0.0, "AdamW's decay, of matrices only", "-c")
-    beta1: float = flag(0.9, "AdamW's decay of the mean of gradients", "--adam-beta1")
-    beta2: float = flag(0.999, "AdamW's decay of the mean of their squares", "--adam-beta2")
-    eps: float = flag(1e-8, "AdamW's epsilon", "--adam-epsilon")
+    plateau_patience: int = flag(30, "validations without a better one after which the schedule plateau lowers the rate")
+    plateau_factor: float = flag(0.5, "what it multiplies the rate with")
+    plateau_falls: int = flag(3, "how often, at most")
+
+    optimizer: str = flag("adamw", "how gradients become updates", choices=OPTIMIZERS, group="optimizer")
+    weight_decay: float = flag(0.0, "decay of matrices: beside the step of adamw, in the gradients of the others", "-c")
+    decay_all: bool = flag(False, "let weights of all shapes decay, biases and norms too")
+    beta1: float = flag(0.9, "Adam's decay of the mean of gradients", "--adam-beta1")
+    beta2: float = flag(0.999, "Adam's decay of the mean of their squares", "--adam-beta2")
+    eps: float = flag(1e-8, "Adam's epsilon", "--adam-epsilon")
+    momentum: float = flag(0.0, "of sgd")
+    dampening: float = flag(0.0, "of sgd's momentum")
+    nesterov: bool = flag(False, "look one step ahead along sgd's momentum")
     grad_clip: float = flag(0.0, "largest L2 norm of all gradients together (0: no limit)", "--max-grad-norm")
+    clip_value: float = flag(0.0, "largest magnitude of each gradient element, applied first (0: no limit)",
+                             "--grad-clip-value")
+
+    on_anomaly: str = flag("auto", "what to do when numbers go wrong: stop, skip the update, or roll back to the last "
+                           "checkpoint and go on with the data that follow; auto stops, but skips for a z-score alone",
+                           choices=("auto", "stop", "skip", "rollback"), group="when numbers go wrong")
+    max_loss: float = flag(0.0, "a loss beyond this is wrong (0: any finite one is right)", default_text="")
+    max_grad_value: float = flag(0.0, "a gradient element of a larger magnitude is wrong (0: any finite one is right)",
+                                 "--grad-threshold", default_text="")
+    skip_loss_z: float = flag(0.0, "so is a loss with a higher z-score among the last 128 (0: never)", "-sl", default_text="")
+    skip_grad_z: float = flag(0.0, "and a gradient norm with a higher one (0: never)", "-sg", default_text="")
 
     val_every: int = flag(10, "validate before every Nth update (0: never)", "-v", "--eval-interval", group="validation")
     val_steps: int = flag(10, "batches per validation (-1: all, 0: never validate)", "-m", "--val-num-batches", "--eval-iters")
 
     seed: int = flag(1337, "of the initial weights, of dropout and of sampling", group="randomness")
+
+    def __post_init__(self):
+        for name in ("update_chunks", "backprop_chunks"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("update_tokens", "backprop_tokens", "learning_rate", "warmup_steps", "warmup_epochs", "weight_decay",
+                     "eps", "momentum", "grad_clip", "clip_value", "max_loss", "max_grad_value", "skip_loss_z", "skip_grad_z",
+                     "val_every", "patience", "plateau_factor", "plateau_falls"):
+            if not getattr(self, name) >= 0:  # a NaN neither
+                raise UsageError(f"{name} is {getattr(self, name)}, expected at least 0")
+        if self.nesterov and not (self.momentum and not self.dampening):
+            raise UsageError(f"nesterov needs momentum and no dampening; momentum is {self.momentum}, dampening {self.dampening}")
+        if self.warmup_steps and (self.warmup_epochs or self.lr_unit != "update"):
+            raise UsageError("a warm-up is given in updates or in epochs: with epochs, use warmup_epochs alone")
 
 
 class Step(NamedTuple):
@@ -62,6 +115,56 @@ class Step(NamedTuple):
     tokens: int  # seen since the start of training
     tok_s: float  # of this update
     val_loss: float | None  # measured before this update, where it was time for it
+    loss_z: float = math.nan  # how unusual the loss and the norm are among those of the last 128 updates
+    norm_z: float = math.nan
+    skipped: str = ""  # why the parameters were left as they were
+    epoch: "Epoch | None" = None  # the account of the epoch that this update ended
+
+
+@dataclass
+class Validations:
+    """What the validations so far amount to."""
+
+    best: float | None = None
+    best_step: int | None = None
+    since_best: int = 0
+    waited: int = 0  # since the best or the last fall of the rate
+    falls: int = 0
+
+    def note(self, step, loss, config):
+        """True if this is the best yet."""
+        better = self.best is None or loss < self.best
+        if better:
+            self.best, self.best_step = loss, step
+        self.since_best = 0 if better else self.since_best + 1
+        self.waited = 0 if better else self.waited + 1
+        if config.lr_schedule == "plateau" and self.waited >= config.plateau_patience and self.falls < config.plateau_falls:
+            self.waited, self.falls = 0, self.falls + 1
+        return better
+
+
+@dataclass
+class Epoch:
+    """Sums over the updates of the epoch that is going on."""
+
+    updates: int = 0
+    loss: float = 0.0
+    grad_norm: float = 0.0
+
+    def plus(self, loss, grad_norm):
+        return Epoch(self.updates + 1, self.loss + loss, self.grad_norm + grad_norm)
+
+
+@dataclass
+class Progress:
+    """What a run knows besides the model and the data's position."""
+
+    step: int = 0  # updates done
+    tokens: int = 0
+    skipped_in_a_row: int = 0
+    sampling: int = 0  # the state of the sampling generator
+    validations: Validations = field(default_factory=Validations)
+    epoch: Epoch = field(default_factory=Epoch)
 
 
 def seconds(text):
@@ -75,32 +178,56 @@ def seconds(text):
 
 
 class Trainer:
-    """Trains a model on a DataLoader. Iterate over it, as often and as far as you like; `step` counts updates done."""
+    """Trains a model on a DataLoader. Iterate over it, as often and as far as you like; `step` counts updates done.
+
+    A validation belongs to the update that follows it. So a checkpoint holds the run as it was right after an update:
+    what was measured and sampled since is measured and sampled again when it is resumed, with the same result.
+    """
 
     def __init__(self, model, loader, val_loader=None, config=None):
         self.model, self.loader, self.val_loader = model, loader, val_loader
         self.config = config = config or TrainConfig()
-        for name in ("learning_rate", "warmup_steps", "weight_decay", "eps", "grad_clip", "val_every", "patience"):
-            if not getattr(config, name) >= 0:  # a NaN neither
-                raise UsageError(f"{name} is {getattr(config, name)}, expected at least 0")
         self.step = self.tokens = 0
-        self.best_val_loss, self._validations_since_best = math.inf, 0
+        self.validations, self.epoch = Validations(), Epoch()
         self.stopped = ""  # why training ended before its time
+        self.should_stop = lambda: False  # asked on the way through validation and sampling, which are then abandoned
+        self.recorded = {}  # more that checkpoints should say of how the run was made
         self.sampling = Xorshift(config.seed)
+        self._skipped_in_a_row = 0
+        self._losses, self._norms = Window(), Window()
         model.seed = config.seed
-        self._optimizer = AdamW(model, config.beta1, config.beta2, config.eps, config.weight_decay)
+        self._optimizer = Optimizer(
+            model, config.optimizer, beta1=config.beta1, beta2=config.beta2, eps=config.eps, momentum=config.momentum,
+            dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all)
         batch = loader.B * loader.T * loader.world
-        self.micro_steps, rest = divmod(config.total_batch_size or batch, batch)
+        updates, window = (tokens and math.ceil(tokens / loader.T) or chunks for tokens, chunks in (
+            (config.update_tokens, config.update_chunks), (config.backprop_tokens, config.backprop_chunks)))
+        lanes = hasattr(loader, "continues") and not config.overfit
+        self._goes_on = lanes and config.preserve_hidden_states
+        self._window = window if self._goes_on else 1
+        self.micro_steps, rest = divmod(config.total_batch_size or batch * (updates if lanes else 1), batch)
         if rest or self.micro_steps < 1:
             raise UsageError(f"the total batch size of {config.total_batch_size} tokens is no multiple of the batch of "
                              f"{loader.B} x {loader.T} = {batch}")
-        self.total_steps = self._total_steps()
+        target = config.target_val_loss or config.target_train_loss
+        self.epochs = (target and config.max_epochs) or config.epochs or (1 if config.max_steps < 0 else 0)
+        self.total_steps = self._steps_in(self.epochs) if self.epochs else config.max_steps
         self._deadline = time.monotonic() + seconds(config.max_time) if config.max_time else math.inf
         self._first_batch = loader.next_batch() if config.overfit else None
+        self._after_update = self._progress()
 
-    def _total_steps(self):
-        epochs = self.config.epochs or (1 if self.config.max_steps < 0 else 0)
-        return round(epochs * self.loader.num_batches / self.micro_steps) if epochs else self.config.max_steps
+    def _steps_in(self, epochs):
+        """The updates after which so many epochs are over, to the nearest whole one."""
+        return math.floor(epochs * self.loader.num_batches / self.micro_steps + 0.5)
+
+    @property
+    def epochs_done(self):
+        """Whole epochs behind: the most whose end (`_steps_in`) is no later than now."""
+        return ((2 * self.step + 1) * self.micro_steps - 1) // (2 * self.loader.num_batches)
+
+    @property
+    def epochs_in_all(self):
+        return math.ceil(self.epochs or self.total_steps * self.micro_steps / self.loader.num_batches)
 
     @property
     def flops_per_step(self):
@@ -108,83 +235,213 @@ class Trainer:
         work = self.model.program(self.loader.B, self.loader.T)
         return self.micro_steps * (flops(work.forward_program) + flops(work.backward_program))
 
-    def __iter__(self):
-        while self.step < self.total_steps and not self.stopped:
-            yield self.train_step()
+    @property
+    def going(self):
+        """Whether there is another update to do."""
+        return self.step < self.total_steps and not self.stopped
 
-    def train_step(self):
-        """Validates if it is time for it, then does one update."""
-        val_loss = self._validate_if_due()
-        start = time.perf_counter()
-        config, model = self.config, self.model
-        loss = 0.0
-        for micro_step in range(self.micro_steps):
-            x, y = self._first_batch or self.loader.next_batch()
-            loss += model.loss_and_grad(x, y, add=micro_step > 0, train=True) / self.micro_steps
-        norm = self._optimizer.norm() / self.micro_steps
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergedError(f"at step {self.step} the loss is {loss} and the gradient norm {norm}: lower the learning "
-                                "rate, warm up longer, or clip the gradients")
-        lr = learning_rate(self.step, self.total_steps, config.learning_rate, config.lr_schedule, config.warmup_steps,
-                           config.final_lr_frac)
-        clip = min(1.0, config.grad_clip / norm) if config.grad_clip and norm else 1.0
-        self._optimizer.update(lr, self.step + 1, clip / self.micro_steps)
-        elapsed = time.perf_counter() - start
-        self.step += 1
-        count = self.micro_steps * x.size
-        self.tokens += count
-        if time.monotonic() > self._deadline:
-            self.stopped = f"after {config.max_time}, as asked"
-        return Step(self.step - 1, loss, lr, norm, 1000 * elapsed, self.tokens, count / elapsed, val_loss)
+    def __iter__(self):
+        while self.going:
+            val_loss = self.validate() if self.validation_due else None
+            if self.stopped or self.should_stop():
+                return
+            yield self.update(val_loss)
+
+    # ---- what happens before an update
+
+    @property
+    def validation_due(self):
+        config = self.config
+        return bool(self.val_loader and config.val_steps and config.val_every and self.step % config.val_every == 0)
 
     def evaluate(self):
-        """The mean validation loss, always over the same batches."""
+        """The mean validation loss, always over the same batches; None where it was abandoned."""
         self.val_loader.reset()
-        batches = self.val_loader.num_batches
+        batches, total = self.val_loader.num_batches, 0.0
         if self.config.val_steps >= 0:
             batches = min(batches, self.config.val_steps)
-        return sum(self.model.evaluate(*self.val_loader.next_batch()) for _ in range(batches)) / batches
+        for _ in range(batches):
+            if self.should_stop():
+                return None
+            total += self.model.evaluate(*self.val_loader.next_batch())
+        return total / batches
 
-    def _validate_if_due(self):
-        config = self.config
-        if not (self.val_loader and config.val_steps and config.val_every and self.step % config.val_every == 0):
-            return None
+    def validate(self):
+        """Evaluates and keeps account of it: `validations` has the best, `stopped` says whether that is enough."""
         val_loss = self.evaluate()
-        self.note_validation(val_loss)
-        return val_loss
-
-    def note_validation(self, val_loss):
-        """Remembers the best validation loss and whether it is time to stop; True if this is the best."""
-        better = val_loss < self.best_val_loss
-        self.best_val_loss = min(self.best_val_loss, val_loss)
-        self._validations_since_best = 0 if better else self._validations_since_best + 1
+        if val_loss is None:
+            return None
+        self.validations.note(self.step, val_loss, self.config)
         if val_loss <= self.config.target_val_loss:
             self.stopped = f"validation loss {val_loss:.6f} reached the target {self.config.target_val_loss:.6f}"
-        elif self.config.patience and self._validations_since_best >= self.config.patience:
+        elif self.config.patience and self.validations.since_best >= self.config.patience:
             self.stopped = f"{self.config.patience} validations without a better one"
-        return better
+        return val_loss
+
+    @property
+    def at_best(self):
+        """Whether the parameters are now those of the best validation."""
+        return self.validations.best_step == self.step
 
     def sample(self, prompt_ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0):
         """Ids generated by the model as it is now; the generator goes on where the last sample left it."""
-        return list(generate(self.model, prompt_ids, max_new_tokens, temperature, top_k, top_p, self.sampling))
+        ids = []
+        for token in generate(self.model, prompt_ids, max_new_tokens, temperature, top_k, top_p, self.sampling):
+            if self.should_stop():
+                break
+            ids.append(token)
+        return ids
+
+    # ---- an update
+
+    def update(self, val_loss=None):
+        """One update: gradients over all its batches, then the optimizer. `val_loss` is only passed on."""
+        start = time.perf_counter()
+        optimizer, loss = self._optimizer, 0.0
+        for micro_step in range(self.micro_steps):
+            if not (self._goes_on and self.loader.continues):
+                self.model.reset_state()
+            x, y = self._first_batch or self.loader.next_batch()
+            loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self._window, train=True) / self.micro_steps
+        norm = optimizer.norm() / self.micro_steps
+        loss_z, norm_z = self._losses.push(loss), self._norms.push(norm)
+        skipped = self._anomaly(loss, norm, loss_z, norm_z)
+        lr = self.learning_rate()
+        if not skipped:
+            optimizer.update(lr, self.step + 1, self._clip(norm) / self.micro_steps)
+        elapsed = time.perf_counter() - start
+        count = self.micro_steps * x.size
+        ended = self._account(loss, norm, count)
+        return Step(self.step - 1, loss, lr, norm, 1000 * elapsed, self.tokens, count / elapsed, val_loss, loss_z, norm_z,
+                    skipped, ended)
+
+    def learning_rate(self):
+        """The rate of the next update."""
+        config, validations = self.config, self.validations
+        shape = config.learning_rate, config.lr_schedule
+        if config.lr_unit == "update":
+            warmup = config.warmup_steps or self._steps_in(config.warmup_epochs)
+            lr = learning_rate(self.step, self.total_steps, *shape, warmup, config.final_lr_frac)
+        else:
+            of = rate_of_epoch if config.lr_unit == "epoch-end" else learning_rate
+            epoch = self.epochs_done + (config.lr_unit == "epoch-end")
+            lr = of(epoch, self.epochs_in_all, *shape, config.warmup_epochs, config.final_lr_frac)
+        return lr * config.plateau_factor**validations.falls
+
+    def _clip(self, norm):
+        """Clips single elements in place; what is left to multiply the gradients with for their norm's sake."""
+        config = self.config
+        if config.clip_value:
+            self._optimizer.clamp(config.clip_value * self.micro_steps)  # they are sums over the micro-steps
+            norm = self._optimizer.norm() / self.micro_steps
+        return min(1.0, config.grad_clip / norm) if config.grad_clip and norm else 1.0
+
+    def _anomaly(self, loss, norm, loss_z, norm_z):
+        """Why this update should be left out; "" where all is well. A DivergedError where training should not go on."""
+        config, unusual, error = self.config, False, DivergedError
+        limit = config.max_grad_value
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            why = f"the loss is {loss} and the gradient norm {norm}; {first_bad_tensor(self.model)}"
+        elif limit and largest(self.model.grads.flat) > limit * self.micro_steps:
+            found, error = first_bad_tensor(self.model, limit * self.micro_steps), GradientError
+            why = f"a gradient is larger than {limit:g}; {found}" + (f", the sum over {self.micro_steps} batches"
+                                                                      if self.micro_steps > 1 else "")
+        elif config.max_loss and loss > config.max_loss:
+            why = f"the loss is {loss:.6g}, more than {config.max_loss:g}"
+        else:
+            unusual = True
+            if config.skip_loss_z and loss_z > config.skip_loss_z:
+                why = f"the loss of {loss:.6g} has a z-score of {loss_z:.2f}"
+            elif config.skip_grad_z and norm_z > config.skip_grad_z:
+                why = f"the gradient norm of {norm:.6g} has a z-score of {norm_z:.2f}"
+            else:
+                self._skipped_in_a_row = 0
+                return ""
+        action = config.on_anomaly if config.on_anomaly != "auto" else "skip" if unusual else "stop"
+        self._skipped_in_a_row += 1
+        if action == "skip" and self._skipped_in_a_row <= SKIPS_IN_A_ROW:
+            return why
+        again = f", and {SKIPS_IN_A_ROW} updates before it were skipped" if action == "skip" else ""
+        raise error(f"at step {self.step} {why}{again}: lower the learning rate, warm up longer, or clip the gradients")
+
+    def _account(self, loss, norm, count):
+        """After an update: what a checkpoint goes back to, and reasons to stop. The Epoch that it ended, or None."""
+        epochs, ended = self.epochs_done, None
+        self.step += 1
+        self.tokens += count
+        self.epoch = self.epoch.plus(loss, norm)
+        if self.epochs_done > epochs:
+            ended, self.epoch = self.epoch, Epoch()
+        if loss <= self.config.target_train_loss:
+            self.stopped = f"training loss {loss:.6f} reached the target {self.config.target_train_loss:.6f}"
+        elif time.monotonic() > self._deadline:
+            self.stopped = f"after {self.config.max_time}, as asked"
+        self._after_update = self._progress()
+        return ended
+
+    # ---- checkpoints
+
+    def _progress(self):
+        return Progress(self.step, self.tokens, self._skipped_in_a_row, self.sampling.state,
+                        dataclasses.replace(self.validations), self.epoch)
 
     def save(self, path):
-        """A checkpoint from which `restore` continues with the same bits."""
-        loader = self.loader.state()
+        """A checkpoint from which `restore` continues with the same bits. What diverged is not saved."""
+        self._require_finite()
+        done, loader = self._after_update, self.loader.state()
+        arrays = {f"loader.{name}": value for name, value in loader.items() if not isinstance(value, int)}
+        arrays |= {f"carried.{name}": array for name, array in self.model.carried(self._window).items()}
+        arrays |= {"window.loss": self._losses.values, "window.norm": self._norms.values}
         save(path, self.model, RunState(
-            values={"step": self.step, "tokens": self.tokens, "best_val_loss": self.best_val_loss,
-                    "validations_since_best": self._validations_since_best, "sampling": self.sampling.state,
-                    "dropout": [self.model.seed, self.model.dropout_counter],
-                    "loader": {name: value for name, value in loader.items() if isinstance(value, int)}},
-            arrays={f"loader.{name}": value for name, value in loader.items() if not isinstance(value, int)}))
+            values=dataclasses.asdict(done) | {
+                "windows": [self._losses.count, self._norms.count],
+                "dropout": [self.model.seed, self.model.dropout_counter],
+                "loader": {name: value for name, value in loader.items() if isinstance(value, int)},
+                "config": dataclasses.asdict(self.config) | self.recorded},
+            arrays=arrays), step=done.step, best=done.validations.best)
 
-    def restore(self, run):
-        """Goes to where a checkpoint of such a run was saved; the model has its weights and moments already."""
-        values = run.values
-        self.step, self.tokens = values["step"], values["tokens"]
-        self.best_val_loss = values["best_val_loss"]
-        self._validations_since_best = values["validations_since_best"]
-        self.sampling.state = values["sampling"]
-        self.model.seed, self.model.dropout_counter = values["dropout"]
-        arrays = {name.removeprefix("loader."): array for name, array in run.arrays.items()}
-        self.loader.restore(values["loader"] | arrays)
+    def save_weights(self, path):
+        """The parameters alone, as they are now, with the step and the best validation loss beside them."""
+        self._require_finite()
+        save(path, self.model, step=self.step, best=self.validations.best)
+
+    def _require_finite(self):
+        if not math.isfinite(self._optimizer.parameter_norm()):
+            raise DivergedError(f"at step {self.step} {first_bad_tensor(self.model)}: not saved; go on from the last "
+                                "checkpoint with a lower learning rate, a longer warm-up, or clipped gradients")
+
+    def restore(self, run, data_position=True):
+        """Goes to where a checkpoint of such a run was saved; the model has its weights and moments already.
+
+        Without `data_position` the loader stays where it is, to go on with other data.
+        """
+        values, arrays = run.values, run.arrays
+        recorded = values.get("config", {}).get("optimizer", self.config.optimizer)
+        if recorded != self.config.optimizer:
+            raise UsageError(f"the checkpoint holds the moments of {recorded}, not of {self.config.optimizer}: resume with "
+                             f"--optimizer {recorded}, or take its weights alone with --init-from")
+        try:
+            step, tokens = values["step"], values["tokens"]
+            validations, epoch = Validations(**values["validations"]), Epoch(**values["epoch"])
+            sampling, skipped = Xorshift(values["sampling"]), values["skipped_in_a_row"]
+            seed, counter = values["dropout"]
+            if min(step, tokens, skipped, counter, *values["windows"]) < 0:
+                raise ValueError
+            windows = [(count, np.array(arrays[f"window.{name}"], np.float64).reshape(self._losses.values.shape))
+                       for count, name in zip(values["windows"], ("loss", "norm"))]
+            position = values["loader"] | {name.removeprefix("loader."): array for name, array in arrays.items()
+                                           if name.startswith("loader.")}
+            if data_position:
+                self.loader.restore(position)
+            self.model.carry({name.removeprefix("carried."): array for name, array in arrays.items()
+                              if name.startswith("carried.")})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, (UsageError, InputError)):
+                raise
+            raise InputError(f"the checkpoint's account of its run is damaged ({error}): use another checkpoint") from None
+        self.step, self.tokens, self.validations, self.epoch = step, tokens, validations, epoch
+        self.sampling, self._skipped_in_a_row = sampling, skipped
+        self.model.seed, self.model.dropout_counter = int(seed), int(counter)
+        for window, (count, past) in zip((self._losses, self._norms), windows):
+            window.count, window.values = count, past
+        self._after_update = self._progress()

@@ -11,7 +11,7 @@ import warnings
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gpt2c.byte_level import BYTES, utf8, visible
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import TokenizationError, UsageError
 
 UNK = "<unk>"
 EOT_NAMES = ("<|endoftext|>", "</s>", "<EOS>", "<eos>", "<|eos|>", "[EOS]")
@@ -40,11 +40,15 @@ def make_char(texts, unk=False, specials=()):
     found = set()
     for text in _checked(texts):
         found.update(text)
-    strings = [*sorted(found), *[UNK] * unk]
+    return with_specials(over_characters([*sorted(found), *[UNK] * unk]), specials)
+
+
+def over_characters(strings):
+    """The library's object for these characters, by id; <unk> may be among them."""
     library = Tokenizer(models.WordLevel({s: i for i, s in enumerate(strings)}, UNK))
     library.pre_tokenizer = CHARACTERS
     library.decoder = decoders.Fuse()
-    return with_specials(library, specials)
+    return library
 
 
 def make_byte(specials=()):
@@ -65,7 +69,8 @@ def make_word(texts, vocab_size=50_000, min_frequency=1, specials=("</s>",)):
                                         special_tokens=[UNK], show_progress=False)
     library.train_from_iterator(_checked(texts), trainer)
     if library.get_vocab_size() == 1:
-        raise InputError(f"no word is in the text {min_frequency:,} times or more; name a longer text, or lower the frequency")
+        raise TokenizationError(f"no word is in the text {min_frequency:,} times or more; name a longer text, or lower the "
+                                "frequency")
     return with_specials(library, specials)
 
 
@@ -148,4 +153,4 @@ def _checked(texts):
         some = some or bool(text)
         yield text
     if not some:
-        raise InputError("the text to make a vocabulary from is empty; name one that is not")
+        raise TokenizationError("the text to make a vocabulary from is empty; name one that is not")

@@ -19,8 +19,6 @@ enum { BLOCK = 64 * VL };
 #define GELU_CUBIC 0.044715f
 #define ROOT_INVERSE_2PI 0.3989422804014327f  // 1 / sqrt(2 pi)
 
-static inline vf logistic(vf x) { return 1.0f / (vf_exp(-x) + 1.0f); }
-
 // s = 1 / (1 + exp(-2u))
 static inline vf gelu_gate(vf x) {
     vf minus_2u = x * -GELU_SCALE * (x * x * GELU_CUBIC + 1.0f);
@@ -102,7 +100,7 @@ void K(squared_relu_backward)(float* dx, const float* dout, const float* x, int6
 void K(swiglu_forward)(float* out, const float* a, const float* b, int64_t R) {
     FOR_BLOCKS(R, 8) {
         vf ai = vf_load_n(a + i, R - i);
-        vf_store_n(out + i, ai * logistic(ai) * vf_load_n(b + i, R - i), R - i);
+        vf_store_n(out + i, ai * vf_logistic(ai) * vf_load_n(b + i, R - i), R - i);
     }
 }
 
@@ -110,7 +108,7 @@ void K(swiglu_backward)(float* da, float* db, const float* dout, const float* a,
                         int64_t add_a, int64_t add_b) {
     FOR_BLOCKS(R, 12) {
         vf ai = vf_load_n(a + i, R - i), g = vf_load_n(dout + i, R - i);
-        vf s = logistic(ai), slope = s * (ai * (1.0f - s) + 1.0f);
+        vf s = vf_logistic(ai), slope = s * (ai * (1.0f - s) + 1.0f);
         vf old_a = add_a ? vf_load_n(da + i, R - i) : (vf){0}, old_b = add_b ? vf_load_n(db + i, R - i) : (vf){0};
         vf_store_n(da + i, old_a + g * vf_load_n(b + i, R - i) * slope, R - i);
         vf_store_n(db + i, old_b + g * (ai * s), R - i);

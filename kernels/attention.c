@@ -12,54 +12,9 @@
 // zero, or belong to lanes without a query, whose results are dropped.
 #include <math.h>
 
+#include "attend.h"
 #include "gpt2c.h"
 #include "parallel.h"
-#include "tile.h"
-
-static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-// c (M x TN) = or += a (M x K) b (K x TN); rows of c are c_row apart. a must have readable rows up to an even number.
-static void panel_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K, const float* a, ptrdiff_t a_row,
-                          ptrdiff_t a_k, const float* b, ptrdiff_t b_k, int add) {
-#define TILE_ROWS(n)                                                            \
-    {                                                                           \
-        vf sum[n][2];                                                           \
-        tile_sums(sum, n, K, a + i * a_row, a_row, a_k, b, b_k);                \
-        _Pragma("GCC unroll 16") for (int r = 0; r < n; r++) {                  \
-            if (r == rows) break;                                               \
-            float* cr = c + (i + r) * c_row;                                    \
-            vf_store(cr, add ? vf_load(cr) + sum[r][0] : sum[r][0]);            \
-            vf_store(cr + VL, add ? vf_load(cr + VL) + sum[r][1] : sum[r][1]);  \
-        }                                                                       \
-    }
-    for (int64_t i = 0; i < M; i += TM) {
-        int rows = M - i < TM ? (int)(M - i) : TM;
-        TILE_DISPATCH(rows, TILE_ROWS)
-    }
-#undef TILE_ROWS
-}
-
-// The same for a single vector of columns: c (M x VL) = or += a (M x K) b (K x VL).
-static void narrow_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K, const float* a, ptrdiff_t a_row,
-                           ptrdiff_t a_k, const float* b, ptrdiff_t b_k, int add) {
-    enum { ROWS = 8 };
-    for (int64_t i = 0; i < M; i += ROWS) {
-        vf sum[ROWS] = {0};
-        const float* ai = a + i * a_row;
-        int64_t rows = M - i < ROWS ? M - i : ROWS;
-        if (rows == ROWS)
-            for (int64_t k = 0; k < K; k++)
-#pragma GCC unroll 8
-                for (int r = 0; r < ROWS; r++) sum[r] += ai[r * a_row + k * a_k] * vf_load(b + k * b_k);
-        else
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t k = 0; k < K; k++) sum[r] += ai[r * a_row + k * a_k] * vf_load(b + k * b_k);
-        for (int64_t r = 0; r < rows; r++) {
-            float* cr = c + (i + r) * c_row;
-            vf_store(cr, add ? vf_load(cr) + sum[r] : sum[r]);
-        }
-    }
-}
 
 // The scratch of one thread. W is the width of a head, padded; nothing needs to be kept between heads.
 typedef struct {
@@ -84,27 +39,6 @@ static Scratch divide_scratch(float* p, int64_t T, int64_t D) {
 size_t K(attention_scratch)(int64_t T, int64_t D) {
     int64_t W = round_up(D, VL);
     return (4 * T + 2) * W + 2 * T * TN + 5 * W * TN;
-}
-
-// dst (n, W) = scale * rows of width D, src_row apart; columns from D on are 0
-static void copy_rows(float* dst, int64_t W, const float* src, ptrdiff_t src_row, int64_t n, int64_t D, float scale) {
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t c = 0; c < W; c += VL)
-            vf_store(dst + i * W + c, c < D ? vf_load_n(src + i * src_row + c, D - c) * scale : (vf){0});
-}
-
-// dst (n rows of width D, dst_row apart) = or += src_t^T * scale, where src_t is (D, TN) and scale one factor per lane
-static void store_lanes(float* dst, ptrdiff_t dst_row, const float* src_t, int64_t n, int64_t D, const float* scale, int add) {
-    for (int64_t q = 0; q < n; q += VL)
-        for (int64_t c = 0; c < D; c += VL) {
-            vf r[VL];
-            for (int i = 0; i < VL; i++) r[i] = vf_load(src_t + (c + i) * TN + q) * vf_load(scale + q);
-            vf_transpose(r);
-            for (int64_t i = 0; i < VL && q + i < n; i++) {
-                float* d = dst + (q + i) * dst_row + c;
-                vf_store_n(d, add ? vf_load_n(d, D - c) + r[i] : r[i], D - c);
-            }
-        }
 }
 
 // Scores of the lanes' queries, which lie at positions `at` and on, against keys 0 .. n-1: -inf where the key comes after
@@ -214,11 +148,8 @@ void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, con
 
             panel_product(s.out_t, TN, D, n, s.k, 1, s.W, s.ds, TN, 0);
             store_lanes(dq + first * 3 * C, 3 * C, s.out_t, lanes, D, scale_lane, add);
-            for (int64_t c = 0; c < s.W; c += TN) {
-                __typeof__(&panel_product) product = s.W - c < TN ? narrow_product : panel_product;
-                product(s.dv + c, s.W, n, TN, s.s, TN, 1, s.dout + c, s.W, 1);
-                product(s.dk + c, s.W, n, TN, s.ds, TN, 1, s.q + c, s.W, 1);
-            }
+            rows_product(s.dv, s.W, n, TN, s.s, TN, 1, s.dout, s.W, s.W, 1);
+            rows_product(s.dk, s.W, n, TN, s.ds, TN, 1, s.q, s.W, s.W, 1);
         }
         for (int64_t t = 0; t < T; t++)
             for (int64_t c = 0; c < D; c += VL) {

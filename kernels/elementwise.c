@@ -7,19 +7,19 @@ enum { BLOCK = 64 * VL };  // elements of one task
 
 static inline int64_t block_end(int64_t first, int64_t R) { return first + BLOCK < R ? first + BLOCK : R; }
 
-void K(residual_forward)(float* out, const float* a, const float* b, int64_t R) {
+void K(residual_forward)(float* out, const float* a, const float* b, int64_t R, float scale) {
     PARALLEL_FOR(3 * R)
     for (int64_t first = 0; first < R; first += BLOCK)
-        for (int64_t i = first; i < block_end(first, R); i++) out[i] = a[i] + b[i];
+        for (int64_t i = first; i < block_end(first, R); i++) out[i] = a[i] + b[i] * scale;
 }
 
-void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, int64_t add_a, int64_t add_b) {
+void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, int64_t add_a, int64_t add_b, float scale) {
     PARALLEL_FOR(5 * R)
     for (int64_t first = 0; first < R; first += BLOCK)
         for (int64_t i = first; i < block_end(first, R); i++) {
             float g = dout[i];
             da[i] = add_a ? da[i] + g : g;
-            db[i] = add_b ? db[i] + g : g;  // b may be a: then its `add` is 1 and it gets both
+            db[i] = add_b ? db[i] + g * scale : g * scale;  // b may be a: then its `add` is 1 and it gets both
         }
 }
 

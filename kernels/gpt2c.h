@@ -105,6 +105,68 @@ void K(swiglu_forward)(float* out, const float* a, const float* b, int64_t R);
 void K(swiglu_backward)(float* da, float* db, const float* dout, const float* a, const float* b, int64_t R,
                         int64_t add_a, int64_t add_b);
 
+// dyt.c ---------------------------------------------------------------------------------------------------------
+// t = tanh(a x),  out = t w + b                        out, x (R,C)  a (1)  w, b (C)
+void K(dyt_forward)(float* out, const float* x, const float* a, const float* w, const float* b, int64_t R, int64_t C);
+// u = dout w (1 - t^2),  dx += a u,  da += sum_rc u x,  dw += sum_r dout t,  db += sum_r dout
+size_t K(dyt_scratch)(int64_t R, int64_t C);
+void K(dyt_backward)(float* dx, float* da, float* dw, float* db, const float* dout, const float* x, const float* a,
+                     const float* w, int64_t R, int64_t C, int64_t add, float* scratch);
+
+// cope.c --------------------------------------------------------------------------------------------------------
+// Causal self-attention over H heads of width D with contextual positions, read from a table of M rows per head.
+// r[i,j] = q_i k_j,  g[i,j] = logistic(r[i,j]),  p[i,j] = min(sum_{k=j..i} g[i,k], M - 1),  m = floor(p),  f = p - m
+// s[i,j] = r[i,j] / sqrt(D) + (1 - f) q_i table_m + f q_i table_(m+1),  a[i,j] = softmax over j <= i,  out_i = sum_j a[i,j] v_j
+//                                     out (B,T,C)  qkv (B,T,3C)  table (H,M,D)  lse (B,H,T)  preatt, att (B,H,T,T)
+// lse_i = log sum_j exp(s[i,j]). Where preatt and att are not NULL they receive s and a, 0 for j > i.
+size_t K(cope_scratch)(int64_t T, int64_t M, int64_t D);
+void K(cope_forward)(float* out, float* lse, float* preatt, float* att, const float* qkv, const float* table,
+                     int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, float* scratch);
+// ds[i,j] = a[i,j] (dout_i v_j - dout_i out_i),  dv_j += sum_i a[i,j] dout_i
+// dp[i,j] = ds[i,j] q_i (table_(m+1) - table_m), 0 where the sum of gates is M - 1 or more,  dg[i,k] = sum_{j<=k} dp[i,j]
+// dr = ds / sqrt(D) + dg g (1 - g),  dk_j += sum_i dr[i,j] q_i
+// dz[i,m] = sum_j ds[i,j] max(0, 1 - |p[i,j] - m|),  dq_i += sum_j dr[i,j] k_j + sum_m dz[i,m] table_m
+// dtable_m += sum_i dz[i,m] q_i
+size_t K(cope_backward_scratch)(int64_t B, int64_t T, int64_t H, int64_t M, int64_t D);
+void K(cope_backward)(float* dqkv, float* dtable, const float* dout, const float* qkv, const float* out, const float* lse,
+                      const float* table, int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, int64_t add, float* scratch);
+// Decoding, as attention_cached_forward.               kcache, vcache (B,S,C)  pos (1)
+void K(cope_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+                            const float* table, int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, int64_t M,
+                            float* scratch);
+
+// recursion.c ---------------------------------------------------------------------------------------------------
+// out = x + scale y in rows with depth >= step, or in all where depth is NULL, else x
+//                                                      out, x, y (R,C)  scale (1)  depth (R)
+void K(scaled_residual_forward)(float* out, const float* x, const float* y, const float* scale, const float* depth,
+                                int64_t R, int64_t C, int64_t step);
+// dx += dout, and in those rows dy += scale dout,  dscale += sum_rc dout y
+size_t K(scaled_residual_scratch)(int64_t R);
+void K(scaled_residual_backward)(float* dx, float* dy, float* dscale, const float* dout, const float* y, const float* scale,
+                                 const float* depth, int64_t R, int64_t C, int64_t step, int64_t add_x, int64_t add_y,
+                                 float* scratch);
+// Adaptive depth, after step 1, 2, ..., last: prob = logistic(x w + b). A row with depth >= step (at step 1 every row) halts
+// here if this is the last step or total + prob >= threshold:
+//   halts       weight = 1 - total,  depth = step
+//   runs on     weight = prob,       depth = step + 1,  total += prob
+//   has halted  weight = 0
+// mixed += weight x. The first step takes total and mixed as 0, whatever is in them.
+//                                                      prob, weight, total, depth (R)  mixed, x (R,C)  w (C)  b (1)
+void K(halting_forward)(float* prob, float* weight, float* total, float* depth, float* mixed, const float* x, const float* w,
+                        const float* b, int64_t R, int64_t C, int64_t step, int64_t last, float threshold);
+// For steps last, ..., 2, 1, with depth as the last step left it; dtotal (R) is carried from step to step.
+// dweight = dmixed x;  rows that halted at this step: dtotal -= dweight;  rows that ran on: d = (dtotal + dweight) prob (1 - prob)
+// dx += weight dmixed + d w,  dw += sum_r d x,  db += sum_r d
+size_t K(halting_scratch)(int64_t R, int64_t C);
+void K(halting_backward)(float* dx, float* dw, float* db, float* dtotal, const float* dmixed, const float* x, const float* w,
+                         const float* prob, const float* weight, const float* depth, int64_t R, int64_t C, int64_t step,
+                         int64_t add, float* scratch);
+// Over the rows whose target is not -1, 0 if there are none: mean_depth = mean(depth),  ponder = mean(depth + 1 - total)
+// count = how many they are                            ponder, mean_depth, count (1)  targets (R)
+void K(ponder_forward)(float* ponder, float* mean_depth, float* count, const float* depth, const float* total,
+                       const int32_t* targets, int64_t R);
+// Stores dtotal = -weight / count, 0 where the target is -1.
+void K(ponder_backward)(float* dtotal, const int32_t* targets, const float* count, int64_t R, float weight);
 // scan.c --------------------------------------------------------------------------------------------------------
 // out_t = a_t out_{t-1} + b_t with out_{-1} = h0, last = out_{T-1}
 //                                                      out, a, b (B,T,I)  last, h0 (B,I)
@@ -132,10 +194,10 @@ void K(dropout_residual_backward)(float* da, float* db, const float* dout, const
                                   int64_t stream, int64_t add_a, int64_t add_b, float p);
 
 // elementwise.c -------------------------------------------------------------------------------------------------
-// out = a + b                                                                             out, a, b (R)
-void K(residual_forward)(float* out, const float* a, const float* b, int64_t R);
-// da += dout,  db += dout, each with an `add` of its own
-void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, int64_t add_a, int64_t add_b);
+// out = a + scale b                                                                       out, a, b (R)
+void K(residual_forward)(float* out, const float* a, const float* b, int64_t R, float scale);
+// da += dout,  db += scale dout, each with an `add` of its own
+void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, int64_t add_a, int64_t add_b, float scale);
 // out[b] = x[b, T-1]                                   out (B,C)  x (B,T,C)
 void K(last_position_forward)(float* out, const float* x, int64_t B, int64_t T, int64_t C);
 // out = x                                                                                 out, x (R)
@@ -148,10 +210,10 @@ void K(zero)(float* x, int64_t R);
 //                                                                      logits (R,P), P >= V  targets, losses, lse (R)
 void K(crossentropy_forward)(float* losses, float* lse, const float* logits, const int32_t* targets,
                              int64_t R, int64_t P, int64_t V);
-// Stores dlogits = (exp(logits - lse) - 1[v = target]) / count; 0 in ignored rows and in columns V..P-1.
-// dlogits may be logits itself.
+// Stores dlogits = weights_r / count (exp(logits - lse) - 1[v = target]), every weight 1 where there are none; 0 in
+// ignored rows and in columns V..P-1. dlogits may be logits itself.                                       weights (R)
 void K(crossentropy_backward)(float* dlogits, const float* logits, const float* lse, const int32_t* targets,
-                              const float* count, int64_t R, int64_t P, int64_t V);
+                              const float* count, const float* weights, int64_t R, int64_t P, int64_t V);
 // count = number of targets that are not -1                                                    count (1)  targets (R)
 void K(count_targets)(float* count, const int32_t* targets, int64_t R);
 // loss = sum_r losses_r / count, 0 if count is                                            loss, count (1)  losses (R)
@@ -162,9 +224,94 @@ void K(mean_loss)(float* loss, const float* losses, const float* count, int64_t 
 // params -= lr (m / bias1 / (sqrt(v / bias2) + eps) + decay params),  bias_i = 1 - beta_i^t            all (R)
 void K(adamw)(float* params, float* m, float* v, const float* grads, int64_t R,
               float lr, float beta1, float beta2, float eps, float decay, float bias1, float bias2, float scale);
+// d = scale grads + decay params,  m = momentum m + (1 - dampening) d, or d the first time
+// params -= lr (d without m,  m,  or with nesterov d + momentum m)                                      all (R)
+void K(sgd)(float* params, float* m, const float* grads, int64_t R,
+            float lr, float momentum, float dampening, float decay, float scale, int64_t nesterov, int64_t first);
+// y += a x                                             y, x (R)
+void K(add_scaled)(float* y, const float* x, int64_t R, float a);
+// x = min(max(x, -limit), limit)                       x (R)
+void K(clamp)(float* x, int64_t R, float limit);
 // norm = sqrt(sum x^2)                                 norm (1)  x (R)
 size_t K(global_norm_scratch)(int64_t R);
 void K(global_norm)(float* norm, const float* x, int64_t R, float* scratch);
+
+// moe.c ---------------------------------------------------------------------------------------------------------
+// A mixture of experts, expert 0 always on:  e_j = (silu(n g_j^T) (n u_j^T)) d_j^T,  p = softmax(n router^T) over experts
+// 1 .. M.  Slot 0 of a row holds expert 0, slots 1 .. S-1 the others that it chose, the likeliest first and of equal
+// ones the lowest number.  W = sum of their p,  w_0 = 1 / (1 + W),  w_s = p_chosen[s] / (1 + W)
+// out = sum_s w_s y_s,  y_s = e_chosen[s]
+//      out, n (B,T,H)  gates (S,B,T,4H): n g^T | n u^T  y (S,B,T,H)  probs (B,T,M)  weights, chosen (B,T,S)
+//      expert_g, expert_u (N,2H,H)  expert_d (N,H,2H)  router (M,H), N = M + 1; NULL where M = 0
+// R is B T. Experts that no row chose cost nothing.
+size_t K(moe_scratch)(int64_t H);
+void K(moe_forward)(float* out, float* gates, float* y, float* probs, float* weights, int32_t* chosen, const float* n,
+                    const float* expert_g, const float* expert_u, const float* expert_d, const float* router,
+                    int64_t R, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch);
+// dp_chosen[s] = (dout y_s - dout out) w_0, 0 for experts not chosen; + balance M fraction / R where fraction is given
+// dlogits = p (dp - sum p dp),  dy_s = w_s dout,  dhidden = dy_s d,  dgates = dhidden u silu'(g) | dhidden silu(g)
+// Stores dn = dlogits router + sum_s dgates (g | u)                 dn (B,T,H)  dgates (S,B,T,4H)  dlogits (B,T,M)
+void K(moe_backward)(float* dn, float* dgates, float* dlogits, const float* dout, const float* gates, const float* y,
+                     const float* probs, const float* weights, const int32_t* chosen, const float* expert_g,
+                     const float* expert_u, const float* expert_d, const float* router, const float* fraction,
+                     float balance, int64_t R, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch);
+// dg_j += sum dgates_g^T n,  du_j += sum dgates_u^T n,  dd_j += sum (w_s dout)^T (silu(g) u), over the rows that chose j
+size_t K(moe_backward_w_scratch)(int64_t H);
+void K(moe_backward_w)(float* dexpert_g, float* dexpert_u, float* dexpert_d, const float* dout, const float* dgates,
+                       const float* gates, const float* n, const float* weights, const int32_t* chosen,
+                       int64_t R, int64_t H, int64_t S, int64_t N, int64_t add, float* scratch);
+// fraction_j = share of the rows that chose expert 1 + j,  balance = M sum_j fraction_j mean(p_j)
+//                                                       balance (1)  fraction (M)  probs (R,M)  chosen (R,S)
+void K(balance_forward)(float* balance, float* fraction, const float* probs, const int32_t* chosen, int64_t R, int64_t M,
+                        int64_t S);
+
+// gru.c ---------------------------------------------------------------------------------------------------------
+// The recurrent layer of the hybrid. What comes from the layer's input is ready: az, ar, ah = x_n w^T + b and xr. From
+// step to step it carries h, its own result, and with time mixing num, den and xprev. rms(x) = x / sqrt(mean(x^2) + eps)
+//   hn = hid_norm rms(h),  z = s(az + hn uz^T),  r = s(ar + hn ur^T),  c = tanh(ah + (r hn) uh^T)        s: logistic
+//   time mixing, where wk is given:
+//     k = clamp((xprev + mu_k (c - xprev)) wk^T, -10, 10),  v likewise with mu_v and wv,  q = s(xprev + mu_r (c - xprev))
+//     w = time_decay + 0.5 tanh(c wdecay^T),  u = time_first + 0.3 tanh(c wfirst^T),  d = exp(-exp(w))
+//     wkv = (exp(u + k) v + num) / (exp(u + k) + den + 1e-8),  c2 = c + (q wkv) wo^T
+//     num <- d num + exp(k) v,  den <- d den + exp(k),  xprev <- c
+//   blend = h + z (c2 - h) + xr,  out = blend + moe(n) + skip xr,  n = moe_norm rms(blend)      xr, the experts: if given
+// all (B,T,H): out, az, ar, ah, xr, n    per sequence (B,H): h0, num0, den0, xprev0 and, after the last step, h1, num1, ...
+// acts (6,B,T,H): hn, r hn, z, r, c, blend    mixed (11,B,T,H): the inputs of wk and wv, q, k, v, tanh(c wdecay^T),
+// tanh(c wfirst^T), num and den after the step, q wkv, c2
+// weights (H,H), vectors (H); the experts and what they keep as in moe.c
+typedef struct {
+    float *out, *acts, *mixed, *n, *gates, *y, *probs, *weights;
+    int32_t* chosen;
+    float *h1, *num1, *den1, *xprev1;
+    const float *az, *ar, *ah, *xr, *h0, *num0, *den0, *xprev0, *hid_norm, *uz, *ur, *uh;
+    const float *wk, *wv, *wo, *wdecay, *wfirst, *time_decay, *time_first, *mu_k, *mu_v, *mu_r;
+    const float *moe_norm, *expert_g, *expert_u, *expert_d, *router;
+    int64_t B, T, H, S, M, N;
+    float eps, skip;
+} GruForward;
+size_t K(gru_scratch)(int64_t H);
+void K(gru_forward)(const GruForward* a, float* scratch);
+// Through all steps, last to first. dh1 and so on: what flows back from later steps into the state, where given; dh0 and so
+// on: what goes on to earlier ones. The products' weights get their gradients outside, from
+//   deltas (3,B,T,H): of az, ar, ah    mixed_deltas (5,B,T,H): of k, v, the two products in tanh, c2
+//   dtotal (B,T,H): of out, what later steps send back included, and as in moe.c dgates, dlogits
+// Vectors have theirs added here. dxr += dblend + skip dtotal
+// With d the gradient of wkv, D its denominator, dnum and dden those of the state after the step:
+//   dN = d / D,  dk = (dnum v + dden) exp(k) + du where k is not clamped,  dv = dN exp(u + k) + dnum exp(k)
+//   du = dN exp(u + k) (v - wkv),  dw = -(dnum num + dden den) d exp(w),  dnum <- dN + dnum d,  dden <- dden d - dN wkv
+typedef struct {
+    float *dxr, *deltas, *mixed_deltas, *dtotal, *dgates, *dlogits, *dh0, *dnum0, *dden0, *dxprev0;
+    float *dhid_norm, *dtime_decay, *dtime_first, *dmu_k, *dmu_v, *dmu_r, *dmoe_norm;
+    const float *dout, *dh1, *dnum1, *dden1, *dxprev1, *out, *acts, *mixed, *gates, *y, *probs, *weights;
+    const int32_t* chosen;
+    const float *h0, *num0, *den0, *xprev0, *hid_norm, *uz, *ur, *uh;
+    const float *wk, *wv, *wo, *wdecay, *wfirst, *time_decay, *time_first, *mu_k, *mu_v, *mu_r;
+    const float *moe_norm, *expert_g, *expert_u, *expert_d, *router, *fraction;
+    int64_t B, T, H, S, M, N, add;
+    float eps, skip, balance;
+} GruBackward;
+size_t K(gru_backward_scratch)(int64_t B, int64_t H);
+void K(gru_backward)(const GruBackward* a, float* scratch);
 
 // peak.c --------------------------------------------------------------------------------------------------------
 // R times: `steps` rounds of 12 vector multiply-adds; flops (1) = floating-point operations done        sink (R)

@@ -43,6 +43,22 @@ static int has_avx512bf16(void) {
     unsigned a, b, c, d;
     return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
 }
+
+#if defined(GPT2C_AMX) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+extern const Kernels kernels_amx;
+
+// Linux lets a process use the tiles, 8 KB that each switch between threads must save, only after it has asked for them.
+static int has_amx(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18 };
+    unsigned a, b, c, d;
+    if (!has_avx512bf16() || (saved_registers() & 0x60000) != 0x60000) return 0;  // tile configuration, tile data
+    const unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & amx_bf16) && (d & amx_tile) &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0;
+}
+#endif
 #endif
 
 static const Isa isas[] = {
@@ -51,6 +67,9 @@ static const Isa isas[] = {
     {"avx2", &kernels_avx2, has_avx2},
     {"avx512", &kernels_avx512, has_avx512},
     {"avx512bf16", &kernels_avx512bf16, has_avx512bf16},
+#if defined(GPT2C_AMX) && defined(__linux__)
+    {"amx", &kernels_amx, has_amx},
+#endif
 #endif
 };
 

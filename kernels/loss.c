@@ -33,7 +33,7 @@ void K(crossentropy_forward)(float* losses, float* lse, const float* logits, con
 }
 
 void K(crossentropy_backward)(float* dlogits, const float* logits, const float* lse, const int32_t* targets,
-                              const float* count, int64_t R, int64_t P, int64_t V) {
+                              const float* count, const float* weights, int64_t R, int64_t P, int64_t V) {
     PARALLEL_FOR(8 * R * V)
     for (int64_t r = 0; r < R; r++) {
         float* d = dlogits + r * P;
@@ -41,7 +41,7 @@ void K(crossentropy_backward)(float* dlogits, const float* logits, const float* 
         memset(d + v, 0, (P - v) * sizeof(float));
         if (v == 0) continue;
         const float* row = logits + r * P;
-        float scale = 1.0f / count[0];
+        float scale = (weights ? weights[r] : 1.0f) / count[0];
         for (v = 0; v < V; v += VL)
             vf_store_n(d + v, vf_exp(vf_load_n(row + v, V - v) - lse[r]) * scale, V - v);
         d[targets[r]] -= scale;

@@ -27,6 +27,40 @@ void K(adamw)(float* params, float* m, float* v, const float* grads, int64_t R,
     }
 }
 
+void K(sgd)(float* params, float* m, const float* grads, int64_t R,
+            float lr, float momentum, float dampening, float decay, float scale, int64_t nesterov, int64_t first) {
+    const float old = first ? 0.0f : momentum, part = first ? 1.0f : 1.0f - dampening;
+    PARALLEL_FOR(6 * R)
+    for (int64_t at = 0; at < R; at += BLOCK) {
+        int64_t n = R - at < BLOCK ? R - at : BLOCK;
+        float* restrict p = params + at;
+        const float* restrict g = grads + at;
+        if (!m) {
+            for (int64_t i = 0; i < n; i++) p[i] -= lr * (g[i] * scale + decay * p[i]);
+            continue;
+        }
+        float* restrict mi = m + at;
+        for (int64_t i = 0; i < n; i++) {
+            float d = g[i] * scale + decay * p[i];
+            mi[i] = old * mi[i] + part * d;
+            p[i] -= lr * (nesterov ? d + momentum * mi[i] : mi[i]);
+        }
+    }
+}
+
+void K(add_scaled)(float* y, const float* x, int64_t R, float a) {
+    PARALLEL_FOR(3 * R)
+    for (int64_t first = 0; first < R; first += BLOCK)
+        for (int64_t i = first; i < (R - first < BLOCK ? R : first + BLOCK); i++) y[i] += a * x[i];
+}
+
+void K(clamp)(float* x, int64_t R, float limit) {
+    PARALLEL_FOR(2 * R)
+    for (int64_t first = 0; first < R; first += BLOCK)
+        for (int64_t i = first; i < (R - first < BLOCK ? R : first + BLOCK); i++)
+            x[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];  // a NaN stays
+}
+
 size_t K(global_norm_scratch)(int64_t R) { return 2 * ((R + BLOCK - 1) / BLOCK); }
 
 void K(global_norm)(float* norm, const float* x, int64_t R, float* scratch) {

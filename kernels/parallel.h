@@ -20,6 +20,16 @@ static inline int threads_for(int64_t work) {
     return worth < 1 ? 1 : worth < gpt2c_num_threads ? (int)worth : gpt2c_num_threads;
 }
 
+// Sums over R rows into one result: each chunk of rows has a partial sum, and those are added up in order. How many
+// chunks there are depends on R alone, so that the bits do not depend on the threads.
+enum { MAX_CHUNKS = 64, CHUNK_ROWS = 32 };
+
+static inline int64_t rows_per_chunk(int64_t R) {
+    int64_t even = (R + MAX_CHUNKS - 1) / MAX_CHUNKS;
+    return even < CHUNK_ROWS ? CHUNK_ROWS : even;
+}
+static inline int64_t num_chunks(int64_t R) { return (R + rows_per_chunk(R) - 1) / rows_per_chunk(R); }
+
 #ifdef _OPENMP
 #include <omp.h>
 #define GPT2C_PRAGMA(text) _Pragma(#text)

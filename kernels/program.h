@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MAX_ARRAYS = 10, MAX_SIZES = 8, MAX_SCALARS = 8 };
+enum { MAX_ARRAYS = 56, MAX_SIZES = 8, MAX_SCALARS = 8 };
 
 // One call of a kernel: which one, its arrays, sizes and real scalars, as kernels.def orders them.
 typedef struct {

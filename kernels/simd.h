@@ -134,6 +134,44 @@ static inline vf vf_exp(vf x) {
     return (vf)((vi)p & not_zero);
 }
 
+// 1 / (1 + e^-x), 0 below -89
+static inline vf vf_logistic(vf x) { return 1.0f / (vf_exp(-x) + 1.0f); }
+
+// tanh x within 4 ulp; NaN stays NaN.
+// Below 0.55: x + x^3 Q(x^2), Q of degree 4 fitted to a relative error of 3e-9. Above: 1 - 2 / (e^2|x| + 1), where what
+// is subtracted is no longer close to 1.
+static inline vf vf_tanh(vf x) {
+    const vi sign = (vi)x & (int32_t)0x80000000;
+    vf size = (vf)((vi)x ^ sign), z = x * x;
+    vf q = z * -6.381121464e-03f + 2.115393430e-02f;
+    q = q * z + -5.387445167e-02f;
+    q = q * z + 1.333282590e-01f;
+    q = q * z + -3.333332539e-01f;
+    vf large = 1.0f - 2.0f / (vf_exp(size + size) + 1.0f);
+    return vf_select(size < 0.55f, q * z * x + x, (vf)((vi)large | sign));
+}
+
+// Lane i is, or goes to, base[index[i]]; in the scatter, no two lanes may have the same index.
+static inline vf vf_gather(const float* base, vi index) {
+#if VL == 16
+    return (vf)_mm512_i32gather_ps((__m512i)index, base, 4);
+#elif defined(__AVX2__)
+    return (vf)_mm256_i32gather_ps(base, (__m256i)index, 4);
+#else
+    vf v;
+    for (int i = 0; i < VL; i++) v[i] = base[index[i]];
+    return v;
+#endif
+}
+
+static inline void vf_scatter(float* base, vi index, vf v) {
+#if VL == 16
+    _mm512_i32scatter_ps(base, (__m512i)index, (__m512)v, 4);
+#else
+    for (int i = 0; i < VL; i++) base[index[i]] = v[i];
+#endif
+}
+
 // Transposes a square of VL rows: log2(VL) rounds, each exchanging the off-diagonal halves of ever smaller blocks.
 #define LANE_UPPER(i, s) ((i) & (s) ? VL + (i) - (s) : (i))
 #define LANE_LOWER(i, s) ((i) & (s) ? VL + (i) : (i) + (s))

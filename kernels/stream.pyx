@@ -10,6 +10,7 @@ recorded is a Program: it replays in C with the GIL released and no Python in be
     s = Stream("record"); ...; program = s.program(); program.run(); print(program)
 """
 import inspect
+import math
 import operator
 import re
 import threading
@@ -25,7 +26,7 @@ cdef extern from "program.h":
     enum: MAX_SCALARS
     ctypedef struct Call:
         int32_t kernel
-        void* p[10]
+        void* p[56]
         int64_t n[8]
         float f[8]
     const int gpt2c_num_kernels
@@ -91,7 +92,7 @@ def buffer_of(str name, array, bint writable=True, str where=""):
 # What a kernel's line in kernels.def asks of its arguments.
 _ARRAY = re.compile(r"(\w+)(\??):([^:\s]+)(:i)?$")
 _SCALAR = re.compile(r"(\w+):([nf])(?:=(\S+))?$")
-_RULE = re.compile(r"(\w+)(%|<=|>=)(\w+)$")
+_RULE = re.compile(r"(\w+)(%|<=|>=|=)([\w*]+)$")
 
 
 class Door:
@@ -103,7 +104,7 @@ class Door:
         self.letters = []  # sizes, in order of appearance
         self.scalars = []  # (name, kind, default)
         outputs, inputs, scalars, rules = [part.split() for part in (text + "| | |").split("|")[:4]]
-        self.rules = [_RULE.match(rule).groups() for rule in rules]  # (size, "%", "<=" or ">=", size or number)
+        self.rules = [_RULE.match(rule).groups() for rule in rules]  # (size, "%", "<=", ">=" or "=", sizes or numbers, multiplied)
         for i, item in enumerate(outputs + inputs):
             array, optional, dims, integer = _ARRAY.match(item).groups()
             shape = []
@@ -172,9 +173,9 @@ class Door:
         """An error where sizes that fit the arrays still make no sense together."""
         value = dict(zip(self.letters, sizes)) | {scalar[0]: number for scalar, number in zip(self.scalars, scalars)}
         for left, sign, right in self.rules:
-            a, b = value[left], int(right) if right.isdigit() else value[right]
-            if not ((b > 0 and a % b == 0) if sign == "%" else a <= b if sign == "<=" else a >= b):
-                wanted = f"a multiple of {right} = {b}" if sign == "%" else f"{sign} {right}" + ("" if right.isdigit() else f" = {b}")
+            a, b = value[left], math.prod(int(part) if part.isdigit() else value[part] for part in right.split("*"))
+            if not ((b > 0 and a % b == 0) if sign == "%" else a <= b if sign == "<=" else a >= b if sign == ">=" else a == b):
+                wanted = {"%": "a multiple of ", "=": ""}.get(sign, sign + " ") + right + ("" if right.isdigit() else f" = {b}")
                 raise ValueError(f"{self.name}: {left} = {a}, expected {wanted}")
 
 

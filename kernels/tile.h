@@ -104,10 +104,11 @@ static inline void pack_straight(float* dst, int width, const float* src, ptrdif
 }
 
 #ifdef __AVX512BF16__
-// The same two for pairs: dst[k/2][i] = the bf16 of steps k and k + 1. Steps from K on count as zero.
-static inline void pack_transposed_bf16(int32_t* dst, int width, const float* src, ptrdiff_t src_row, int rows, int64_t K) {
+// The same two for pairs: dst[k/2][i] = the bf16 of steps k and k + 1. Steps from K on, up to `pairs` pairs, count as zero.
+static inline void pack_transposed_bf16(int32_t* dst, int width, const float* src, ptrdiff_t src_row, int rows, int64_t K,
+                                        int64_t pairs) {
     for (int i = 0; i < width; i += VL)
-        for (int64_t k = 0; k < K; k += 2 * VL) {
+        for (int64_t k = 0; k < 2 * pairs; k += 2 * VL) {
             vf r[VL];
 #pragma GCC unroll 16
             for (int j = 0; j < VL; j++) {
@@ -117,24 +118,29 @@ static inline void pack_transposed_bf16(int32_t* dst, int width, const float* sr
                 r[j] = (vf)_mm512_cvtne2ps_pbh(high, low);
             }
             vf_transpose(r);
-            for (int j = 0; j < VL && k + 2 * j < K; j++) vf_store((float*)dst + (k / 2 + j) * width + i, r[j]);
+            for (int j = 0; j < VL && k / 2 + j < pairs; j++) vf_store((float*)dst + (k / 2 + j) * width + i, r[j]);
         }
 }
 
-static inline void pack_straight_bf16(int32_t* dst, int width, const float* src, ptrdiff_t src_row, int64_t columns, int64_t K) {
-    int64_t pairs = (K + 1) / 2;
-    for (int64_t k0 = 0; k0 < K; k0 += PACK_ROWS)
+#define LANE_IN_BOTH_HALVES(i, s) ((i) * 0x10001)
+// Steps k and k + 1 of VL neighbouring columns as pairs, where k and k + 1 are two rows of src; zero beyond the K steps and
+// `columns` columns that are there.
+static inline __attribute__((always_inline)) vf vf_bf16_pairs(const float* src, ptrdiff_t src_row, int64_t K, int64_t columns) {
+    vf even = columns > 0 && K > 0 ? vf_load_n(src, columns) : (vf){0};
+    vf odd = columns > 0 && K > 1 ? vf_load_n(src + src_row, columns) : (vf){0};
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);  // 16 even ones, then 16 odd ones: the halves interleave
+    const __m512i order = _mm512_add_epi32(_mm512_set1_epi32(16 << 16), (__m512i)(LANES(LANE_IN_BOTH_HALVES, 0)));
+    return (vf)_mm512_permutexvar_epi16(order, both);
+}
+
+static inline void pack_straight_bf16(int32_t* dst, int width, const float* src, ptrdiff_t src_row, int64_t columns, int64_t K,
+                                      int64_t pairs) {
+    for (int64_t k0 = 0; k0 < 2 * pairs; k0 += PACK_ROWS)
         for (int64_t c = 0; c < columns; c += width)
-            for (int64_t k = k0; k < K && k < k0 + PACK_ROWS; k += 2)
+            for (int64_t k = k0; k < 2 * pairs && k < k0 + PACK_ROWS; k += 2)
                 for (int i = 0; i < width; i += VL) {
-                    int64_t left = columns - c - i;
-                    const float* step = src + k * src_row + c + i;
-                    vf even = left > 0 ? vf_load_n(step, left) : (vf){0};
-                    vf odd = left > 0 && k + 1 < K ? vf_load_n(step + src_row, left) : (vf){0};
-                    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
-                    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd));
-                    vf both = (vf)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-                    vf_store_n((float*)dst + c * pairs + k / 2 * width + i, both, k + 2 < K ? VL : width - i);
+                    vf v = vf_bf16_pairs(src + k * src_row + c + i, src_row, K - k, columns - c - i);
+                    vf_store_n((float*)dst + c * pairs + k / 2 * width + i, v, k + 2 < 2 * pairs ? VL : width - i);
                 }
 }
 #endif

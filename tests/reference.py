@@ -318,12 +318,14 @@ def crossentropy_forward(logits, targets, V):
 
 
 @in_float64
-def crossentropy_backward(logits, targets, V):
-    """Of the mean loss."""
+def crossentropy_backward(logits, targets, V, weights=None):
+    """Of the mean loss, or of the mean of weights * losses."""
     counted = targets != -1
     dlogits = np.zeros_like(logits)
     dlogits[:, :V] = np.exp(logits[:, :V] - np.logaddexp.reduce(logits[:, :V], axis=-1, keepdims=True))
     dlogits[np.arange(len(targets)), targets] -= 1
+    if weights is not None:
+        dlogits *= weights[:, None]
     return np.where(counted[:, None], dlogits, 0) / max(counted.sum(), 1)
 
 
@@ -338,6 +340,16 @@ def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, t, grad_scale=1.0):
     v = beta2 * v + (1 - beta2) * g**2
     step = (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps)
     return p - lr * (step + weight_decay * p), m, v
+
+
+@in_float64
+def sgd(p, g, m, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, first=False, grad_scale=1.0):
+    """PyTorch's SGD -> new p, m; without momentum m is None."""
+    d = g * grad_scale + weight_decay * p
+    if m is None:
+        return p - lr * d, None
+    m = d if first else momentum * m + (1 - dampening) * d
+    return p - lr * (d + momentum * m if nesterov else m), m
 
 
 @in_float64

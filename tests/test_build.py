@@ -27,7 +27,7 @@ def tree(tmp_path):
         if (ROOT / file).exists():
             shutil.copy2(ROOT / file, tmp_path)
     (tmp_path / "tests").mkdir()
-    for file in "conftest.py", "reference.py", "guarded.py", "test_kernels.py":
+    for file in "conftest.py", "guarded.py", "test_kernels.py", *sorted(path.name for path in ROOT.glob("tests/reference*.py")):
         shutil.copy2(ROOT / "tests" / file, tmp_path / "tests")
     return tmp_path
 

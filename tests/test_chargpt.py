@@ -183,7 +183,7 @@ def test_a_resumed_run_drops_what_it_would_have_dropped(tmp_path):
     resumed.restore(run)
     assert [step.loss for step in resumed] == losses[4:]
     assert m.params.flat.tobytes() == straight.model.params.flat.tobytes()
-    assert len({trainer(model(), seed).train_step().loss for seed in (5, 6)}) == 2
+    assert len({trainer(model(), seed).update().loss for seed in (5, 6)}) == 2
 
 
 def test_overfits_one_batch():

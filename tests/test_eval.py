@@ -111,3 +111,7 @@ def test_errors(model, tmp_path, words, code, message):
     write_choices(tmp_path / "choices.bin", [Example([1], [[4096], [2]], 0)])
     done = evaluate(tmp_path, *words, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (code, 1) and message in done.stderr, done.stderr
+
+
+def test_importing_the_program_leaves_the_library_as_it_is():
+    assert callable(gpt2c.generate)

@@ -12,6 +12,8 @@ import functools
 import numpy as np
 import pytest
 import reference as ref
+import reference_hybrid as hybrid
+import reference_trm as trm
 from guarded import STREAM, bits, call, run
 
 import gpt2c
@@ -19,7 +21,7 @@ from gpt2c import _core
 from gpt2c.llmc import bf16_bits
 
 U = 2.0**-24  # half the distance from 1 to the next float32
-TINY = 2.0**-148  # below 2^-126 roundings are off by an amount instead: two of them by this
+TINY = 2.0**-120  # numbers below 2^-126 count as zero: what a sum of 64 such can amount to
 
 CASES = {}
 
@@ -144,7 +146,7 @@ def rmsnorm_backward(rng, R, C, gains=True):
 
 
 # ---- matmul: M x K times K x N, across the borders of tiles (M 4, 6, 14; N 8, 16, 32), of spans of K (384)
-# and of blocks (M 292, 438, 1022; N 80, 160, 320)
+# and of blocks (M 256, 384, 896; N 80, 160, 320)
 
 PRODUCTS = [
     (0, 5, 3), (1, 1, 1), (2, 3, 5), (4, 17, 33), (5, 16, 32), (3, 770, 7), (13, 31, 31), (14, 383, 32),
@@ -253,6 +255,229 @@ def attention_cached_forward(rng, B, T, H, D, pos):
     bound = (2 * off + gamma(2 * (pos + T) + 8)) * size_out
     args = unset(B, T, H * D), *before, qkv[:, pos:].copy(), np.array([pos], np.int32), H
     return args, [(out[:, pos:], bound[:, pos:]), (after[0], 0), (after[1], 0)]
+
+
+# ---- the Tiny Recursive Model: dynamic tanh
+
+
+@case(*ROWS, large=(64, 1031))
+def dyt_forward(rng, R, C):
+    """tanh is off by 4 units of its own, and by what the rounding of a x does to it."""
+    x, a, w, b = normal(rng, R, C), single([0.8]), normal(rng, C), normal(rng, C)
+    t = abs(np.tanh(a * x.astype(float)))
+    bound = abs(w) * (8 * U * t + U * abs(a * x)) + gamma(2) * (abs(w) * t + abs(b))
+    return (unset(R, C), x, a, w, b), [(trm.dyt_forward(x, a, w, b), bound)]
+
+
+@case(*ROWS, large=(64, 1031))
+def dyt_backward(rng, R, C):
+    x, a, w, dout = normal(rng, R, C), single([0.8]), normal(rng, C), normal(rng, R, C)
+    old = normal(rng, R, C), normal(rng, 1), normal(rng, C), normal(rng, C)
+    exact = trm.dyt_backward(dout, x, a, w)
+    t = abs(np.tanh(a * x.astype(float)))
+    off_t = 8 * U * t + U * abs(a * x)
+    g = abs(dout.astype(float))
+    size_u, off_u = g * abs(w) * (1 + t**2), g * abs(w) * 2 * t * off_t
+    sizes = a * size_u, (size_u * abs(x)).sum(), ref.sum_rows(g * t), ref.sum_rows(g)
+    off = a * off_u, (off_u * abs(x)).sum(), ref.sum_rows(g * off_t), 0
+    roundings = 8, R * C + 8, R + 4, R + 2
+    expected = [(o + e, far + gamma(k) * (abs(o) + size)) for o, e, far, k, size in zip(old, exact, off, roundings, sizes)]
+    return (*old, dout, x, a, w), expected
+
+
+# ---- attention with contextual positions: B, T, H, D, rows of the table, and how large the entries of q and k are
+
+COPE_HEADS = [
+    (0, 3, 1, 4, 3), (1, 1, 1, 1, 1), (2, 1, 3, 2, 2), (1, 2, 1, 3, 4), (2, 7, 2, 5, 3), (1, 8, 2, 8, 9), (1, 9, 1, 7, 1),
+    (3, 15, 1, 16, 5), (1, 16, 2, 15, 17), (1, 17, 1, 17, 4), (9, 31, 2, 33, 12), (1, 32, 1, 31, 65), (2, 33, 1, 64, 7),
+    (1, 67, 1, 13, 20), (1, 33, 1, 4, 9, 30), (1, 20, 1, 4, 65, 300),
+]  # fmt: skip
+
+
+def cope_inputs(rng, B, T, H, D, M, scale=1):
+    """-> qkv, table, the oracle's cache and results, and how far off gates, positions and scores may be.
+
+    r is off by gamma(D) of its size. A gate turns that into a quarter of it at most, and adds a few roundings; a position
+    is a sum of gates; reading the table at a position that is off by so much is off by that times its steepest part.
+    """
+    qkv, table = normal(rng, B, T, 3 * H * D), normal(rng, H, M, D)
+    qkv[..., : 2 * H * D] *= scale
+    out, c = trm.cope_forward(qkv, table, H)
+    q, k = abs(c["q"]), abs(c["k"])
+    seen = np.tri(T)
+    size_r = q @ k.swapaxes(-1, -2) * seen
+    off_r = gamma(D + 2) * size_r
+    off_gate = c["gate"] * (1 - c["gate"]) * off_r * (1 + off_r) + 4 * U * c["gate"]
+    off_p = np.flip(np.flip(off_gate, -1).cumsum(-1), -1) + gamma(T + 1) * c["total"]
+    size_z = np.einsum("bhid,hmd->bhim", q, abs(table))
+    size_z = np.concatenate([size_z, 0 * size_z[..., :1]], -1)
+    size_read = np.take_along_axis(size_z, c["m"], -1) + np.take_along_axis(size_z, c["m"] + 1, -1)
+    z = np.einsum("bhid,hmd->bhim", c["q"], table)
+    steepest = abs(np.diff(z, axis=-1)).max(-1, initial=0)[..., None]
+    off_score = (off_r + gamma(2) * size_r) / np.sqrt(D) + steepest * off_p + gamma(D + 6) * size_read
+    off = (off_score * seen).max(initial=0) + U * (2 * abs(c["preatt"]).max(initial=0) + abs(c["lse"]).max(initial=0) + 3)
+    size_out = ref.merge_heads(c["att"] @ abs(c["v"]))
+    return qkv, table, out, c, size_out, (off_gate, off_p, off_score, off, size_read)
+
+
+@case(*COPE_HEADS, large=(2, 129, 7, 33, 40))
+def cope_forward(rng, B, T, H, D, M, scale=1):
+    qkv, table, out, c, size_out, (_, _, off_score, off, _) = cope_inputs(rng, B, T, H, D, M, scale)
+    args = unset(*out.shape), unset(B, H, T), unset(B, H, T, T), unset(B, H, T, T), qkv, table
+    share = 2 * off + gamma(2 * T + 8)
+    return args, [(out, share * size_out), (c["lse"], off + gamma(T + 8) * (1 + abs(c["lse"]))),
+                  (c["preatt"], off_score * np.tri(T) + gamma(2) * abs(c["preatt"])), (c["att"], share * c["att"])]
+
+
+@case(*COPE_HEADS, large=(2, 129, 7, 33, 40))
+def cope_backward(rng, B, T, H, D, M, scale=1):
+    """Where a position is so near a row of the table that rounding may take it to the other side, the slope of either side
+    is right, and the bound is as wide as they differ."""
+    qkv, table, out, c, _, (off_gate, off_p, _, off, size_read) = cope_inputs(rng, B, T, H, D, M, scale)
+    dqkv, dtable, dout = normal(rng, *qkv.shape), normal(rng, *table.shape), normal(rng, *out.shape)
+    q, k, v, dy = (abs(x) for x in (c["q"], c["k"], c["v"], ref.split_heads(dout.astype(float), H)))
+    seen, share = np.tri(T), off + gamma(2 * T + D + 16)
+    datt = dy @ v.swapaxes(-1, -2)
+    size_ds = c["att"] * (datt + (c["att"] * datt).sum(-1, keepdims=True))
+    off_ds = share * size_ds
+
+    slopes = np.einsum("bhid,hmd->bhim", c["q"], np.diff(table.astype(float), axis=1))
+    slopes = np.concatenate([slopes, 0 * size_read[..., :1], 0 * size_read[..., :1]], -1) if T else size_read
+    nearest = np.clip(np.rint(c["total"]).astype(int), 0, M - 1) if T else c["m"]
+    left, right = (np.take_along_axis(slopes, np.maximum(nearest - 1 + side, 0), -1) for side in (0, 1))
+    jump = np.where(abs(c["total"] - nearest) <= off_p, abs(right - left), 0)
+    size_dp = size_ds * size_read
+    off_dp = (share + gamma(D + 8)) * size_dp + size_ds * jump
+    size_dg, off_dg = size_dp.cumsum(-1), off_dp.cumsum(-1) + gamma(T + 1) * size_dp.cumsum(-1)
+    flat = c["gate"] * (1 - c["gate"])
+    off_dr = (off_ds + gamma(4) * size_ds) / np.sqrt(D) + off_dg * flat + size_dg * (off_gate + 4 * U * c["gate"]) * seen
+    size_dr = size_ds / np.sqrt(D) + size_dg * flat
+
+    read = np.zeros((*q.shape[:3], M + 1))  # how much of ds each row of the table gets
+    for index in np.ndindex(size_ds.shape):
+        read[index[:3]][c["m"][index]] += (1 - c["f"][index]) * size_ds[index]
+        read[index[:3]][c["m"][index] + 1] += c["f"][index] * size_ds[index]
+    off_read = (share + gamma(T + 6)) * read[..., :M] + (size_ds * off_p).sum(-1, keepdims=True)
+    off_dq = off_dr @ k + np.einsum("bhim,hmd->bhid", off_read, abs(table))
+    off_dq += gamma(T + M + 4) * (size_dr @ k + np.einsum("bhim,hmd->bhid", read[..., :M], abs(table)))
+    off_dk = off_dr.swapaxes(-1, -2) @ q + gamma(T + 4) * (size_dr.swapaxes(-1, -2) @ q)
+    off_dv = share * (c["att"].swapaxes(-1, -2) @ dy)
+    off_dqkv = np.concatenate([ref.merge_heads(d) for d in (off_dq, off_dk, off_dv)], axis=-1) + gamma(2) * abs(dqkv)
+    off_dtable = np.einsum("bhim,bhid->hmd", off_read + gamma(B * T + 8) * read[..., :M], q) + gamma(2) * abs(dtable)
+    exact = trm.cope_backward(dout, c)
+    args = dqkv, dtable, dout, qkv, single(out), single(c["lse"]), table
+    return args, [(dqkv + exact[0], off_dqkv), (dtable + exact[1], off_dtable)]
+
+
+@case(*[(B, T, H, D, pos, M) for (B, T, H, D, pos), M in zip(DECODED, (3, 1, 2, 30, 5))], large=(2, 65, 7, 33, 64, 40))
+def cope_cached_forward(rng, B, T, H, D, pos, M):
+    """As attention_cached_forward."""
+    qkv, table, out, _, size_out, (_, _, _, off, _) = cope_inputs(rng, B, pos + T, H, D, M)
+    _, k, v = np.split(qkv, 3, axis=-1)
+    after = np.full((2, B, pos + T + 3, H * D), 1e30, np.float32)
+    after[:, :, : pos + T] = k, v
+    before = after.copy()
+    before[:, :, pos : pos + T] = 1e30
+    bound = (2 * off + gamma(2 * (pos + T) + 8)) * size_out
+    args = unset(B, T, H * D), *before, qkv[:, pos:].copy(), np.array([pos], np.int32), table
+    return args, [(out[:, pos:], bound[:, pos:]), (after[0], 0), (after[1], 0)]
+
+
+# ---- residuals with a scale, and adaptive depth
+
+
+@case(*ROWS, (5, 9, False), large=(64, 1031))
+def scaled_residual_forward(rng, R, C, adaptive=True):
+    x, y, scale = normal(rng, R, C), normal(rng, R, C), single([0.3])
+    depth = rng.integers(1, 5, R).astype(np.float32) if adaptive else None
+    exact = trm.scaled_residual_forward(x, y, scale, depth, 3)
+    bound = gamma(2) * (abs(x) + abs(scale * y)) * (1 if depth is None else (depth >= 3)[:, None])  # else: exact
+    return (unset(R, C), x, y, scale, depth, 3), [(exact, bound)]
+
+
+@case(*ROWS, (5, 9, False), large=(64, 1031))
+def scaled_residual_backward(rng, R, C, adaptive=True):
+    y, scale, dout = normal(rng, R, C), single([0.3]), normal(rng, R, C)
+    old = normal(rng, R, C), normal(rng, R, C), normal(rng, 1)
+    depth = rng.integers(1, 5, R).astype(np.float32) if adaptive else None
+    exact = trm.scaled_residual_backward(dout, y, scale, depth, 3)
+    sizes = trm.scaled_residual_backward(abs(dout), abs(y), scale, depth, 3)
+    roundings = 1, 2, R * C + 2
+    expected = [(o + e, gamma(n) * (abs(o) + size)) for o, e, n, size in zip(old, exact, roundings, sizes)]
+    return (*old, dout, y, scale, depth, 3), expected
+
+
+def halting_inputs(rng, R, C, steps=4):
+    """x after each step, w, b, and what the oracle makes of them; no row is near the threshold."""
+    xs = [normal(rng, R, C) for _ in range(steps)]
+    w, b = single(normal(rng, C) / np.sqrt(max(C, 1))), single([-0.7])
+    mixed, prob, weight, depth, total = trm.halting_forward(xs, w, b, 0.9)
+    assert abs(np.cumsum(prob, axis=0) - 0.9).min(initial=1) > 1e-5
+    return xs, w, b, mixed, prob, weight, depth, total
+
+
+def halting_state(prob, depth, step):
+    """depth and total as they are before a step, from what they are after the last."""
+    now = np.minimum(depth, step)
+    return now, np.array([prob[: n - 1, r].sum() for r, n in enumerate(now)])
+
+
+@case(*ROWS, (5, 9, 1), (5, 9, 4), large=(64, 1031))
+def halting_forward(rng, R, C, step=2):
+    xs, w, b, _, prob, weight, depth, _ = halting_inputs(rng, R, C)
+    (before, total), (after, _), x = halting_state(prob, depth, step), halting_state(prob, depth, step + 1), xs[step - 1]
+    prob, weight = prob[step - 1], weight[step - 1]
+    off_p = 0.25 * gamma(C + 3) * (abs(x.astype(float)) @ abs(w) + 1) + 8 * U
+    off_weight = (weight > 0) * (off_p + 4 * U)
+    old = normal(rng, R, C)
+    args = unset(R), unset(R), single(total), single(before), old, x, w, b, step, 4, 0.9
+    if step == 1:  # what is there does not count
+        args, old = (*args[:2], *(np.full_like(a, np.nan) for a in args[2:5]), *args[5:]), 0 * old
+    new_total = single(total) + np.where(depth > step, prob, 0)
+    bounds = off_p, off_weight, off_p + 2 * U, 0, off_weight[:, None] * abs(x) + gamma(2) * (abs(old) + abs(x))
+    return args, zip((prob, weight, new_total, after, old + weight[:, None] * x), bounds)
+
+
+@case(*ROWS, (5, 9, 1), (5, 9, 4), large=(64, 1031))
+def halting_backward(rng, R, C, step=2):
+    xs, w, b, _, prob, weight, depth, _ = halting_inputs(rng, R, C)
+    old, dmixed, x = (normal(rng, R, C), normal(rng, C), normal(rng, 1)), normal(rng, R, C), xs[step - 1]
+    dtotal = normal(rng, R)
+    dweight = (dmixed.astype(float) * x).sum(-1)
+    after = np.where(depth == step, dtotal - dweight, dtotal)
+    p = single(prob[step - 1]).astype(float)
+    goes_on = depth > step
+    d = np.where(goes_on, (dtotal + dweight) * p * (1 - p), 0)
+    share = single(weight[step - 1])
+    size_dweight = (abs(dmixed.astype(float)) * abs(x)).sum(-1)
+    size_d = np.where(goes_on, (abs(dtotal) + size_dweight) * p * (1 - p), 0)
+    off_d = gamma(C + 6) * size_d + np.where(goes_on, 2 * U * p * (abs(dtotal) + size_dweight), 0)
+    exact = share[:, None] * dmixed + d[:, None] * w, d @ x, d.sum()
+    off = off_d[:, None] * abs(w), off_d @ abs(x), off_d.sum()
+    sizes = abs(share[:, None] * dmixed) + size_d[:, None] * abs(w), size_d @ abs(x), size_d.sum()
+    expected = [(o + e, far + gamma(n) * (abs(o) + size))
+                for o, e, far, n, size in zip(old, exact, off, (4, R + 2, R + 2), sizes)]
+    expected.append((after, gamma(C + 2) * (abs(dtotal) + size_dweight) * (depth == step)))
+    args = *old, dtotal, dmixed, x, w, single(prob[step - 1]), share, single(depth), step
+    return args, expected
+
+
+@case((0,), (1,), (7,), (33, 33), large=(5003,))
+def ponder_forward(rng, R, ignored=1):
+    depth, total = rng.integers(1, 7, R).astype(np.float32), single(rng.random(R))
+    targets = rng.integers(3, size=R, dtype=np.int32)
+    targets[:ignored] = -1
+    ponder, mean_depth, count = trm.ponder_forward(depth, total, targets)
+    args = unset(1), unset(1), unset(1), depth, total, targets
+    return args, [(ponder, gamma(2) * ponder), (mean_depth, gamma(2) * mean_depth), (count, 0)]
+
+
+@case((0,), (1,), (7,), (33, 33), large=(5003,))
+def ponder_backward(rng, R, ignored=1):
+    targets = rng.integers(3, size=R, dtype=np.int32)
+    targets[:ignored] = -1
+    exact = trm.ponder_backward(targets, float(single(0.05)))
+    return (unset(R), targets, single([(targets >= 0).sum()]), 0.05), [(exact, gamma(1) * abs(exact))]
 
 
 # ---- activations
@@ -456,6 +681,13 @@ def residual_backward(rng, R):
     return (da, db, dout), [(da + dout, 0), (db + dout, 0)]
 
 
+def test_residual_takes_a_multiple_of_what_is_added(isa, rng):
+    a, b, scale = normal(rng, 37), normal(rng, 37), 0.25  # a power of 2: one rounding
+    np.testing.assert_array_equal(run("residual_forward", unset(37), a, b, scale)[0], a + scale * b)
+    da, db = run("residual_backward", a, b, a, 1, 1, scale)
+    np.testing.assert_array_equal((da, db), (a + a, b + scale * a))
+
+
 @case((0, 2, 3), (1, 1, 1), (3, 5, 7), (2, 4, 33), large=(16, 9, 1801))
 def last_position_forward(rng, B, T, C):
     x = normal(rng, B, T, C)
@@ -497,16 +729,21 @@ def crossentropy_forward(rng, R, P, V, scale=1, ignored=0):
     return args, [(losses, 2 * off * (targets >= 0)), (lse, off)]
 
 
-@case(*LOGITS, large=(101, 337, 331))
-def crossentropy_backward(rng, R, P, V, scale=1, ignored=0):
+@case(*LOGITS, (9, 40, 37, 30, 2, True), (4, 31, 17, 1, 0, True), large=(101, 337, 331))
+def crossentropy_backward(rng, R, P, V, scale=1, ignored=0, weighted=False):
     logits, targets, (_, lse, _) = crossentropy_inputs(rng, R, P, V, scale, ignored)
     count = (targets >= 0).sum()
+    weights = normal(rng, R) if weighted else None
     exact = ref.crossentropy_backward(np.nan_to_num(logits), targets, V)
     hit = np.arange(P) == targets[:, None]
     p = exact * max(count, 1) + hit  # the probabilities; 0 in rows and columns that do not count
     off = U * (np.nan_to_num(abs(logits - lse[:, None])) + abs(lse[:, None])) + gamma(8)
-    args = unset(R, P), logits, single(lse), targets, single([count]), V
-    return args, [(exact, (p * off + gamma(3) * hit) / max(count, 1))]
+    off = (p * off + gamma(3 + weighted) * hit) / max(count, 1)
+    if weighted:
+        off = (off + U * abs(exact)) * abs(weights[:, None])
+        exact = ref.crossentropy_backward(np.nan_to_num(logits), targets, V, weights)
+    args = unset(R, P), logits, single(lse), targets, single([count]), weights, V
+    return args, [(exact, off)]
 
 
 @case((0,), (1,), (7,), (64,), large=(1001,))
@@ -523,6 +760,166 @@ def mean_loss(rng, R, counted):
     return (unset(1), losses, single([counted])), [(exact, gamma(2) * exact)]
 
 
+# ---- experts: B, T, H, experts N, chosen besides the first K. Every value is off by the roundings of the sums behind it;
+# they are bounded by the largest value of its tensor.
+
+
+def behind(n, exact, *, terms=0.0):
+    """A value of a tensor behind n roundings, of sums whose terms reach what the tensor and `terms` do."""
+    return gamma(n) * (abs(exact).max(initial=0) + terms)
+
+
+def cast(arrays):
+    """As the kernels receive them: float32, whole numbers as they are, None where absent (or of no size)."""
+    return [None if a is None or 0 in a.shape[-1:] else a if a.dtype == np.int32 else single(a) for a in arrays]
+
+
+def expert_weights(rng, H, N):
+    shapes = (N, 2 * H, H), (N, 2 * H, H), (N, H, 2 * H), (N - 1, H)
+    return [single(rng.standard_normal(shape) / np.sqrt(shape[-1])) if shape[0] else None for shape in shapes]
+
+
+MIXTURES = [
+    (1, 1, 1, 1, 1), (2, 3, 5, 4, 1), (1, 7, 16, 4, 2), (3, 5, 17, 3, 2), (1, 33, 8, 5, 3), (5, 13, 33, 2, 1), (0, 2, 3, 3, 1),
+]  # fmt: skip
+
+
+def mixture_of(rng, B, T, H, N, K):
+    """-> n, weights, the oracle's result, its cache, what is kept as (..., B, T, ...)"""
+    n, weights = normal(rng, B, T, H), expert_weights(rng, H, N)
+    out, cache = hybrid.moe_forward(n.reshape(-1, H), *weights, K)
+    kept = [a.reshape(*a.shape[:-2], B, T, a.shape[-1]) for a in hybrid.moe_kept(cache)]
+    return n, weights, out.reshape(B, T, H), cache, kept
+
+
+@case(*MIXTURES, large=(9, 7, 48, 4, 1))
+def moe_forward(rng, B, T, H, N, K):
+    n, weights, out, _, kept = mixture_of(rng, B, T, H, N, K)
+    expected = [(out, behind(6 * H + 30, out)), *((a, behind(6 * H + 30, a) * (a.dtype != np.int32)) for a in kept)]
+    outputs = [None if a is None else np.full_like(a, -7) for a in cast([out, *kept])]
+    return (*outputs, n, *weights), [pair for pair, output in zip(expected, outputs) if output is not None]
+
+
+@case(*MIXTURES, (3, 5, 17, 3, 2, 0.5), large=(9, 7, 48, 4, 1))
+def moe_backward(rng, B, T, H, N, K, balance=0.0):
+    n, weights, _, cache, kept = mixture_of(rng, B, T, H, N, K)
+    dout, slope, fraction = normal(rng, B, T, H), 0.0, None
+    if balance:
+        fraction = single(cache["picked"].mean(axis=0))
+        slope = balance * hybrid.balance_slope(cache["picked"])
+    dn, _, (da, db, dlogits) = hybrid.moe_backward(dout.reshape(-1, H), cache, *weights, slope)
+    dgates = hybrid.by_slot(np.concatenate([da, db], axis=-1), kept[-1].reshape(B * T, kept[-1].shape[-1]))
+    exact = [a.reshape(shape) for a, shape in zip((dn, dgates, dlogits), (dout.shape, kept[0].shape, kept[2].shape))]
+    outputs = [None if a is None else np.full_like(a, -7) for a in cast(exact)]
+    args = *outputs, dout, *cast(kept), *weights, fraction, balance
+    return args, [(a, behind(9 * H + 60, a, terms=0.5)) for a, output in zip(exact, outputs) if output is not None]
+
+
+@case(*MIXTURES, (3, 400, 2, 3, 1), large=(9, 7, 48, 4, 1))
+def moe_backward_w(rng, B, T, H, N, K):
+    """More rows of an expert than are gathered at a time are among the sizes."""
+    n, _, _, _, kept = mixture_of(rng, B, T, H, N, K)
+    gates, _, _, shares, chosen = cast(kept)
+    dout, dgates = normal(rng, B, T, H), normal(rng, *gates.shape)
+    old = normal(rng, N, 2 * H, H), normal(rng, N, 2 * H, H), normal(rng, N, H, 2 * H)
+    exact, size = [a.astype(float) for a in old], [abs(a.astype(float)) for a in old]
+    for slot, (g, d) in enumerate(zip(gates.astype(float), dgates.astype(float))):
+        hidden = g[..., : 2 * H] * ref.sigmoid(g[..., : 2 * H]) * g[..., 2 * H :]
+        dy = dout * shares[..., slot, None].astype(float)
+        pairs = (d[..., : 2 * H], n.astype(float)), (d[..., 2 * H :], n.astype(float)), (dy, hidden)
+        for e in range(N):
+            rows = chosen[..., slot] == e
+            for i, (left, right) in enumerate(pairs):
+                exact[i][e] += left[rows].T @ right[rows]
+                size[i][e] += abs(left[rows]).T @ abs(right[rows])
+    args = *old, dout, dgates, gates, n, shares, chosen
+    return args, [(e, gamma(B * T * len(gates) + 24) * s) for e, s in zip(exact, size)]
+
+
+@case((1, 1, 1), (3, 2, 1), (17, 5, 2), (0, 3, 1), large=(3001, 3, 2))
+def balance_forward(rng, R, M, K):
+    probs, chosen = single(hybrid.softmax(normal(rng, R, M))), rng.permuted(np.tile(np.arange(M), (R, 1)), axis=1)[:, :K]
+    picked = (chosen[:, :, None] == np.arange(M)).sum(axis=1)
+    fraction = picked.sum(axis=0) / max(R, 1)
+    loss = M * (fraction * probs.sum(axis=0, dtype=float) / max(R, 1)).sum()
+    chosen = np.concatenate([np.zeros((R, 1), int), chosen + 1], axis=1).astype(np.int32)
+    return (unset(1), unset(M), probs, chosen), [(loss, gamma(8) * loss), (fraction, gamma(2) * fraction)]
+
+
+# ---- the recurrent layer: B, T, H, experts N (0: none), K; time mixing; xr; the balance loss, skip and a gradient from later
+# steps. Each step starts from the roundings of the one before, so that bounds grow with T.
+
+LAYERS = [
+    (1, 1, 1, 0, 1), (1, 1, 1, 1, 1), (2, 3, 5, 4, 1), (3, 4, 16, 4, 2), (2, 4, 17, 3, 2), (5, 2, 33, 2, 1), (2, 5, 9, 0, 1),
+    (2, 3, 5, 4, 1, False), (3, 3, 7, 0, 1, False), (2, 3, 31, 0, 1, True, False), (2, 3, 6, 4, 2, True, True, 0.5),
+    (70, 2, 4, 4, 1),
+]  # fmt: skip
+VECTORS = ("hid_norm", *hybrid.TIME_MIXING[5:], "moe_norm")
+
+
+def layer_of(rng, B, T, H, N, K, mixing=True, with_xr=True):
+    """-> inputs, state, weights by name, the oracle's (out, last state, cache), skip"""
+    cfg = dict(vocab_size=1, hidden=H, num_layers=1, embed=H, num_experts=max(N, 1), top_k=K, fast_mode=not N,
+               use_rwkv=mixing, carry="layer")
+    weights = hybrid.layer_weights(hybrid.hybrid_random_params(cfg, 1), cfg, 0)
+    inputs = [normal(rng, B, T, H) for _ in range(3)] + [normal(rng, B, T, H) if with_xr else None]
+    state = {name: abs(normal(rng, B, H)) for name in hybrid.zero_state(cfg, B)}
+    skip = 0.5 if with_xr else 0.0
+    return inputs, state, weights, hybrid.gru_forward(*inputs, state, weights, K, skip), skip
+
+
+def states(arrays):
+    return [arrays.get(name) for name in ("h", "num", "den", "xprev")]
+
+
+def layer_weights(weights):
+    names = "hid_norm", "uz", "ur", "uh", *hybrid.TIME_MIXING, *hybrid.EXPERTS
+    return [weights.get(name) for name in names]
+
+
+def steps_bound(T, H, exact):
+    return behind(T * (24 * H + 200), exact, terms=0.1)
+
+
+@case(*LAYERS, large=(9, 3, 48, 4, 1))
+def gru_forward(rng, B, T, H, N, K, mixing=True, with_xr=True, _=0.0):
+    inputs, state, weights, (out, last, cache), skip = layer_of(rng, B, T, H, N, K, mixing, with_xr)
+    exact = [out, *hybrid.gru_kept(cache, last), *states(last)]
+    outputs = [None if a is None else np.full_like(a, -7) for a in cast(exact)]
+    expected = [(a, 0 if a.dtype == np.int32 else steps_bound(T, H, a)) for a, o in zip(exact, outputs) if o is not None]
+    return (*outputs, *inputs, *states(state), *layer_weights(weights), 1e-6, skip), expected
+
+
+@case(*LAYERS, large=(9, 3, 48, 4, 1))
+def gru_backward(rng, B, T, H, N, K, mixing=True, with_xr=True, balance=0.0):
+    inputs, state, weights, (out, last, cache), skip = layer_of(rng, B, T, H, N, K, mixing, with_xr)
+    acts, mixed, _, *kept = hybrid.gru_kept(cache, last)
+    dout, flow = normal(rng, B, T, H), {name: normal(rng, B, H) for name in state}
+    *deltas, dxr, dstate, grads = hybrid.gru_backward(dout, flow, cache, balance)
+    steps = cache["steps"]
+    exact = {"deltas": np.stack(deltas), "mixed": None, "dtotal": None, "dgates": None, "dlogits": None}
+    if mixing:
+        exact["mixed"] = np.stack([np.stack(d, axis=1) for d in zip(*(s["mixed_deltas"] for s in steps))])
+    fraction = None
+    if N:
+        exact["dtotal"] = np.stack([s["dtotal"] for s in steps], axis=1)
+        da, db, dlogits = (np.stack(d, axis=1).reshape(B * T, *d[0].shape[1:]) for d in zip(*(s["dgates"] for s in steps)))
+        chosen = kept[-1].reshape(B * T, kept[-1].shape[-1])
+        exact["dgates"] = hybrid.by_slot(np.concatenate([da, db], axis=-1), chosen).reshape(kept[0].shape)
+        exact["dlogits"] = dlogits.reshape(B, T, N - 1)
+        if balance:
+            fraction = single(np.concatenate([s["moe"]["picked"] for s in steps]).mean(axis=0))
+    exact = [*exact.values(), *states(dstate)]
+    outputs = [None if a is None else np.full_like(a, -7) for a in cast(exact)]
+    old = [normal(rng, B, T, H) if with_xr else None] + [normal(rng, H) if name in weights else None for name in VECTORS]
+    added = [dxr, *(grads.get(name) for name in VECTORS)]
+    expected = [(a, steps_bound(T, H, a)) for a, o in zip(exact, outputs) if o is not None]
+    sums = [(o + a, steps_bound(T, H, a) + U * abs(o + a)) for o, a in zip(old, added) if o is not None]
+    args = (old[0], *outputs, *old[1:], dout, *states(flow), *cast([out, acts, mixed, *kept]), *states(state),
+            *layer_weights(weights), fraction, 1e-6, skip, balance)
+    return args, sums[:with_xr] + expected + sums[with_xr:]
+
+
 # ---- optimizer
 
 
@@ -537,6 +934,30 @@ def adamw(rng, R):
     bound = gamma(16) * size_step + gamma(4) * (lr * decay + 1) * abs(params)
     args = params, m, v, grads, lr, beta1, beta2, eps, decay, bias1, bias2, scale
     return args, [(new, bound), (new_m, gamma(4) * size_m), (new_v, gamma(5) * new_v)]
+
+
+@case(*LENGTHS, (33, 0.0, 0.9), (33, 1.0, 0.0), (33, 0.0, 0.9, 1), (97, 0.3, 0.9, 0, 1), large=(8 * 16384 + 5,))
+def sgd(rng, R, dampening=0.3, momentum=0.9, nesterov=0, first=0):
+    params, m, grads = normal(rng, R), normal(rng, R), normal(rng, R)
+    lr, momentum, dampening, decay, scale = (float(single(x)) for x in (0.1, momentum, dampening, 0.3, 0.7))
+    exact = ref.sgd(params, grads, m, lr, momentum, dampening, decay, nesterov, first, scale)
+    size_d = scale * abs(grads) + decay * abs(params)
+    size_m = size_d if first else momentum * abs(m) + (1 - dampening) * size_d
+    size_p = abs(params) + lr * (size_d + momentum * size_m if nesterov else size_m)
+    args = params, m, grads, lr, momentum, dampening, decay, scale, nesterov, first
+    return args, [(exact[0], gamma(8) * size_p), (exact[1], gamma(5) * size_m)]
+
+
+@case(*LENGTHS, large=(8 * 16384 + 5,))
+def add_scaled(rng, R):
+    y, x, a = normal(rng, R), normal(rng, R), float(single(0.3))
+    return (y, x, a), [(y + a * x.astype(np.float64), gamma(2) * (abs(y) + a * abs(x)))]
+
+
+@case(*LENGTHS, large=(8 * 16384 + 5,))
+def clamp(rng, R):
+    x = normal(rng, R)
+    return (x, 0.5), [(np.clip(x, -0.5, 0.5), 0)]
 
 
 @case(*LENGTHS, large=(8 * 16384 + 5,))
@@ -587,25 +1008,32 @@ def test_threads_change_no_bit(isa, threads, name):
     assert together == 5 * [bits(call(name, args))]
 
 
-def is_batch(array):
-    return array[2][0] in ((1, "R"), (1, "B"))  # its leading dimension, in the kernel's door
+def batch_axis(array):
+    """Which dimension runs over independent rows, in the kernel's door; None if none does."""
+    return next((i for i, size in enumerate(array[2]) if size in ((1, "R"), (1, "B"))), None)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if is_batch(_core.DOORS[name].arrays[0])
+def rows_of(array, axis, part):
+    return array if axis is None or array is None else np.ascontiguousarray(array[(slice(None),) * axis + (part,)])
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if batch_axis(_core.DOORS[name].arrays[0]) == 0
                                   and not name.startswith("dropout")])  # whose masks depend on where an element stands
 def test_an_element_or_row_has_the_same_bits_wherever_it_stands(isa, name):
     args, _ = made(name, CASES[name][2])
     door = _core.DOORS[name].arrays
-    batch = [i for i, array in enumerate(door) if is_batch(array)]
-    outputs = [i for i in batch if door[i][-1]]
+    axes = [batch_axis(array) for array in door] + [None] * (len(args) - len(door))
+    outputs = [axis for array, axis, arg in zip(door, axes, args) if array[-1] and arg is not None]
     R, fewest = len(args[0]), 5 if name == "matmul_forward" else 1  # up to 4 rows are multiplied another way
     whole = call(name, args)
     for n in range(min(R, 35)):
         for part in slice(n, R), slice(0, R - n), slice(n, n + fewest), slice(0, n + fewest):
             if part.stop > R or part.stop - part.start < fewest:
                 continue
-            some = call(name, [a[part] if i in batch else a for i, a in enumerate(args)])
-            assert bits(some[i] for i in outputs) == bits(whole[i][part] for i in outputs)
+            some = call(name, [rows_of(a, axis, part) for a, axis in zip(args, axes)])
+            expected = [rows_of(a, axis, part) for a, axis in zip(whole, outputs)]
+            assert bits(a for a, axis in zip(some, outputs) if axis is not None) == bits(
+                a for a, axis in zip(expected, outputs) if axis is not None)
 
 
 # ---- what single kernels promise besides
@@ -644,6 +1072,37 @@ def test_gelu_of_special_values(isa, name):
     getattr(STREAM, name)(out, x)
     np.testing.assert_array_equal(out, single([0.0, -0.0, np.nan, np.nan, np.inf, 3e38, 0.0, 0.0, 0.0]))
     assert list(np.signbit(out[:2])) == [False, True]
+
+
+def test_tanh_over_all_floats(isa):
+    """Through dyt_forward with a = w = 1 and b = 0: within 4 units in the last place."""
+    x = np.arange(0, 2**32, 2003).astype(np.uint32).view(np.float32)
+    x = x[(abs(x) < np.inf) & (abs(x) > 2.0**-126)][None]
+    out, one = unset(*x.shape), np.ones(x.shape[1], np.float32)
+    STREAM.dyt_forward(out, x, one[:1], one, 0 * one)
+    exact = np.tanh(x.astype(float))
+    assert (abs(out - exact) <= 4 * np.spacing(abs(single(exact)))).all()
+
+
+def test_contextual_positions_of_nan_and_infinite_scores_read_nothing_wild(isa):
+    qkv, table = np.full((1, 40, 24), np.nan, np.float32), np.ones((2, 5, 4), np.float32)
+    for value in np.nan, np.inf, 3e38:
+        qkv[...] = value
+        outputs = run("cope_forward", unset(1, 40, 8), unset(1, 2, 40), None, None, qkv, table)
+        run("cope_backward", np.zeros_like(qkv), 0 * table, outputs[0], qkv, *outputs, table)
+
+
+def test_contextual_decoding_in_any_steps_is_the_full_forward(isa):
+    sizes = B, T, H, D, _ = 2, 33, 3, 13, 9
+    (*_, qkv, table), [(out, bound), *_] = made("cope_forward", sizes)
+    for ends in range(1, T + 1), (7, 8, 30, T), (T,):
+        caches, parts, pos = [unset(B, T + 2, H * D), unset(B, T + 2, H * D)], [], 0
+        for end in ends:
+            new, at = qkv[:, pos:end].copy(), np.array([pos], np.int32)
+            part, *caches = run("cope_cached_forward", unset(B, end - pos, H * D), *caches, new, at, table)
+            parts.append(part)
+            pos = end
+        assert_within([np.concatenate(parts, axis=1)], [(out, bound)])
 
 
 @pytest.mark.parametrize("T, I", [(63, 1), (500, 200), (4000, 5), (66000, 9), (66000, 17)])
@@ -686,6 +1145,17 @@ def test_global_norm_of_whole_numbers_is_exact(isa, rng, R):
     assert run("global_norm", unset(1), x)[0] == single(ref.global_norm(x))
 
 
+def test_clamp_keeps_what_is_not_a_number(isa):
+    x = single([np.nan, np.inf, -np.inf, 1, -1, 0.25] * 7)
+    np.testing.assert_array_equal(run("clamp", x, 0.5)[0], single([np.nan, 0.5, -0.5, 0.5, -0.5, 0.25] * 7))
+
+
+def test_sgd_without_momentum_needs_no_moments(isa, rng):
+    p, g = normal(rng, 33), normal(rng, 33)
+    expected = ref.sgd(p, g, None, 0.1, weight_decay=0.3)[0], gamma(5) * (abs(p) + abs(g))
+    assert_within(call("sgd", (p, None, g, 0.1, 0.0, 0.0, 0.3)), [expected])
+
+
 @pytest.mark.parametrize("R, P, V, scale", [(1, 1, 1, 1), (5, 8, 3, 1), (4, 31, 17, 1), (6, 33, 29, 1e4)])
 def test_crossentropy_backward_may_store_over_the_logits(isa, R, P, V, scale):
     (_, logits, *others), _ = made("crossentropy_backward", (R, P, V, scale, 1))
@@ -713,23 +1183,46 @@ def test_decoding_in_any_steps_is_the_full_forward(isa):
     assert_within(decoded, 3 * [(out, bound)])
 
 
-@pytest.mark.parametrize("R, C, N", [(5, 1, 1), (7, 17, 13), (33, 769, 34), (30, 31, 771), (70, 129, 200)])
+BF16_PRODUCTS = [(5, 1, 1), (7, 17, 13), (33, 769, 34), (30, 31, 771), (70, 129, 200), (331, 40, 929)]
+
+
+def bf16_products(x, w, b, dout, old_dx, old_dw):
+    """-> out, dx, dw with the bias and what was there before"""
+    return [run("matmul_forward", unset(len(x), len(w)), x, w, b)[0], run("matmul_backward_x", old_dx.copy(), dout, w)[0],
+            run("matmul_backward_w", old_dw.copy(), None, dout, x)[0]]
+
+
+@pytest.mark.parametrize("R, C, N", BF16_PRODUCTS)
 def test_bf16_products_are_those_of_rounded_operands(R, C, N, isa, threads, rng):
     """Only the operands are rounded; the sums are as exact as with float32."""
     gpt2c.set_matmul_precision("bf16")
     full = normal(rng, R, C), normal(rng, N, C), normal(rng, R, N)
     x, w, dout = ((bf16_bits(a).astype(np.uint32) << 16).view(np.float32) for a in full)
-    size = [ref.matmul_forward(abs(x), abs(w)), *ref.matmul_backward(abs(dout), abs(x), abs(w))[:2]]
-    exact = [ref.matmul_forward(x, w), *ref.matmul_backward(dout, x, w)[:2]]
-    for a, b, c in (full, (x, w, dout)):
-        found = [run("matmul_forward", unset(R, N), a, b, None)[0], run("matmul_backward_x", np.zeros_like(a), c, b)[0],
-                 run("matmul_backward_w", np.zeros_like(b), None, c, a)[0]]
+    b, *old = normal(rng, N), normal(rng, R, C), normal(rng, N, C)
+    size = [ref.matmul_forward(abs(x), abs(w), abs(b)), *ref.matmul_backward(abs(dout), abs(x), abs(w))[:2]]
+    exact = [ref.matmul_forward(x, w, b), *ref.matmul_backward(dout, x, w)[:2]]
+    for i in 0, 1:
+        exact[i + 1], size[i + 1] = exact[i + 1] + old[i], size[i + 1] + abs(old[i])
+    for given in full, (x, w, dout):
+        found = bf16_products(given[0], given[1], b, given[2], *old)
         assert_within(found, [(e, gamma(k + 2) * s) for e, s, k in zip(exact, size, (C, N, R))])
+
+
+@pytest.mark.parametrize("R, C, N", BF16_PRODUCTS[2:])
+def test_threads_change_no_bit_of_bf16_products(R, C, N, isa, rng):
+    gpt2c.set_matmul_precision("bf16")
+    args = [normal(rng, *shape) for shape in ((R, C), (N, C), (N,), (R, N), (R, C), (N, C))]
+
+    def found(threads):
+        _core.use_threads(threads)
+        return bits(bf16_products(*args))
+
+    assert [found(2), found(3), found(7)] == 3 * [found(1)]
 
 
 def test_peak_counts_what_it_does(isa):
     """12 sums per lane go from 0, 0.1, 0.2, ... by s x + y; a sink is the sum over all of them."""
-    R, steps, lanes = 5, 7, {"avx2": 8, "avx512": 16, "avx512bf16": 16}.get(isa, 4)
+    R, steps, lanes = 5, 7, {"avx2": 8, "avx512": 16, "avx512bf16": 16, "amx": 16}.get(isa, 4)
     sums = 0.1 * np.arange(12)
     for _ in range(steps):
         sums = sums * 1.0001 + 0.0001
@@ -748,7 +1241,8 @@ def test_storing_is_adding_to_zeros(name, isa, rng):
     make, sizes, large = CASES[name]
     for size in (*sizes, large):
         args = make(rng, *size)[0]
-        stored = 2 if name == "matmul_backward_w" else len(STORING[name])  # the first outputs; there one flag is for both
+        one_for_all = {"matmul_backward_w": 2, "moe_backward_w": 3}  # outputs that share a flag
+        stored = one_for_all.get(name, len(STORING[name]))  # the first outputs
         zeros, nans = ([a if a is None else np.full_like(a, fill) for a in args[:stored]] for fill in (0, np.nan))
         added = call(name, (*zeros, *args[stored:]))
         found = call(name, (*nans, *args[stored:], *[0] * len(STORING[name])))

@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 
 import gpt2c
+from gpt2c.checkpoint import load_run
+from gpt2c.data import Lanes, write_shard
 from gpt2c.errors import UsageError
 from gpt2c.model import Model
 from gpt2c.models import make_config
 from gpt2c.sampler import Decoder
+from gpt2c.trainer import TrainConfig, Trainer
 
 GOLDENS = ["mingru_curve", "mingru_one_token", "mingru_ignored"]
 SMALL = dict(vocab_size=61, dim=48, depth=2)
@@ -200,7 +203,7 @@ def test_memory_grows_with_the_window_and_not_with_the_context():
     for part in chunks(*text(2, 160), 16):
         m.loss_and_grad(*part, window=3, train=True)
     passes = [*m._runner._chain, *sum(m._runner._spare.values(), [])]
-    assert len(passes) == 3 and sum(done._slab.nbytes for done in passes) == planned
+    assert len(passes) == 3 and sum(done.slab.nbytes for done in passes) == planned
 
 
 def test_decoding_is_the_full_forward_and_leaves_the_state_alone():
@@ -232,3 +235,56 @@ def test_a_long_prompt_is_read_in_pieces_with_the_same_result(monkeypatch):
 def test_shapes_that_cannot_be_are_refused(fields, message):
     with pytest.raises(UsageError, match=f"mingru: {message}, expected at least 1"):
         gpt2c.create("mingru", **fields)
+
+
+def test_evaluating_leaves_what_training_carries(tmp_path):
+    x, y = text(3, 24)
+    m = gpt2c.create("mingru", **SMALL)
+    m.forward(x, y, window=2)
+    carried = m.state["h"].copy()
+    zero = m.evaluate(x[:2], y[:2])
+    assert m.evaluate(x[:2], y[:2], continues=True) != zero and m.evaluate(x[:2], y[:2]) == zero
+    assert (m.state["h"] == carried).all() and len(m._runner._chain) == 1
+    m.backward()
+
+
+def lanes_trainer(path, seed=1337, **config):
+    m = gpt2c.create("mingru", seed=seed, **SMALL)
+    loader = Lanes(path, 4, 8, chunks=7)
+    settings = dict(update_chunks=2, backprop_chunks=3, max_steps=9, val_every=4, val_steps=2, learning_rate=1e-2)
+    val_loader = gpt2c.DataLoader(path, B=2, T=16)
+    return Trainer(m, loader, val_loader, TrainConfig(**settings | config))
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    write_shard(tmp_path / "x_train.bin", np.random.default_rng(0).integers(0, 61, 2000))
+    return str(tmp_path / "x_train.bin")
+
+
+def test_a_run_over_lanes_resumes_with_the_same_bits(tokens, tmp_path):
+    straight = lanes_trainer(tokens)
+    steps = list(straight)
+    for at in range(1, 9):
+        first = lanes_trainer(tokens)
+        for _ in zip(range(at), first):
+            pass
+        first.save(tmp_path / "part.safetensors")
+        model, run = load_run(tmp_path / "part.safetensors")
+        second = lanes_trainer(tokens, seed=2)
+        second.model = model
+        second = Trainer(model, second.loader, second.val_loader, second.config)
+        second.restore(run)
+        assert [step.loss for step in second] == [step.loss for step in steps[at:]], at
+        assert (second.model.params.flat == straight.model.params.flat).all(), at
+
+
+def test_more_chunks_per_update_do_not_raise_the_rate(tokens):
+    """The gradient of an update is the mean of its chunks', so its norm does not grow with their number."""
+    norms = {k1: next(iter(lanes_trainer(tokens, update_chunks=k1, backprop_chunks=1))).grad_norm for k1 in (1, 6)}
+    assert norms[6] < 1.2 * norms[1]
+
+
+def test_tokens_stand_for_chunks(tokens):
+    by_tokens = lanes_trainer(tokens, update_tokens=9, update_chunks=1, backprop_tokens=24, backprop_chunks=1)
+    assert [step.loss for step in by_tokens] == [step.loss for step in lanes_trainer(tokens)]

@@ -234,6 +234,13 @@ def test_crossentropy(rng, R, V, Vp):
     assert_close(dlogits, numeric_gradient(lambda: ref.crossentropy_forward(logits, targets, V)[2], logits))
     assert not dlogits[:, V:].any() and not dlogits[targets == -1].any()
 
+    weights = rng.standard_normal(R)
+    assert_close(
+        ref.crossentropy_backward(logits, targets, V, weights),
+        numeric_gradient(
+            lambda: weights @ ref.crossentropy_forward(logits, targets, V)[0] / max(1, (targets != -1).sum()), logits),
+    )
+
 
 def test_crossentropy_never_reads_padded_columns(rng):
     logits, targets = rng.standard_normal((4, 7)), np.array([0, 4, -1, 2])

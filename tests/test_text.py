@@ -97,12 +97,16 @@ def test_plain_text_comes_back_whole(write, size):
     assert all(a.at + len(a.text.encode()) == b.at for a, b in zip(parts, parts[1:]))
 
 
-def test_pieces_encode_to_the_ids_of_the_whole(write, stories):
+@pytest.mark.parametrize("block", [61, 1000])
+def test_pieces_encode_to_the_ids_of_the_whole(write, monkeypatch, block):
     """Wherever a block ends: the cuts are where no token reaches over."""
-    text = random_text(400_000, alphabet="ab 's\n\t.12é中") + "x" * 300_000 + " end"
+    monkeypatch.setattr("gpt2c.data.reading.BLOCK", block)
+    text = random_text(30_000, alphabet="ab 's\n\t.12é中") + random_text(30_000, alphabet="a  \n\n") + "x" * 5000 + " end"
     pieces = list(read_pieces([write("a.txt", text)], Reading()))
-    assert len(pieces) > 2
-    assert sum((stories.encode(piece.text) for piece in pieces), []) == stories.encode(text)
+    assert len(pieces) > 20
+    for kind in ("bpe", "word", "char", "byte"):
+        tokenizer = Tokenizer.make(kind, text)  # with tokens for runs of white space
+        assert np.concatenate([tokenizer.encode_array(piece.text) for piece in pieces]).tolist() == tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("at", range(8))
@@ -490,6 +494,9 @@ def test_text_is_encoded_once(write, cache, monkeypatch):
     others = [text_dataset([changed], "char", Reading()), text_dataset([path], "byte", Reading()),
               text_dataset([path], "char", Reading(), 0), text_dataset([path], "char", Reading(split_on="\n"))]
     assert len({first.train, *(other.train for other in others)}) == 5
+    table = write("d.csv", "text,b\none,two\nthree,four\nfive,six\n")
+    readings = [Reading(), Reading(column="b"), Reading(csv_header=False), Reading(errors="replace")]
+    assert len({text_dataset([table], "char", reading, 0).train for reading in readings}) == 4
     tokenizer = Tokenizer.load(first.tokenizer)
     assert tokenizer.decode(ids(first.train)) + tokenizer.decode(ids(first.val)) == "hello world, this is text\n" * 50
     assert len(ids(first.train)) == int(0.9 * 26 * 50)
@@ -580,4 +587,16 @@ def test_training_on_answers(write, tmp_path, cache):
     assert none.returncode == 4 and "none of the 27 conversations has an answer within T + 1 = 3 tokens" in none.stderr
     write("b.txt", "text")
     wrong = train(tmp_path, "--data", "b.txt", "--mask-prompt", "--tokenizer", STORIES, check=False)
-    assert wrong.returncode == 4 and "b.txt has no prompts to mask" in wrong.stderr
+    assert wrong.returncode == 4 and "b.txt is no file of items" in wrong.stderr
+
+
+@pytest.mark.parametrize("family, size", [("chargpt", ["--num-layers", "1"]), ("mingru", ["--dim", "16", "--depth", "1"])])
+def test_other_families_train_straight_from_text(write, tmp_path, cache, family, size):
+    write("a.txt", "the cat sat on the mat. " * 200)
+    command = [sys.executable, "-m", "gpt2c.train", "--model", family, "--data", "a.txt", "--tokenizer", "char", "-e", "scratch",
+               "-x", "3", "-s", "0", "-t", "32", "-o", "out", *size]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "vocab_size 11" in done.stdout and len(losses(tmp_path / "out")) == 3, done.stderr
+    found = subprocess.run([sys.executable, "-m", "gpt2c.eval", "out/ckpt_00000003.safetensors", "--data", "a.txt", "-t", "32"],
+                           cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert found.stdout.startswith("loss ") and "(4,799 tokens)" in found.stdout, found.stderr

@@ -12,7 +12,7 @@ import pytest
 
 import gpt2c
 from gpt2c.data import write_shard
-from gpt2c.optim import learning_rate
+from gpt2c.schedules import learning_rate
 from gpt2c.trainer import seconds
 
 SMALL = ["-e", "scratch", "--num-layers", "2", "--channels", "32", "--num-heads", "2", "--max-seq-len", "32",
@@ -48,8 +48,8 @@ def test_a_run_and_what_it_leaves(folder):
                                             "tok/s | eta"))
     out = folder / "out"
     assert sorted(p.name for p in out.iterdir() if p.suffix != ".png") == [
-        "ckpt_00000002.safetensors", "ckpt_00000004.safetensors", "ckpt_00000005.safetensors", "config.toml", "main.log",
-        "metrics.jsonl", "samples.txt"]
+        "best.safetensors", "ckpt_00000002.safetensors", "ckpt_00000004.safetensors", "ckpt_00000005.safetensors", "config.toml",
+        "main.log", "metrics.jsonl", "samples.txt"]
     found = rows(out)
     assert [row["step"] for row in found] == [0, 1, 2, 3, 4, 5]
     assert [row["step"] for row in found if "val_loss" in row] == [0, 2, 4, 5]
@@ -141,7 +141,7 @@ def test_epochs_and_data_by_path_without_validation_data(folder):
     os.remove(folder / "data/noise/noise_val.bin")
     done = train(folder, "-o", "out", "--epochs", 1, "--data", "data/noise/noise_train.bin", "-v", 50, "-m", -1)
     assert done.returncode == 0, done.stderr
-    assert "val the last tenth of it" in done.stdout
+    assert "val the end of it" in done.stdout
     assert rows(folder / "out")[-1]["step"] == (4500 - 1) // 32
 
 
@@ -182,7 +182,7 @@ def test_data_sets_are_found_listed_and_chosen(folder):
 @pytest.mark.parametrize("words, code, message", [
     (["-t", "33"], 2, "--seq-len 33 is more than the model's max_seq_len of 32"),
     (["--channels", "33"], 2, "channels (33) must be a multiple of num_heads (2)"),
-    (["--learnin-rate", "1"], 2, "unknown flag --learnin-rate; did you mean --learning-rate?"),
+    (["--learnin-rate", "1"], 2, "unknown flag --learnin-rate; did you mean --learning-rate"),
     (["-e", "d7"], 2, "no GPT-2 of depth 7; the depths are d6, d12"),
     (["--model", "gpt3"], 2, "--model: expected one of gpt2"),
     (["-e", "missing.bin"], 4, "cannot read missing.bin"),

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from gpt2c.data import DocumentWindows, ItemLoader, RandomWindows, write_shard
+from gpt2c.data import DocumentWindows, ItemLoader, Lanes, RandomWindows, write_shard
 from gpt2c.data.items import Item
 from gpt2c.errors import InputError, UsageError
 
@@ -157,3 +157,33 @@ def test_each_epoch_has_every_item_once_in_an_order_of_its_own():
     loader = ItemLoader(items(*[5] * 10), 4, 8, shuffle=True)
     epochs = [np.concatenate([loader.next_batch()[0][:, 0] for _ in range(3)]).tolist() for _ in range(2)]
     assert all(sorted(epoch)[2:] == [100 * k for k in range(10)] for epoch in epochs) and epochs[0] != epochs[1]
+
+
+def test_lanes_go_on_and_begin_anew(shards):
+    loader = Lanes(shards, 4, 8, chunks=5)
+    begun = set()
+    for _ in range(60):
+        assert not loader.continues
+        x, y = loader.next_batch()
+        begun |= set(x[:, 0].tolist())
+        for _ in range(4):
+            assert loader.continues and (y == x + 1).all()
+            before, (x, y) = x, loader.next_batch()
+            assert (x == before + 8).all() and (x // 50 == before // 50).all()
+    assert begun == {50 * k + i for k in range(3) for i in range(10)}
+
+
+def test_lanes_are_shorter_in_a_short_text(shards):
+    assert Lanes(shards, 2, 8, chunks=1000).num_batches == 6
+    with pytest.raises(InputError, match=r"50 tokens, but a chunk takes T \+ 1 = 51"):
+        Lanes(shards, 2, 50, chunks=1)
+
+
+def test_ranks_have_lanes_of_their_own_and_resume_in_them(shards):
+    ranks = [Lanes(shards, 2, 8, chunks=3, rank=rank, world=2) for rank in (0, 1)]
+    whole = Lanes(shards, 4, 8, chunks=3)
+    for _ in range(4):
+        assert (np.concatenate([rank.next_batch()[0] for rank in ranks]) == whole.next_batch()[0]).all()
+    other = Lanes(shards, 4, 8, chunks=3)
+    other.restore(whole.state())
+    assert (other.next_batch()[0] == whole.next_batch()[0]).all()

@@ -5,18 +5,19 @@
     encoding, writer, texts        text to ids; data sets on disk; the cache of encoded text
     shards, choices                the token files
     datasets                       what is below data/
-    loader, windows                batches
+    loader, windows, lanes         batches
 """
 from gpt2c.data.choices import is_choice_file, read_choices, write_choices
 from gpt2c.data.datasets import choose_dataset, dataset_of, find_datasets, find_gpt2_tokenizer, list_datasets
 from gpt2c.data.documents import text_files
 from gpt2c.data.items import ItemLoader, read_items
+from gpt2c.data.lanes import Lanes
 from gpt2c.data.loader import DataLoader
 from gpt2c.data.reading import Reading
 from gpt2c.data.shards import is_token_file, read_shard, write_shard
-from gpt2c.data.texts import text_dataset
+from gpt2c.data.texts import text_dataset, tokenizer_of_model
 from gpt2c.data.windows import DocumentWindows, RandomWindows
 
-__all__ = ["DataLoader", "DocumentWindows", "ItemLoader", "RandomWindows", "Reading", "choose_dataset", "dataset_of",
+__all__ = ["DataLoader", "DocumentWindows", "ItemLoader", "Lanes", "RandomWindows", "Reading", "choose_dataset", "dataset_of",
            "find_datasets", "find_gpt2_tokenizer", "is_choice_file", "is_token_file", "list_datasets", "read_choices",
-           "read_items", "read_shard", "text_dataset", "text_files", "write_choices", "write_shard"]
+           "read_items", "read_shard", "text_dataset", "text_files", "tokenizer_of_model", "write_choices", "write_shard"]

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import DataError, UsageError
 from gpt2c.files import atomic_write, open_input
 
 MAGIC, VERSION = 20240522, 1
@@ -40,7 +40,7 @@ def write_choices(path, examples):
             file.write(np.array([BEGIN, size, count, *row], "<u2"))
             count, longest = count + 1, max(longest, size)
         if not count:
-            raise InputError(f"there is no example to write to {path}")
+            raise DataError(f"there is no example to write to {path}")
         file.seek(0)
         file.write(np.array([MAGIC, VERSION, count, longest], "<i4"))
     return count
@@ -52,19 +52,19 @@ def read_choices(path):
         size = os.fstat(file.fileno()).st_size
         magic, version, count, longest = np.frombuffer(file.read(16).ljust(16, b"\0"), "<i4").tolist()
         if magic != MAGIC or version != VERSION or not 0 < count < LIMIT or size < HEADER_BYTES or size % 2:
-            raise InputError(f"{path} is not a multiple-choice file: magic {magic}, version {version}, {count} examples, {size} "
-                             f"bytes; expected {MAGIC}, {VERSION}, 1 to {LIMIT - 1}, and an even number from {HEADER_BYTES}")
+            raise DataError(f"{path} is not a multiple-choice file: magic {magic}, version {version}, {count} examples, {size} "
+                            f"bytes; expected {MAGIC}, {VERSION}, 1 to {LIMIT - 1}, and an even number from {HEADER_BYTES}")
         file.seek(HEADER_BYTES)
         words = np.frombuffer(file.read(), "<u2")
     examples, at = [], 0
     for index in range(count):
         example, end = _example(words[at : at + (int(words[at + 1]) // 2 if at + 1 < len(words) else 0)], index)
         if example is None:
-            raise InputError(f"{path} is damaged in example {index} of {count}, at byte {HEADER_BYTES + 2 * at}; make it again")
+            raise DataError(f"{path} is damaged in example {index} of {count}, at byte {HEADER_BYTES + 2 * at}; make it again")
         examples.append(example)
         at += end
     if at != len(words) or max(2 * len(e.context) for e in examples) > longest:
-        raise InputError(f"{path} has {len(words) - at} numbers after its last example, expected none; make it again")
+        raise DataError(f"{path} has {len(words) - at} numbers after its last example, expected none; make it again")
     return examples
 
 

@@ -5,11 +5,12 @@ A record {"prompt", "completion"} or {"messages": [{"role", "content"}, ...]} be
     User: how do mountains form? Assistant: plates collide
     `------------ not counted -----------'`-- counted ----'
 
-and so does a plain string of that form; the end-of-text token follows each answer.
+and so does a plain string of that form; the end-of-text token follows each answer. A checkpoint notes that its model has
+learned to answer so (Model.turns): then gpt2c chat writes what a user says in the same way.
 """
 import re
 
-from gpt2c.errors import InputError
+from gpt2c.errors import DataError
 
 NAMES = {"system": "System:", "user": "User:", "assistant": "Assistant:"}
 
@@ -23,14 +24,14 @@ def conversation(record, where):
                                {"role": "assistant", "content": record["completion"]}]}
     if not isinstance(record, dict) or not isinstance(record.get("messages"), list) or not record["messages"]:
         found = f"keys {', '.join(map(str, record))}" if isinstance(record, dict) else type(record).__name__
-        raise InputError(f"{where} has {found or 'no keys'}; expected a string, or an object with text, with prompt and "
-                         "completion, or with messages")
+        raise DataError(f"{where} has {found or 'no keys'}; expected a string, or an object with text, with prompt and "
+                        "completion, or with messages")
     parts = []
     for number, message in enumerate(record["messages"], 1):
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if role not in NAMES or not isinstance(content, str):
-            raise InputError(f"message {number} in {where} has role {role!r} and content of type {type(content).__name__}; "
-                             f"expected a role of {', '.join(NAMES)} and a string")
+            raise DataError(f"message {number} in {where} has role {role!r} and content of type {type(content).__name__}; "
+                            f"expected a role of {', '.join(NAMES)} and a string")
         gap = " " if parts else ""
         if role == "assistant":
             parts += [(f"{gap}{NAMES[role]}", False), (f" {content}", True)]
@@ -39,11 +40,34 @@ def conversation(record, where):
     return parts
 
 
+def is_conversation(record):
+    """Whether a record has something to answer."""
+    if isinstance(record, str):
+        return record.startswith(NAMES["user"]) and NAMES["assistant"] in record
+    return isinstance(record, dict) and ("messages" in record or {"prompt", "completion"} <= record.keys())
+
+
+def prompts_and_answers(record, where):
+    """[(what was asked, the answer), ...] of a conversation."""
+    turns, asked = [], ""
+    for text, answer in conversation(record, where):
+        if answer:
+            turns.append((asked, text.strip()))
+        else:
+            asked = text.strip().removesuffix(NAMES["assistant"]).strip().removeprefix(NAMES["user"]).strip() or asked
+    return turns
+
+
+def question(text, first):
+    """What a model that has learned conversations reads before it answers."""
+    return f"{'' if first else ' '}{NAMES['user']} {text} {NAMES['assistant']}"
+
+
 def _of_text(text, where):
     """The same from text that spells it out; a closing </s> stands for the end-of-text token."""
     text = text.rstrip().removesuffix("</s>").rstrip()
     parts = [part for part in re.split(r"(?<=Assistant:)|(?= User:)", text) if part]
     answers = [False, *(before.endswith("Assistant:") for before in parts[:-1])]
     if not any(answers):
-        raise InputError(f"{where} has no answer; expected User: ... Assistant: ...")
+        raise DataError(f"{where} has no answer; expected User: ... Assistant: ...")
     return list(zip(parts, answers))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gpt2c.data.conversations import conversation
 from gpt2c.data.reading import BLOCK, character_start, decoded_blocks
 from gpt2c.data.records import csv_cells, json_records
-from gpt2c.errors import InputError
+from gpt2c.errors import DataError
 from gpt2c.files import open_input
 from gpt2c.machine import in_units
 
@@ -39,11 +39,11 @@ def text_files(sources):
             found = [os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names
                      if name.endswith(SUFFIXES) and not name.startswith(".")]
             if not found:
-                raise InputError(f"there is no text below {source}; files there must end in {', '.join(SUFFIXES)}")
+                raise DataError(f"there is no text below {source}; files there must end in {', '.join(SUFFIXES)}")
         else:
             found = [source] if os.path.exists(source) else glob.glob(source)
             if not found:
-                raise InputError(f"no file matches {source!r}; name a file, a folder or a pattern")
+                raise DataError(f"no file matches {source!r}; name a file, a folder or a pattern")
         files += sorted(found)
     return files
 
@@ -55,8 +55,8 @@ def total_bytes(files, reading):
         with open_input(path) as file:
             size = os.fstat(file.fileno()).st_size
         if size > reading.max_file_size * 1e9:
-            raise InputError(f"{path} has {in_units(size)}, more than the {reading.max_file_size:g} GB allowed; "
-                             "split it or raise --max-file-size")
+            raise DataError(f"{path} has {in_units(size)}, more than the {reading.max_file_size:g} GB allowed; "
+                            "split it or raise --max-file-size")
         total += size
     return total
 
@@ -91,10 +91,10 @@ def whole_documents(path, reading):
         yield from csv_cells(path, reading)
     else:
         for record, at, where in json_records(path, reading):
-            yield _text_of(record, where), at, where
+            yield text_of(record, where), at, where
 
 
-def _text_of(record, where):
+def text_of(record, where):
     """The text of a JSON value; the </s> that ends an item is what separates documents anyway."""
     if isinstance(record, str):
         return record.rstrip().removesuffix("</s>").rstrip() if record.rstrip().endswith("</s>") else record
@@ -113,8 +113,8 @@ def _plain(path, reading, begin, end):
             at += len(held[:cut].encode())
             held = held[cut:]
         elif len(held) > reading.line_bytes:
-            raise InputError(f"{path} has no white space in the {reading.max_line:g} MB from byte {at}; raise --max-line if "
-                             "that is right")
+            raise DataError(f"{path} has no white space in the {reading.max_line:g} MB from byte {at}; raise --max-line if "
+                            "that is right")
     if held:
         yield held, at
 
@@ -148,7 +148,7 @@ def _sections(path, reading):
             yield section + mark, at, f"{path} from byte {at}"
             at += len((section + mark).encode())
         if len(held) > reading.line_bytes:
-            raise InputError(f"{path} has no {mark!r} in the {reading.max_line:g} MB from byte {at}; raise --max-line if "
-                             "that is right")
+            raise DataError(f"{path} has no {mark!r} in the {reading.max_line:g} MB from byte {at}; raise --max-line if "
+                            "that is right")
     if held:
         yield held, at, f"{path} from byte {at}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from gpt2c.data.documents import Piece
 from gpt2c.data.reading import BLOCK
-from gpt2c.errors import InputError
+from gpt2c.errors import DataError, InputError
 from gpt2c.machine import cores
 from gpt2c.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ def encode(piece, tokenizer):
     try:
         ids = np.asarray(tokenizer.encode_array(piece.text), np.int32)
     except InputError as error:
-        raise InputError(f"{piece.where}: {error}") from None
+        raise DataError(f"{piece.where}: {error}") from None
     return np.concatenate([[tokenizer.eot], ids], dtype=np.int32) if piece.first and tokenizer.eot is not None else ids
 
 

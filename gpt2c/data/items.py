@@ -1,35 +1,50 @@
 """Conversations as batches: one to a row, the loss on the answers only."""
+import itertools
 from typing import NamedTuple
 
 import numpy as np
 
-from gpt2c.data.conversations import conversation
-from gpt2c.data.documents import RECORDS
+from gpt2c.data.conversations import conversation, is_conversation
+from gpt2c.data.documents import RECORDS, text_of
 from gpt2c.data.records import json_records
 from gpt2c.data.windows import Positioned, random_words
-from gpt2c.errors import InputError
+from gpt2c.errors import DataError
+
+LOOKED_AT = 1000  # records, to see whether there are conversations
 
 
 class Item(NamedTuple):
     ids: np.ndarray  # (n,) int32
-    counts: np.ndarray  # (n,) bool: the token belongs to an answer
+    counts: np.ndarray  # (n,) bool: the loss counts this token
+    turns: int = 0  # questions, if it is a conversation
 
 
-def read_items(files, reading, tokenizer):
-    """The conversations of JSON and JSON Lines files, each encoded part by part."""
+def read_items(files, reading, tokenizer, mask_prompt=True):
+    """The records of JSON and JSON Lines files, each encoded part by part. With `mask_prompt` they are conversations, of
+    which the answers count, without also other texts, and all of them counts."""
     items = []
     for path in files:
         if not path.endswith(RECORDS) or path.endswith((".csv", ".tsv")):
-            raise InputError(f"{path} has no prompts to mask; --mask-prompt takes .jsonl or .json files of conversations")
+            raise DataError(f"{path} is no file of items: --mask-prompt and --order items take .jsonl or .json files")
         for record, _, where in json_records(path, reading):
+            texts = conversation(record, where) if mask_prompt or is_conversation(record) else [(text_of(record, where), True)]
             parts = []
-            for text, answer in conversation(record, where):
+            for text, answer in texts:
                 parts.append((tokenizer.encode_array(text), answer))
                 if answer and tokenizer.eot is not None:
                     parts.append(([tokenizer.eot], answer))
-            items.append(Item(np.concatenate([ids for ids, _ in parts], dtype=np.int32),
-                              np.concatenate([np.full(len(ids), answer) for ids, answer in parts])))
+            counts = np.concatenate([np.full(len(ids), answer or not mask_prompt) for ids, answer in parts])
+            turns = sum(answer for _, answer in texts) if is_conversation(record) else 0
+            items.append(Item(np.concatenate([ids for ids, _ in parts], dtype=np.int32), counts, turns))
     return items
+
+
+def turns_in(files, reading):
+    """The questions of the longest conversation near the beginning of these files; 0 where there is none."""
+    records = itertools.chain.from_iterable(json_records(path, reading) for path in files
+                                            if path.endswith((".json", ".jsonl", ".ndjson")))
+    return max((sum(answer for _, answer in conversation(record, where))
+                for record, _, where in itertools.islice(records, LOOKED_AT) if is_conversation(record)), default=0)
 
 
 def usable(items, T):
@@ -53,8 +68,8 @@ class ItemLoader(Positioned):
         self.cut = sum(len(item.ids) > T + 1 for item in items)
         self.dropped = len(items) - len(self._items)
         if not self._items:
-            raise InputError(f"none of the {len(items)} conversations has an answer within T + 1 = {T + 1} tokens; choose a "
-                             "larger T")
+            raise DataError(f"none of the {len(items)} conversations has an answer within T + 1 = {T + 1} tokens; choose a "
+                            "larger T")
         self.num_tokens = sum(min(len(item.ids), T + 1) for item in self._items)
         self._batches = -(-len(self._items) // B)  # of all ranks
         self.num_batches = -(-self._batches // world)
@@ -68,7 +83,7 @@ class ItemLoader(Positioned):
         x = np.zeros((self.B, self.T), np.int32)
         y = np.full((self.B, self.T), -1, np.int32)
         for row, index in enumerate(self._order[1][batch * self.B : (batch + 1) * self.B]):
-            ids, counts = (array[: self.T + 1] for array in self._items[index])
+            ids, counts = (array[: self.T + 1] for array in self._items[index][:2])
             x[row, : len(ids) - 1] = ids[:-1]
             y[row, : len(ids) - 1] = np.where(counts[1:], ids[1:], -1)
         return x, y

@@ -7,7 +7,7 @@ from gpt2c.data.choices import Example
 from gpt2c.data.documents import Piece, read_pieces
 from gpt2c.data.reading import decoded_lines
 from gpt2c.data.records import json_records
-from gpt2c.errors import InputError
+from gpt2c.errors import DataError
 
 SHAKESPEARE_VAL_TOKENS = 32768
 STORIES_SEED = 1337
@@ -35,7 +35,7 @@ def stories(files, reading):
         random.Random(STORIES_SEED + number).shuffle(records)
         for record, _, where in records:
             if not isinstance(record, dict) or not isinstance(record.get("story"), str):
-                raise InputError(f"{where} has no story; expected objects with a string of that name")
+                raise DataError(f"{where} has no story; expected objects with a string of that name")
             yield Piece("train" if number else "val", record["story"].strip(), True, before, where)
         before = end
 
@@ -49,7 +49,7 @@ def hellaswag(files, reading, tokenizer):
                         all(isinstance(ending, str) for ending in endings) and 0 <= label < len(endings)):
                     yield _example(tokenizer, context, endings, label)
                 case _:
-                    raise InputError(f"{where} is no example of HellaSwag; expected ctx, endings and label")
+                    raise DataError(f"{where} is no example of HellaSwag; expected ctx, endings and label")
 
 
 def mmlu(files, reading, tokenizer):
@@ -60,11 +60,11 @@ def mmlu(files, reading, tokenizer):
         try:
             for row in rows:
                 if len(row) != 6 or row[5] not in ("A", "B", "C", "D"):
-                    raise InputError(f"the row at line {rows.line_num} of {path} is no example of MMLU; expected a question, "
-                                     "four answers and a letter from A to D")
+                    raise DataError(f"the row at line {rows.line_num} of {path} is no example of MMLU; expected a question, "
+                                    "four answers and a letter from A to D")
                 yield _example(tokenizer, f"Question: {row[0]}\n\nAnswer:", row[1:5], "ABCD".index(row[5]))
         except csv.Error as error:
-            raise InputError(f"line {rows.line_num} of {path} is not CSV: {error}") from None
+            raise DataError(f"line {rows.line_num} of {path} is not CSV: {error}") from None
 
 
 def _example(tokenizer, context, answers, label):

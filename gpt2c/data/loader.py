@@ -3,7 +3,7 @@
 import numpy as np
 
 from gpt2c.data.shards import expand, map_shard, read_shard
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import DataError, UsageError
 from gpt2c.rng import Mt19937
 
 
@@ -29,9 +29,9 @@ class DataLoader:
         self._counts = [len(self._served(read_shard(path, vocab_size).tokens)) for path in self.paths]
         for path, count in zip(self.paths, self._counts):
             if count <= self._window:
-                raise InputError(f"{path} has {count} tokens, but a batch takes world * B * T + 1 = "
-                                 f"{self._window + 1}; choose B * T of at most {(count - 1) // world} "
-                                 "or use a longer file")
+                raise DataError(f"{path} has {count} tokens, but a batch takes world * B * T + 1 = "
+                                f"{self._window + 1}; choose B * T of at most {(count - 1) // world} "
+                                "or use a longer file")
         self.num_tokens = sum(self._counts)
         self.num_batches = sum((count - 1) // self._window for count in self._counts)  # per rank and epoch
         self._rng = Mt19937(42 + rank)
@@ -76,11 +76,11 @@ class DataLoader:
         shard, sample = int(state["shard"]), int(state["sample"])
         order = np.array(state["shard_order"], np.int32)
         if not 0 <= shard < len(self.paths) or sorted(order.tolist()) != list(range(len(self.paths))):
-            raise InputError(f"the saved data position is damaged: shard {shard} of {order.tolist()}, "
-                             f"expected an order of {len(self.paths)} shards")
+            raise DataError(f"the saved data position is damaged: shard {shard} of {order.tolist()}, "
+                            f"expected an order of {len(self.paths)} shards")
         windows = (self._counts[order[shard]] - 1) // self._window
         if not 0 <= sample <= windows:
-            raise InputError(f"the saved data position is damaged: batch {sample} of a shard with {windows}")
+            raise DataError(f"the saved data position is damaged: batch {sample} of a shard with {windows}")
         self._rng.state = state["rng"]
         self._shard, self._sample, self._shard_order = shard, sample, order
         self._open_shard()
@@ -95,8 +95,8 @@ class DataLoader:
         index = self._shard_order[self._shard]
         self._tokens = self._served(map_shard(self.paths[index]).tokens)
         if len(self._tokens) != self._counts[index]:
-            raise InputError(f"{self.paths[index]} changed during the run from {self._counts[index]} to "
-                             f"{len(self._tokens)} tokens; start again with the new file")
+            raise DataError(f"{self.paths[index]} changed during the run from {self._counts[index]} to "
+                            f"{len(self._tokens)} tokens; start again with the new file")
         windows = (len(self._tokens) - 1) // self._window
         self._rng_at_open = self._rng.state  # enough to draw this shard's order again
         self._order = self._rng.random_permutation(windows) if self.shuffle else range(windows)

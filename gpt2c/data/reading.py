@@ -2,7 +2,7 @@
 import codecs
 from dataclasses import dataclass
 
-from gpt2c.errors import InputError
+from gpt2c.errors import DataError
 from gpt2c.files import open_input
 from gpt2c.flags import flag
 
@@ -51,8 +51,8 @@ def decoded_blocks(path, reading, begin=0, end=None):
             try:
                 text, used = codecs.utf_8_decode(rest + block, reading.errors, not block)
             except UnicodeDecodeError as error:
-                raise InputError(f"{path} is not UTF-8: byte {at + error.start} is 0x{error.object[error.start]:02x}; "
-                                 "convert it, or go on with --errors replace") from None
+                raise DataError(f"{path} is not UTF-8: byte {at + error.start} is 0x{error.object[error.start]:02x}; "
+                                "convert it, or go on with --errors replace") from None
             if text:
                 yield (text.removeprefix("\ufeff") if at == 0 else text), at
             if not block:
@@ -67,12 +67,12 @@ def decoded_lines(path, reading):
         while line := file.readline(reading.line_bytes + 1):
             row += 1
             if len(line) > reading.line_bytes:
-                raise InputError(f"row {row} of {path} is longer than {reading.max_line:g} MB; raise --max-line if that is "
-                                 "right")
+                raise DataError(f"row {row} of {path} is longer than {reading.max_line:g} MB; raise --max-line if that is "
+                                "right")
             try:
                 text = line.decode("utf-8", reading.errors)
             except UnicodeDecodeError as error:
-                raise InputError(f"{path} is not UTF-8: byte {at + error.start}, in row {row}, is "
-                                 f"0x{line[error.start]:02x}; convert it, or go on with --errors replace") from None
+                raise DataError(f"{path} is not UTF-8: byte {at + error.start}, in row {row}, is "
+                                f"0x{line[error.start]:02x}; convert it, or go on with --errors replace") from None
             yield (text.removeprefix("\ufeff") if row == 1 else text), at, row
             at += len(line)

@@ -4,7 +4,7 @@ import json
 import re
 
 from gpt2c.data.reading import decoded_blocks, decoded_lines
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import DataError, UsageError
 from gpt2c.files import open_input
 
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -24,7 +24,7 @@ def _lines(path, reading):
             try:
                 yield json.loads(line), at, where
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{where} is not JSON: {error}; expected one object or string per line") from None
+                raise DataError(f"{where} is not JSON: {error}; expected one object or string per line") from None
 
 
 def _array_items(path, reading):
@@ -38,7 +38,7 @@ def _array_items(path, reading):
         text.expect(",", f"after item {row}")
     text.expect("]", f"after item {row}")
     if text.peek():
-        raise InputError(f"{path} goes on after its array of {row} items; expected one JSON array")
+        raise DataError(f"{path} goes on after its array of {row} items; expected one JSON array")
 
 
 class _JsonText:
@@ -58,8 +58,8 @@ class _JsonText:
 
     def expect(self, character, place):
         if (found := self.peek()) != character:
-            raise InputError(f"{self._path} has {repr(found) if found else 'its end'} {place}, expected {character!r}; it "
-                             "should be one JSON array")
+            raise DataError(f"{self._path} has {repr(found) if found else 'its end'} {place}, expected {character!r}; it "
+                            "should be one JSON array")
         self._go_to(self._position + 1)
 
     def value(self, where):
@@ -73,10 +73,10 @@ class _JsonText:
                 return value, byte
             except (ValueError, RecursionError) as error:
                 if len(self._held) - self._position > self._reading.line_bytes:
-                    raise InputError(f"{where} is longer than {self._reading.max_line:g} MB, or is not JSON: {error}; raise "
-                                     "--max-line if it is right") from None
+                    raise DataError(f"{where} is longer than {self._reading.max_line:g} MB, or is not JSON: {error}; raise "
+                                    "--max-line if it is right") from None
                 if isinstance(error, RecursionError) or not self._read():
-                    raise InputError(f"{where} is not JSON: {error}") from None
+                    raise DataError(f"{where} is not JSON: {error}") from None
 
     def _go_to(self, position):
         self._byte += len(self._held[self._position : position].encode())
@@ -107,7 +107,7 @@ def csv_cells(path, reading):
         try:
             row = next(rows, None)
         except csv.Error as error:
-            raise InputError(f"line {rows.line_num} of {path} is not CSV: {error}") from None
+            raise DataError(f"line {rows.line_num} of {path} is not CSV: {error}") from None
         if row is None:
             return
         if not row:
@@ -118,8 +118,8 @@ def csv_cells(path, reading):
             if reading.csv_header:
                 continue
         if len(row) != width:
-            raise InputError(f"the row at line {rows.line_num} of {path} has {len(row)} columns, expected {width} as in the "
-                             "first")
+            raise DataError(f"the row at line {rows.line_num} of {path} has {len(row)} columns, expected {width} as in the "
+                            "first")
         if column is None:
             column = _column(path, reading.column, names, row)
         yield row[column], begin, f"the row at line {rows.line_num} of {path}"
@@ -137,5 +137,5 @@ def _column(path, wanted, names, row):
         return names.index("text")
     texts = [i for i, cell in enumerate(row) if not re.fullmatch(r"[-+0-9.eE ]*", cell)]
     if not texts:
-        raise InputError(f"no column of {path} holds text in its first row; name one with --column")
+        raise DataError(f"no column of {path} holds text in its first row; name one with --column")
     return texts[0]

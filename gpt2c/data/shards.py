@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import DataError, UsageError
 from gpt2c.files import atomic_write, open_input
 from gpt2c.llmc import KINDS
 
@@ -48,23 +48,23 @@ def map_shard(path):
             expected_version, dtype = SHARD_FORMATS[magic]
             expected_size = HEADER_BYTES + count * dtype.itemsize
             if version != expected_version:
-                raise InputError(f"{path} is a token shard of version {version}, expected "
-                                 f"{expected_version}; make it again")
+                raise DataError(f"{path} is a token shard of version {version}, expected "
+                                f"{expected_version}; make it again")
             if count < 1:
-                raise InputError(f"{path} declares {count} tokens, expected at least 1; make it again")
+                raise DataError(f"{path} declares {count} tokens, expected at least 1; make it again")
             if size != expected_size:
-                raise InputError(f"{path} has {size} bytes, but its header declares {count} tokens, which "
-                                 f"take {expected_size}; copy or make it again")
+                raise DataError(f"{path} has {size} bytes, but its header declares {count} tokens, which "
+                                f"take {expected_size}; copy or make it again")
             return Shard(path, magic, np.memmap(file, dtype, "r", HEADER_BYTES, (count,)))
         if magic in KINDS:
-            raise InputError(f"{path} is {KINDS[magic]} (magic {magic}), not a token file; "
-                             "give a file of tokens (data/README.md)")
+            raise DataError(f"{path} is {KINDS[magic]} (magic {magic}), not a token file; "
+                            "give a file of tokens (data/README.md)")
         if b"\0" not in head:  # any id below 2**24 has a zero byte
-            raise InputError(f"{path} is not a token file: its {size} bytes begin with {head[:24]}, where "
-                             "token ids should be (data/README.md); if that is a web page, the download failed")
+            raise DataError(f"{path} is not a token file: its {size} bytes begin with {head[:24]}, where "
+                            "token ids should be (data/README.md); if that is a web page, the download failed")
         if size % 4:
-            raise InputError(f"{path} is not a token file: it begins with {magic}, not with 20240520 or "
-                             f"20240801 as a shard does, and its {size} bytes are not whole int32 ids")
+            raise DataError(f"{path} is not a token file: it begins with {magic}, not with 20240520 or "
+                            f"20240801 as a shard does, and its {size} bytes are not whole int32 ids")
         return Shard(path, None, np.memmap(file, "<i4", "r", 0, (size // 4,)))
 
 
@@ -77,8 +77,8 @@ def _check_ids(shard, limit):
         if piece.min() < 0 or piece.max() >= limit:
             at = int(np.flatnonzero((piece < 0) | (piece >= limit))[0])
             kind = "headerless int32" if shard.magic is None else piece.dtype.name
-            raise InputError(f"{shard.path} ({kind}) has id {piece[at]} at position {start + at}, expected "
-                             f"ids from 0 to {limit - 1}; use the vocabulary the file was made with")
+            raise DataError(f"{shard.path} ({kind}) has id {piece[at]} at position {start + at}, expected "
+                            f"ids from 0 to {limit - 1}; use the vocabulary the file was made with")
 
 
 def write_shard(path, tokens, dtype=None):
@@ -141,5 +141,5 @@ def expand(files):
     else:
         paths = sorted(glob.glob(os.fspath(files)))
     if not paths:
-        raise InputError(f"no file matches {str(files)!r}; give a token file, a glob pattern or a list")
+        raise DataError(f"no file matches {str(files)!r}; give a token file, a glob pattern or a list")
     return paths

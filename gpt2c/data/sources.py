@@ -3,19 +3,24 @@ import os
 import sys
 from dataclasses import dataclass
 
+import numpy as np
+
 from gpt2c.data.datasets import Dataset, choose_dataset, dataset_of, find_datasets, list_datasets
 from gpt2c.data.documents import text_files, total_bytes
-from gpt2c.data.items import ItemLoader, read_items, usable
+from gpt2c.data.items import Item, ItemLoader, read_items, turns_in, usable
+from gpt2c.data.lanes import Lanes
 from gpt2c.data.loader import DataLoader
 from gpt2c.data.shards import expand, is_token_file, map_shard
 from gpt2c.data.texts import KINDS, default_tokenizer, inline_file, text_dataset, tokenizer_for
 from gpt2c.data.windows import DocumentWindows, RandomWindows
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import DataError, UsageError
 from gpt2c.flags import flag
+from gpt2c.tasks import task_pairs
 from gpt2c.tokenizer import Tokenizer
 
-ORDERS = ("random", "documents", "shuffled", "sequential")
+ORDERS = ("random", "documents", "items", "lanes", "shuffled", "sequential")
 HELD_OUT = 0.1
+TASK = "task:"  # before the name of a task whose prompts and answers are the data
 
 
 @dataclass
@@ -23,8 +28,8 @@ class DataConfig:
     """Which data, and how they are served."""
 
     data: str = flag("", "text, JSON or CSV, a folder of them, a token file, a pattern, or the name or number of a data set "
-                     "below data/", "-i", "--train-data", "--training-file", metavar="PATH|NAME",
-                     default_text="the first data set", group="data")
+                     "below data/; or task:NAME, prompts and answers of a task of rlvr", "-i", "--train-data", "--training-file",
+                     metavar="PATH|NAME", default_text="the first data set", group="data")
     training_text: str = flag("", "the text itself", default_text="")
     val_data: str = flag("", "validation text or tokens", "-j", metavar="PATH",
                          default_text="the *_val.bin beside the training data, else its last tenth")
@@ -32,8 +37,13 @@ class DataConfig:
                           metavar="KIND|PATH", default_text="the one beside token files; for text the family's own")
     use_bpe: bool = flag(False, "the same as --tokenizer bpe where that is not given")
     bpe_vocab_size: int = flag(512, "tokens of a bpe tokenizer made from the text")
-    order: str = flag("", "windows at random places; inside documents; or llm.c's windows, shuffled or not",
-                      choices=("", *ORDERS), metavar="|".join(ORDERS), default_text="random for text, shuffled for token files")
+    order: str = flag("", "windows at random places; inside documents; items, one record to a row; lanes that go on from batch "
+                      "to batch, for recurrent families; or llm.c's windows, shuffled or not", choices=("", *ORDERS),
+                      metavar="|".join(ORDERS),
+                      default_text="lanes for recurrent families, random for text, shuffled for token files")
+    max_chunks_per_epoch: int = flag(1000, "batches for which lanes go on before they begin elsewhere, with a state of zeros")
+    context_length: int = flag(0, "the same in tokens", default_text="")
+    held_out: float = flag(HELD_OUT, "part of a text that is kept for validation where there is no --val-data", metavar="X")
     mask_prompt: bool = flag(False, "train on conversations, one to a row, and count the loss on answers only")
     list_datasets: bool = flag(False, "list the data sets below data/ and stop")
 
@@ -41,17 +51,25 @@ class DataConfig:
 class TokenSource:
     """Token files, or text that was encoded into them."""
 
-    def __init__(self, dataset, tokenizer, order, from_text):
-        self.name, self.tokenizer = dataset.name, tokenizer
-        self._dataset, self._order, self._from_text = dataset, order or ("random" if from_text else "shuffled"), from_text
+    def __init__(self, dataset, tokenizer, config, module, from_text, turns=0):
+        self.name, self.tokenizer, self.turns = dataset.name, tokenizer, turns
+        usual = "lanes" if hasattr(module, "state") else "random" if from_text else "shuffled"
+        self._dataset, self._order, self._from_text = dataset, config.order or usual, from_text
+        self._config = config
         held_out = from_text or dataset.val
-        self._parts = ((0, 1), (0, 1)) if held_out else ((0, 1 - HELD_OUT), (1 - HELD_OUT, 1))
-        self._val = dataset.val or (None if from_text else dataset.train)
+        cut = 1 - config.held_out
+        self._parts = ((0, 1), (0, 1)) if held_out or not config.held_out else ((0, cut), (cut, 1))
+        self._val = dataset.val or (None if from_text or not config.held_out else dataset.train)
+
+    @property
+    def resolved(self):
+        """The flags that name this source, whatever is found below data/ another time."""
+        return {} if self._from_text else {"data": self._dataset.train, "val_data": self._dataset.val or ""}
 
     @property
     def summary(self):
         tokenizer = f", {self.tokenizer.vocab_size} tokens" if self.tokenizer else ""
-        val = self._val if self._parts[1] == (0, 1) else "the last tenth of it"
+        val = self._val if self._parts[1] == (0, 1) else "the end of it"
         return f"{self.name}, train {self._dataset.train}, val {val or 'none'}; {self._order} order{tokenizer}"
 
     def fit(self, B, T):
@@ -60,7 +78,7 @@ class TokenSource:
             return B, T
         count = _smallest(self._dataset.train, self._parts[0])
         if count < 2:
-            raise InputError(f"{self.name} has {count} tokens to train on, expected at least 2; give more text")
+            raise DataError(f"{self.name} has {count} tokens to train on, expected at least 2; give more text")
         short = min(T, count - 1)
         if short < T:
             warn(f"{self.name} has {count} tokens to train on: a window has {short} tokens instead of {T}")
@@ -74,6 +92,9 @@ class TokenSource:
         options = dict(vocab_size=vocab_size, part=self._parts[0])
         if self._order == "random":
             loader = RandomWindows(self._dataset.train, B, T, seed=seed, **options)
+        elif self._order == "lanes":
+            chunks = -(-self._config.context_length // T) or self._config.max_chunks_per_epoch
+            loader = Lanes(self._dataset.train, B, T, chunks, seed=seed, **options)
         elif self._order == "documents":
             if not self.tokenizer or self.tokenizer.eot is None:
                 raise UsageError("--order documents needs a tokenizer with an end-of-text token; choose another --tokenizer or "
@@ -93,44 +114,53 @@ class TokenSource:
 
 
 class ItemSource:
-    """Conversations, one to a row; the last tenth of them for validation unless there are others."""
+    """Conversations or other short texts, one to a row; the last of them for validation unless there are others."""
 
-    def __init__(self, name, items, val_items, tokenizer):
-        self.name, self.tokenizer = name, tokenizer
+    def __init__(self, name, items, val_items, tokenizer, held_out, answers_only):
+        self.name, self.tokenizer, self.turns = name, tokenizer, max((item.turns for item in items), default=0)
+        self._what = "conversations" if self.turns else "items"
+        self._counted = "answers" if answers_only else "all tokens"
         if not val_items:
-            held_out = int(len(items) * HELD_OUT)
+            held_out = int(len(items) * held_out)
             items, val_items = items[: len(items) - held_out], items[len(items) - held_out :]
         self._items, self._val_items = items, val_items
+        self.resolved = {}
 
     @property
     def summary(self):
-        return (f"{self.name}, {len(self._items)} conversations to train on, {len(self._val_items)} for validation; loss on "
-                f"answers, {self.tokenizer.vocab_size} tokens")
+        return (f"{self.name}, {len(self._items)} {self._what} to train on, {len(self._val_items)} for validation; loss on "
+                f"{self._counted}, {self.tokenizer.vocab_size} tokens")
 
     def fit(self, B, T):
-        """(B, T) as they are: short items are padded."""
-        return B, T
+        """(B, T), shorter where no item is so long; shorter items are padded."""
+        longest = max((len(item.ids) for item in (*self._items, *self._val_items)), default=0)
+        return B, max(1, min(T, longest - 1))
 
     def loaders(self, B, T, vocab_size, seed, validate):
         """(the training loader, the validation loader or None)"""
         loader = ItemLoader(self._items, B, T, seed=seed, shuffle=True)
         if loader.cut:
-            print(f"{loader.cut} of {len(self._items)} conversations are longer than {T} tokens and cut there; "
-                  f"{loader.dropped} of them have no answer left and are not used")
+            print(f"{loader.cut} of {len(self._items)} {self._what} are longer than {T} tokens and cut there; "
+                  f"{loader.dropped} of them have nothing left that counts and are not used")
         if validate and not usable(self._val_items, T):
-            warn(f"{self.name} has too few conversations for validation: there will be none")
+            warn(f"{self.name} has too few {self._what} for validation: there will be none")
             validate = False
         return loader, ItemLoader(self._val_items, B, T) if validate else None
 
 
 def choose_source(config, reading, folder, model, module):
     """The source that the flags name, else the first data set below `folder` whose tokenizer fits the model."""
+    if not 0 <= config.held_out < 1:
+        raise UsageError(f"--held-out is {config.held_out}, expected at least 0 and less than 1")
     reading.split_on = reading.split_on.replace("\\n", "\n")
     name = inline_file(config.training_text) if config.training_text and not config.data else config.data
-    if config.mask_prompt or name and _is_text(name, folder):
+    if name.startswith(TASK):
+        return _task_source(config, reading, model)
+    items = config.mask_prompt or config.order == "items"
+    if items or name and _is_text(name, folder):
         files = text_files(name) if name else []
         if not files:
-            raise UsageError("--mask-prompt needs --data with conversations")
+            raise UsageError("--mask-prompt and --order items need --data with a file of items")
         return _text_source(config, reading, files, os.path.basename(config.data) or "inline text", model, module)
     dataset = _token_dataset(config, folder, model)
     tokenizer = model.tokenizer if model else None
@@ -140,7 +170,22 @@ def choose_source(config, reading, folder, model, module):
         if tokenizer is None:
             raise UsageError("--val-data with text needs the tokenizer of the training data; name it with --tokenizer")
         dataset = dataset._replace(val=text_dataset(text_files(dataset.val), tokenizer, reading, 0).train)
-    return TokenSource(dataset, tokenizer, config.order, from_text=False)
+    return TokenSource(dataset, tokenizer, config, module, from_text=False)
+
+
+def _task_source(config, reading, model):
+    """Prompts of a task with their answers, one to a row and a line end behind each."""
+    pairs = task_pairs(config.data.removeprefix(TASK))
+    tokenizer = model.tokenizer if model else None
+    if tokenizer is None:
+        text = inline_file("".join(f"{prompt}{answer}\n" for prompt, answer in pairs))
+        spec = config.tokenizer or ("bpe" if config.use_bpe else "char")
+        tokenizer = tokenizer_for(spec, [text], reading, **({"vocab_size": config.bpe_vocab_size} if spec == "bpe" else {}))
+    items = []
+    for prompt, answer in pairs:
+        ids = tokenizer.encode_array(prompt), tokenizer.encode_array(answer + "\n")
+        items.append(Item(np.concatenate(ids), np.repeat([False, True], [len(part) for part in ids])))
+    return ItemSource(config.data, items, [], tokenizer, config.held_out, answers_only=True)
 
 
 def _is_text(name, folder):
@@ -157,17 +202,18 @@ def _text_source(config, reading, files, name, model, module):
     tokenizer = model.tokenizer if model else None
     spec = tokenizer or config.tokenizer or ("bpe" if config.use_bpe else default_tokenizer(module))
     options = {"vocab_size": config.bpe_vocab_size} if spec == "bpe" else {}
-    if config.mask_prompt:
+    if config.mask_prompt or config.order == "items":
         total_bytes([*files, *val_files], reading)
         tokenizer = tokenizer or tokenizer_for(spec, [*files, *val_files], reading, **options)
-        return ItemSource(name, read_items(files, reading, tokenizer), read_items(val_files, reading, tokenizer), tokenizer)
+        items, val_items = (read_items(paths, reading, tokenizer, config.mask_prompt) for paths in (files, val_files))
+        return ItemSource(name, items, val_items, tokenizer, config.held_out, config.mask_prompt)
     if val_files and not tokenizer:  # one vocabulary for both
         spec = tokenizer_for(spec, [*files, *val_files], reading, **options)
-    dataset = text_dataset(files, spec, reading, 0 if val_files else HELD_OUT, **options)
+    dataset = text_dataset(files, spec, reading, 0 if val_files else config.held_out, **options)
     tokenizer = tokenizer or Tokenizer.load(dataset.tokenizer)
     if val_files:
         dataset = dataset._replace(val=text_dataset(val_files, tokenizer, reading, 0).train)
-    return TokenSource(dataset._replace(name=name), tokenizer, config.order, from_text=True)
+    return TokenSource(dataset._replace(name=name), tokenizer, config, module, from_text=True, turns=turns_in(files, reading))
 
 
 def _token_dataset(config, folder, model) -> Dataset:
@@ -180,10 +226,10 @@ def _token_dataset(config, folder, model) -> Dataset:
         fitting = [d for d in found if not model or not d.tokenizer
                    or Tokenizer.load(d.tokenizer).vocab_size == model.config.vocab_size]
         if not fitting:
-            raise InputError(f"no data set below {folder} fits the model's vocabulary of {model.config.vocab_size}; "
-                             "run downloaddataset.sh, or name the data with --data" if model and found else
-                             f"there is no *_train.bin below {folder}; run downloaddataset.sh, or name text or token files "
-                             "with --data")
+            raise DataError(f"no data set below {folder} fits the model's vocabulary of {model.config.vocab_size}; "
+                            "run downloaddataset.sh, or name the data with --data" if model and found else
+                            f"there is no *_train.bin below {folder}; run downloaddataset.sh, or name text or token files "
+                            "with --data")
         if len(found) > 1:
             print(list_datasets(found))
         dataset = fitting[0]

@@ -9,7 +9,7 @@ from gpt2c.data.documents import read_pieces, total_bytes
 from gpt2c.data.encoding import encode_pieces
 from gpt2c.data.shards import MAX_IDS
 from gpt2c.data.writer import dataset_writer
-from gpt2c.errors import Gpt2cError, InputError
+from gpt2c.errors import DataError, Gpt2cError, UsageError
 from gpt2c.files import atomic_write, open_input
 from gpt2c.progress import Progress
 from gpt2c.tokenizer import Tokenizer
@@ -36,8 +36,8 @@ def alphabet(files, reading):
     for piece in read_pieces(files, reading):
         characters.update(piece.text)
         if len(characters) > reading.max_vocab:
-            raise InputError(f"{piece.where} brings the different characters to {len(characters)}, more than the "
-                             f"{reading.max_vocab} allowed; use --tokenizer byte or raise --max-vocab")
+            raise DataError(f"{piece.where} brings the different characters to {len(characters)}, more than the "
+                            f"{reading.max_vocab} allowed; use --tokenizer byte or raise --max-vocab")
     return "".join(sorted(characters))
 
 
@@ -53,7 +53,7 @@ def text_dataset(files, spec, reading, val_fraction=0.1, **options):
     """
     total = total_bytes(files, reading)
     if not total:
-        raise InputError(f"{', '.join(files)}: there is no text; give more")
+        raise DataError(f"{', '.join(files)}: there is no text; give more")
     key = _key(files, spec, reading, val_fraction, options)
     folder = cache_folder() / key
     if not _is_whole(folder):
@@ -132,3 +132,17 @@ def _is_whole(folder):
     if not whole:
         print(f"the cached tokens in {folder} are damaged: encoding again", file=sys.stderr)
     return whole
+
+
+def tokenizer_of_model(model, path=""):
+    """The model's own tokenizer, else the one in this file, else GPT-2's."""
+    if model.tokenizer:
+        return model.tokenizer
+    path, vocab_size = path or find_gpt2_tokenizer(), model.config.vocab_size
+    if not path:
+        raise UsageError("the checkpoint has no tokenizer and there is no gpt2_tokenizer.bin here or in data/; run "
+                         "downloaddataset.sh --only gpt2_tokenizer.bin, or name a file with --tokenizer")
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size != vocab_size:
+        raise UsageError(f"{path} has {tokenizer.vocab_size} tokens, the model {vocab_size}; name its own with --tokenizer")
+    return tokenizer

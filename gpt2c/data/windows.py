@@ -8,7 +8,7 @@ import functools
 import numpy as np
 
 from gpt2c.data.shards import expand, map_shard, read_shard
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import DataError, UsageError
 
 
 def random_words(seed, number, count):
@@ -51,7 +51,7 @@ class Positioned:
                 raise UsageError(f"the saved data position has {name} = {int(state[name])}, this run has "
                                  f"{int(getattr(self, name))}; resume with the same data and batch settings")
         if int(state["batch"]) < 0:
-            raise InputError(f"the saved data position is damaged: batch {int(state['batch'])}")
+            raise DataError(f"the saved data position is damaged: batch {int(state['batch'])}")
         self._batch = int(state["batch"])
 
 
@@ -73,8 +73,8 @@ class RandomWindows(Positioned):
     def _prepare(self):
         starts = [max(0, last - first - self.T) for first, last in self._ranges]  # places where a window may begin
         if not any(starts):
-            raise InputError(f"{self._paths[0]} has {self.num_tokens} tokens, but a window takes T + 1 = {self.T + 1}; choose "
-                             "a smaller T or use a longer file")
+            raise DataError(f"{self._paths[0]} has {self.num_tokens} tokens, but a window takes T + 1 = {self.T + 1}; choose "
+                            "a smaller T or use a longer file")
         self._ends = np.cumsum(starts)
 
     def _make(self, number):
@@ -114,7 +114,7 @@ class DocumentWindows(RandomWindows):
             self._documents.append(first + bounds)
             sizes.append(max(0, last - first - 1))
         if not any(sizes):
-            raise InputError(f"{self._paths[0]} has {self.num_tokens} tokens, expected at least 2")
+            raise DataError(f"{self._paths[0]} has {self.num_tokens} tokens, expected at least 2")
         self._ends = np.cumsum(sizes)
 
     def _window(self, shard, place):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gpt2c.data.shards import ShardWriter
-from gpt2c.errors import InputError, ResourceError, UsageError
+from gpt2c.errors import DataError, ResourceError, UsageError
 
 SHARD_TOKENS = 100_000_000
 
@@ -63,7 +63,7 @@ def dataset_writer(folder, name, tokenizer, shard_tokens=SHARD_TOKENS):
     try:
         yield writer
         if not writer.counts["train"]:
-            raise InputError("there is no text to train on; give more")
+            raise DataError("there is no text to train on; give more")
         writer.finish()
         save_tokenizer(tokenizer, staging / f"{name}_tokenizer")
         _publish(staging, folder, name)

@@ -17,13 +17,15 @@ Everything else (training, checkpoints, generation, flags, memory estimates) wor
 """
 import dataclasses
 import sys
+import typing
+from numbers import Integral, Real
 from types import ModuleType
 
 from gpt2c.errors import UsageError
-from gpt2c.flags import nearest
-from gpt2c.models import chargpt, gpt2, mingru
+from gpt2c.flags import NOUNS, nearest
+from gpt2c.models import chargpt, gpt2, hybrid, mingru, trm
 
-FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "chargpt": chargpt, "mingru": mingru}
+FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "chargpt": chargpt, "mingru": mingru, "trm": trm, "hybrid": hybrid}
 
 
 def family_named(name) -> ModuleType:
@@ -42,9 +44,14 @@ def make_config(name, fields):
     """A family's Config from a dict; a field that it does not have is an error naming the near ones."""
     family = family_named(name)
     known = {field.name: field.name for field in dataclasses.fields(family.Config)}
-    for field in fields:
+    hints = typing.get_type_hints(family.Config)
+    for field, value in fields.items():
         if field not in known:
             raise UsageError(f"{name} has no field {field!r}{nearest(field, known)}; it has {', '.join(known)}")
+        kind = hints[field]
+        if not (type(value) is kind or kind in (int, float) and isinstance(value, (Integral, Real)[kind is float])
+                and not isinstance(value, bool)):
+            raise UsageError(f"{name}: {field} is {value!r}, expected {NOUNS[kind]}")
     try:
         return family.Config(**fields)
     except TypeError as error:

@@ -33,6 +33,13 @@ class Config:
         return int(self.dim * self.ff_mult)
 
 
+# What training starts from where nothing else is asked for: fields of TrainConfig, DataConfig and RunConfig.
+TRAINING = dict(batch_size=32, seq_len=64, epochs=10.0, update_chunks=4, backprop_chunks=8, optimizer="adam", eps=1e-5,
+                learning_rate=1e-3, lr_unit="epoch-end", final_lr_frac=0.1, max_epochs=1000.0, val_every=250, val_steps=20,
+                save_every=1, log_every=1, sample_every=0, sample_len=200, temperature=0.8)
+TOKENIZER = "byte"
+
+
 def params(cfg):
     L, V, D, I, F = cfg.depth, cfg.vocab_size, cfg.dim, cfg.inner, cfg.hidden
     gain, wide, narrow, inner = constant(1), uniform(F**-0.5), uniform(D**-0.5), uniform(I**-0.5)

@@ -1,0 +1,69 @@
+"""Writes the README's table of speeds and docs/roofline.png from the newest file in benchmarks/results.
+
+    gpt2c bench --compare torch --out benchmarks/results && python benchmarks/readme_table.py
+"""
+import json
+import re
+from pathlib import Path
+
+from gpt2c.pictures import roofline
+from gpt2c.tables import load_kernels
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- speed: written by benchmarks/readme_table.py -->", "<!-- end of speed -->"
+
+
+def newest():
+    """The newest results: their names begin with the date."""
+    return max(RESULTS.glob("*.json"), key=lambda path: path.name)
+
+
+def section(bench):
+    """The text between the two marks."""
+    machine, rows = bench["machine"], [row for row in bench["rows"] if row["section"] == "models"]
+    isa = rows[0]["isa"]
+    lines = [
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['date']}, {machine['compiler']}; in the same session: float32 "
+        f"peak {machine['peak'][isa]:.0f} GFLOP/s ({isa}), reading {machine['read_bandwidth']:.0f} GB/s. PyTorch "
+        f"{machine['torch']} takes turns with gpt2c in the same precision; times are medians, its best mode counts.", "",
+        "| training step | gpt2c | share of peak | memory | PyTorch | gpt2c is | gpt2c bf16 | PyTorch bf16 | gpt2c is |",
+        "|---|---|---|---|---|---|---|---|---|"]
+    for model in dict.fromkeys(row["model"] for row in rows if row["work"] == "train"):
+        mine = {row["system"]: row for row in rows if row["model"] == model and row["work"] == "train"}
+        ours, bf16 = mine["gpt2c"], mine.get("gpt2c bf16")
+        cells = [model, _ms(ours), f"{ours['share']:.0%}", f"{ours['peak_memory'] / 1e9:.1f} GB",
+                 *_rival(mine, lambda name: "bf16" not in name), _ms(bf16), *_rival(mine, lambda name: "bf16" in name)]
+        lines.append("| " + " | ".join(cells) + " |")
+    for row in rows:
+        if row["work"] != "train":
+            what = "reading of the weights" if row["bound"] == "memory" else "peak"
+            lines += ["", f"{row['work']} {row['model']}: {row['tok_s']:.0f} tokens per second, {row['share']:.0%} of {what}."]
+    return "\n".join(lines)
+
+
+def _ms(row):
+    return f"{row['ms']:,.0f} ms" if row["ms"] >= 100 else f"{row['ms']:.1f} ms"
+
+
+def _rival(rows, wanted):
+    """(time, how many times as fast gpt2c is) of PyTorch's fastest such mode."""
+    theirs = [row for name, row in rows.items() if name.startswith("torch") and wanted(name.removeprefix("torch "))]
+    if not theirs:
+        return "-", "-"
+    best = min(theirs, key=lambda row: row["ms"])
+    return f"{_ms(best)} ({best['system'].removeprefix('torch ')})", f"{best['ratio']:.2f}x"
+
+
+def main():
+    path, readme = newest(), ROOT / "README.md"
+    bench = json.loads(path.read_text(encoding="utf-8"))
+    text = readme.read_text(encoding="utf-8")
+    written = f"{BEGIN}\n{section(bench)}\n{END}"
+    readme.write_text(re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: written, text, flags=re.S), encoding="utf-8")
+    if any(row["section"] == "kernels" for row in bench["rows"]):
+        roofline(*load_kernels(path), ROOT / "docs" / "roofline.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What a program tells on the way: plain lines, or on a terminal one line of progress below them.
+
+GPT2C_LOG=debug|info|warning|error says how much. Whatever happens to the terminal, or to the program that reads the
+lines, the work goes on.
+"""
+import os
+import sys
+
+from gpt2c.errors import UsageError
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+class Console:
+    def __init__(self):
+        level = os.environ.get("GPT2C_LOG", "info").lower()
+        if level not in LEVELS:
+            raise UsageError(f"GPT2C_LOG is {level!r}, expected one of {', '.join(LEVELS)}")
+        self._level = LEVELS.index(level)
+        self._bar = None
+
+    def debug(self, text):
+        self._say("debug", text, "stdout")
+
+    def info(self, text):
+        self._say("info", text, "stdout")
+
+    def warning(self, text):
+        self._say("warning", text, "stderr")
+
+    def _say(self, level, text, stream):
+        if LEVELS.index(level) < self._level:
+            return
+        try:
+            if self._bar is not None:
+                self._bar.clear()
+            print(text, file=getattr(sys, stream), flush=True)
+            if self._bar is not None:
+                self._bar.refresh()
+        except OSError:  # the reader has gone, or the disk below it is full
+            self._drop(stream)
+
+    def _drop(self, stream):
+        """From here on the stream leads nowhere."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, getattr(sys, stream).fileno())
+        os.close(nowhere)
+
+    @property
+    def has_bar(self):
+        return self._bar is not None
+
+    def start_bar(self, total, done):
+        """A line of progress with the time left, if someone looks at a terminal."""
+        if sys.stderr.isatty() and sys.stdout.isatty() and self._level <= LEVELS.index("info"):
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, leave=False)
+
+    def advance(self, done, text):
+        if self._bar is not None:
+            try:
+                self._bar.n = done
+                self._bar.set_postfix_str(text)
+            except OSError:
+                self._bar = None
+
+    def end_bar(self):
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,108 @@
+"""What is there: python -m gpt2c.info [PATH], or gpt2c info.
+
+Without PATH this machine and this build; of a checkpoint, what it holds and whether it is whole; of the folder of a run,
+how far it is and its checkpoints. --json prints the same for programs to read.
+"""
+import dataclasses
+import json
+import math
+import struct
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import gpt2c
+from gpt2c import checkpoint, flags, json_model, llmc, runs
+from gpt2c.cli import run_program
+from gpt2c.errors import InputError
+from gpt2c.files import open_input
+from gpt2c.flags import flag
+from gpt2c.machine import available_memory, in_units
+from gpt2c.rgpt import is_rgpt, read_rgpt
+
+
+@dataclass
+class InfoConfig:
+    path: str = flag("", "a checkpoint, or the folder of a run", metavar="PATH", default_text="this machine")
+    json: bool = flag(False, "print JSON")
+
+
+def main(argv):
+    (config,), _ = flags.parse(argv, [InfoConfig], "gpt2c info", __doc__.partition("\n\n")[2], ["path"])
+    if not config.path:
+        found = machine()
+    elif Path(config.path).is_dir():
+        found = run(config.path)
+    else:
+        found = model_file(config.path)
+    print(json.dumps(found, indent=1, default=str) if config.json else as_text(found))
+
+
+def machine():
+    about = gpt2c.info()
+    return {"gpt2c": about.pop("version"), **about, "memory available": in_units(available_memory())}
+
+
+def run(folder):
+    """The run in a folder, by its logs and checkpoints."""
+    last, best = {}, None
+    for row in runs.read_metrics(folder):
+        last |= row
+        if "val_loss" in row and (best is None or row["val_loss"] < best["val_loss"]):
+            best = row
+    found = {"run": str(folder), **last}
+    if best:
+        found["best val_loss"] = f"{best['val_loss']:.6f} at step {best['step']}"
+    files = runs.Run(folder)
+    for path in [*files.checkpoints(), *([files.best] if files.best.exists() else [])]:
+        found[path.name] = health(path)
+    return found
+
+
+def health(path):
+    try:
+        checkpoint.read(path)
+    except InputError as error:
+        return str(error)
+    return f"whole, {in_units(path.stat().st_size)}"
+
+
+def model_file(path):
+    """A file with a model in it, by what it begins with."""
+    with open_input(path) as file:
+        head = file.read(8)
+    if is_rgpt(head):
+        old = read_rgpt(path)
+        return {"file": path, "format": head.decode(), **old.config, "step": old.step, "best_loss": old.best_loss,
+                "parameters": sum(array.size for array in old.params.values())}
+    if len(head) >= 4 and struct.unpack("<i", head[:4])[0] in llmc.KINDS:
+        header = llmc.read_header(path)
+        shapes = llmc.gpt2_shapes(header)
+        return {"file": path, "format": f"llm.c, version {header.version}", **header._asdict(),
+                "parameters": sum(math.prod(shape) for shape in shapes.values())}
+    if head[:1] == b"{":
+        model = checkpoint.load(path)
+        return {"file": path, "format": json_model.FORMAT, "family": model.family, **dataclasses.asdict(model.config),
+                "parameters": model.num_parameters, "description": model.description, "turns": model.turns}
+    content, said = checkpoint.read(path), checkpoint.metadata(path)
+    found = {"file": path, "format": said["format"], "family": content.family, **dataclasses.asdict(content.config),
+             "parameters": sum(math.prod(t["shape"]) for name, t in said["tensors"].items() if "." not in name),
+             "tokenizer": f"{content.tokenizer.vocab_size} tokens" if content.tokenizer else "none"}
+    found |= {name: said[name] for name in ("description", "turns", "step", "best_val_loss") if name in said}
+    found["saved"] = f"{datetime.fromtimestamp(Path(path).stat().st_mtime):%Y-%m-%d %H:%M:%S}"
+    return found | {"run": content.run.values if content.run else "none: weights alone", "sha256": said["sha256"] + ", as it is"}
+
+
+def as_text(found):
+    """One line per entry, entries in entries indented."""
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, dict):
+            lines += [f"{name}:", *("  " + line for line in as_text(value).splitlines())]
+        else:
+            lines.append(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_program("gpt2c info", main)

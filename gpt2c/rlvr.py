@@ -1,0 +1,130 @@
+"""Reinforcement learning with verifiable rewards: python -m gpt2c.rlvr CKPT [flags], or gpt2c rlvr.
+
+Goes on from a checkpoint that has read text of the task (gpt2c train --data task:copy), of any family, with GRPO.
+"""
+import signal
+import time
+from dataclasses import dataclass
+
+import gpt2c
+from gpt2c import flags, runs
+from gpt2c.checkpoint import load
+from gpt2c.cli import run_program
+from gpt2c.console import Console
+from gpt2c.data import tokenizer_of_model
+from gpt2c.errors import Gpt2cError, UsageError
+from gpt2c.flags import flag
+from gpt2c.grpo import Grpo, GrpoConfig
+from gpt2c.progress import duration
+from gpt2c.sampler import generate
+from gpt2c.stopping import Stop
+from gpt2c.tasks import TASKS, task_named
+
+SHOWN = 3  # completions before and after
+
+
+@dataclass
+class RlvrConfig:
+    """What to train, on which task, and where it goes."""
+
+    checkpoint: str = flag("", "a gpt2c checkpoint or an llm.c model", "--load-checkpoint", "--init-from", metavar="CKPT")
+    task: str = flag("copy", f"{', '.join(TASKS)}, or a Python file with a task", "--rl-task", metavar="NAME|FILE")
+    out_dir: str = flag("", "the run's folder", "-o", "--output", metavar="DIR", default_text="runs/<date>-<family>")
+    save_path: str = flag("", "the checkpoint at the end, instead of a folder or beside one", metavar="X")
+    save_every: int = flag(0, "save a checkpoint every N steps (0: only at the end)", "--checkpoint-interval")
+    save_on_complete: bool = flag(True, "save at the end")
+    log_every: int = flag(10, "print every Nth step", "--log-interval")
+    eval_prompts: int = flag(200, "prompts on which the model is measured before and after (0: not at all)")
+    prompt: str = flag("", "also go on with this text after the end")
+    gen_length: int = flag(100, "how far", "--length")
+    temperature: float = flag(0.3, "and at this temperature; rewards are always earned at 1")
+    tokenizer: str = flag("", "tokenizer file, for checkpoints that have none of their own", metavar="PATH",
+                          default_text="gpt2_tokenizer.bin here or in data/")
+    threads: int = flag(0, "threads to use", default_text="one per core")
+    training_text: str = flag("", "not needed: the checkpoint has its vocabulary", "--training-file", "--bpe-load-path",
+                              default_text="", hidden=True)
+    use_bpe: bool = flag(False, "not needed either", default_text="", hidden=True)
+
+
+def main(argv):
+    with Stop() as stop:
+        return rlvr(argv, stop, Console())
+
+
+def rlvr(argv, stop, console):
+    (run, config), _ = flags.parse(argv, [RlvrConfig, GrpoConfig], "gpt2c rlvr", __doc__.partition("\n\n")[2], ["checkpoint"])
+    if not run.checkpoint:
+        raise UsageError("name a checkpoint: gpt2c rlvr CKPT [flags]; gpt2c train --data task:NAME makes one")
+    if run.threads:
+        gpt2c.set_num_threads(run.threads)
+    task = task_named(run.task)
+    model = load(run.checkpoint)
+    model.tokenizer = tokenizer_of_model(model, run.tokenizer)
+    grpo = Grpo(model, task, config)
+    for warning in grpo.warnings:
+        console.warning(warning)
+    files = runs.Run(run.out_dir, run.save_path) if run.out_dir or run.save_path else runs.Run.new(model.family)
+    files.take()
+    if aside := files.begin(flags.to_toml(run, config), 0):
+        console.warning(aside)
+    console.info(f"rlvr: {run.task} with {model.family}, {model.num_parameters:,} parameters, from {run.checkpoint}; "
+                 f"{config.steps} steps of {config.prompts} prompts x {config.group_size} completions; files in {files}")
+    began = time.monotonic()
+    measure(grpo, run, console, "before")
+    stop.training = True
+    learn(grpo, run, files, stop, console)
+    path = "nowhere, as asked"
+    if run.save_on_complete or stop:
+        path = files.last(grpo.step)
+        grpo.save(path)
+    if not stop:
+        measure(grpo, run, console, "after")
+    if run.prompt and not stop:
+        new = generate(model, model.tokenizer.encode(run.prompt), run.gen_length, run.temperature, seed=config.seed or 1)
+        console.info(f"---\n{run.prompt}{model.tokenizer.decode(list(new))}\n---")
+    why = f"stopped: {signal.Signals(stop.signal).name}" if stop else "done"
+    console.info(f"{why}: step {grpo.step} of {config.steps} in {duration(time.monotonic() - began)}; checkpoint {path}")
+    return stop.exit_code
+
+
+def measure(grpo, run, console, when):
+    """How the model answers now."""
+    if not run.eval_prompts:
+        return
+    reward, success, done = grpo.evaluate(run.eval_prompts)
+    console.info(f"{when}: reward {reward:.3f}, success {100 * success:.1f}% of {run.eval_prompts} prompts")
+    for completion in done[:SHOWN]:
+        console.info(described(completion))
+
+
+def learn(grpo, run, files, stop, console):
+    """Steps until all are done or it is told to stop."""
+    total, began = grpo.config.steps, time.monotonic()
+    console.start_bar(total, 0)
+    while grpo.step < total and not stop:
+        step = grpo.update()
+        row = {name: value for name, value in step._asdict().items() if name not in ("step", "best")}
+        if not files.log(step.step, lr=grpo.config.learning_rate, best=[*step.best[:3]], **row):
+            console.warning(f"the logs in {files} cannot be written for now: free some room on the disk")
+        console.advance(grpo.step, f"reward {step.reward:.3f}, success {100 * step.success:.0f}%")
+        if run.log_every and (step.step == 0 or grpo.step % run.log_every == 0 or grpo.step == total):
+            left = (total - grpo.step) * (time.monotonic() - began) / grpo.step
+            console.info(f"step {grpo.step:4d}/{total} | reward {step.reward:.3f} | success {100 * step.success:.1f}% | "
+                         f"entropy {step.entropy:.3f} | kl {step.kl:.4f} | norm {step.grad_norm:.3f} | "
+                         f"skipped {step.skipped}/{grpo.config.prompts} | {step.ms:.0f} ms | eta {duration(left)}")
+            console.info(described(step.best))
+        if stop.save or run.save_every and grpo.step % run.save_every == 0 and grpo.step < total:
+            stop.save = False
+            try:
+                grpo.save(files.on_the_way(grpo.step))
+            except Gpt2cError as error:
+                console.warning(f"not saved: {error}")
+    console.end_bar()
+
+
+def described(completion):
+    return f'  "{completion.prompt}" -> "{completion.text}" (reward {completion.reward:.2f})'
+
+
+if __name__ == "__main__":
+    run_program("gpt2c rlvr", main)

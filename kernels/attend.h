@@ -1,0 +1,89 @@
+// Queries in lanes: what attention.c and cope.c share. TN queries go at once, one per vector lane; a matrix of scores has
+// one row per key. See attention.c.
+#ifndef GPT2C_ATTEND_H
+#define GPT2C_ATTEND_H
+
+#include "tile.h"
+
+#define LANE_NUMBER(i, s) (i)
+static inline vi lane_numbers(void) { return LANES(LANE_NUMBER, 0); }
+
+static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// c (M x TN) = or += a (M x K) b (K x TN); rows of c are c_row apart. a must have readable rows up to an even number.
+static inline void panel_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K, const float* a, ptrdiff_t a_row,
+                                 ptrdiff_t a_k, const float* b, ptrdiff_t b_k, int add) {
+#define TILE_ROWS(n)                                                            \
+    {                                                                           \
+        vf sum[n][2];                                                           \
+        tile_sums(sum, n, K, a + i * a_row, a_row, a_k, b, b_k);                \
+        _Pragma("GCC unroll 16") for (int r = 0; r < n; r++) {                  \
+            if (r == rows) break;                                               \
+            float* cr = c + (i + r) * c_row;                                    \
+            vf_store(cr, add ? vf_load(cr) + sum[r][0] : sum[r][0]);            \
+            vf_store(cr + VL, add ? vf_load(cr + VL) + sum[r][1] : sum[r][1]);  \
+        }                                                                       \
+    }
+    for (int64_t i = 0; i < M; i += TM) {
+        int rows = M - i < TM ? (int)(M - i) : TM;
+        TILE_DISPATCH(rows, TILE_ROWS)
+    }
+#undef TILE_ROWS
+}
+
+// The same with c and b one vector wide: heads are often narrower than TN.
+static inline void narrow_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K, const float* a, ptrdiff_t a_row,
+                                  ptrdiff_t a_k, const float* b, ptrdiff_t b_k, int add) {
+#define TILE_ROWS(n)                                                            \
+    {                                                                           \
+        vf sum[n];                                                              \
+        _Pragma("GCC unroll 16") for (int r = 0; r < n; r++) sum[r] = (vf){0};  \
+        for (int64_t k = 0; k < K; k++) {                                       \
+            vf bk = vf_load(b + k * b_k);                                       \
+            const float* ak = a + i * a_row + k * a_k;                          \
+            _Pragma("GCC unroll 16") for (int r = 0; r < n; r++) sum[r] += vf_splat(ak[r * a_row]) * bk; \
+        }                                                                       \
+        _Pragma("GCC unroll 16") for (int r = 0; r < n; r++) {                  \
+            if (r == rows) break;                                               \
+            float* cr = c + (i + r) * c_row;                                    \
+            vf_store(cr, add ? vf_load(cr) + sum[r] : sum[r]);                  \
+        }                                                                       \
+    }
+    for (int64_t i = 0; i < M; i += TM) {
+        int rows = M - i < TM ? (int)(M - i) : TM;
+        TILE_DISPATCH(rows, TILE_ROWS)
+    }
+#undef TILE_ROWS
+}
+
+// The same with c and b W wide, W a multiple of VL.
+static inline void rows_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K, const float* a, ptrdiff_t a_row,
+                                ptrdiff_t a_k, const float* b, ptrdiff_t b_k, int64_t W, int add) {
+    int64_t at = 0;
+    for (; at + TN <= W; at += TN) panel_product(c + at, c_row, M, K, a, a_row, a_k, b + at, b_k, add);
+    if (at < W) narrow_product(c + at, c_row, M, K, a, a_row, a_k, b + at, b_k, add);
+}
+
+// dst (n, W) = scale * rows of width D, src_row apart; columns from D on are 0
+static inline void copy_rows(float* dst, int64_t W, const float* src, ptrdiff_t src_row, int64_t n, int64_t D, float scale) {
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < W; c += VL)
+            vf_store(dst + i * W + c, c < D ? vf_load_n(src + i * src_row + c, D - c) * scale : (vf){0});
+}
+
+// dst (n rows of width D, dst_row apart) = or += src_t^T * scale, where src_t is (D, TN) and scale one factor per lane
+static inline void store_lanes(float* dst, ptrdiff_t dst_row, const float* src_t, int64_t n, int64_t D, const float* scale,
+                               int add) {
+    for (int64_t q = 0; q < n; q += VL)
+        for (int64_t c = 0; c < D; c += VL) {
+            vf r[VL];
+            for (int i = 0; i < VL; i++) r[i] = vf_load(src_t + (c + i) * TN + q) * vf_load(scale + q);
+            vf_transpose(r);
+            for (int64_t i = 0; i < VL && q + i < n; i++) {
+                float* d = dst + (q + i) * dst_row + c;
+                vf_store_n(d, add ? vf_load_n(d, D - c) + r[i] : r[i], D - c);
+            }
+        }
+}
+
+#endif
