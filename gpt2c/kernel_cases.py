@@ -85,6 +85,12 @@ def gpt2_cases(B, lengths, C, H, V, P, parameters):
         for kernel in (gelu_erf_forward, gelu_erf_backward, squared_relu_forward, squared_relu_backward, swiglu_forward,
                        swiglu_backward):
             yield _case(kernel, label, R=R * 4 * C)
+        yield _case(mingru_gates_forward, label, R=R, I=C)
+        yield _case(mingru_gates_backward, label, R=R, I=C)
+        yield _case(scan_forward, label, B=B, T=T, I=C)
+        yield _case(scan_backward, label, B=B, T=T, I=C)
+        yield _case(dropout_residual_forward, label, R=R * C)
+        yield _case(dropout_residual_backward, label, R=R * C)
         yield _case(residual_forward, label, R=R * C)
         yield _case(residual_backward, label, R=R * C)
         yield _case(crossentropy_forward, label, R=R, P=P, V=V)
@@ -427,6 +433,78 @@ def residual_backward(s, R):
     return Subject([Check(lambda: da[some], dout[some], 1), Check(lambda: db[some], dout[some], 1)])
 
 
+NOISE = np.array([1, 2], np.int32)  # seed and counter
+
+
+def dropout_residual_forward(s, R):
+    out, a, b = nans(R), normal(R), normal(R)
+    s.dropout_residual_forward(out, a, b, NOISE, 0, 0.1)
+    a64, b64 = double(a, b)
+    kept = abs(out - a64) > 1e-3 * abs(b64)  # the others are a itself
+    if abs(kept.mean() - 0.9) > 5 * math.sqrt(0.09 / R):
+        raise Gpt2cError(f"dropout_residual_forward keeps {kept.mean():.4f} of its elements, expected 0.9")
+    return Subject([Check(lambda: out, a64 + kept * b64 / 0.9, 2)])
+
+
+def dropout_residual_backward(s, R):
+    da, db, dout = zeros(R), zeros(R), normal(R)
+    s.dropout_residual_backward(da, db, dout, NOISE, 0, 0.1, 0, 0)
+    kept = nans(R)
+    Stream().dropout_residual_forward(kept, zeros(R), np.ones(R, np.float32), NOISE, 0, 0.1)
+    (d,) = double(dout)
+    return Subject([Check(lambda: da, d, 1), Check(lambda: db, (kept > 0) * d / 0.9, 2)])
+
+
+def mingru_parts(x):
+    """x (R, 2I), candidate and gate -> z, g and its slope in float64."""
+    c, gate = np.split(x.astype(np.float64), 2, axis=-1)
+    s = 1 / (1 + np.exp(-c))
+    return 1 / (1 + np.exp(-gate)), np.where(c >= 0, c + 0.5, s), np.where(c >= 0, 1, s * (1 - s))
+
+
+def mingru_gates_forward(s, R, I):
+    a, b, x = nans(R, I), nans(R, I), normal(R, 2 * I)
+    s.mingru_gates_forward(a, b, x)
+    rows = sample(R)
+    z, g, _ = mingru_parts(x[rows])
+    return Subject([Check(lambda: a[rows], 1 - z, 16), Check(lambda: b[rows], z * g, 16)])
+
+
+def mingru_gates_backward(s, R, I):
+    dx, da, db, x = zeros(R, 2 * I), normal(R, I), normal(R, I), normal(R, 2 * I)
+    s.mingru_gates_backward(dx, da, db, x)
+    rows = sample(R)
+    z, g, slope = mingru_parts(x[rows])
+    d = db[rows].astype(np.float64)
+    want = np.concatenate([d * z * slope, (d * g - da[rows]) * z * (1 - z)], axis=-1)
+    return Subject([Check(lambda: dx[rows], want, 32)])
+
+
+def decays(*shape):
+    return rng.random(out=zeros(*shape), dtype=np.float32)
+
+
+def scan_forward(s, B, T, I):
+    out, last, a, b, h0 = nans(B, T, I), nans(B, I), decays(B, T, I), normal(B, T, I), normal(B, I)
+    s.scan_forward(out, last, a, b, h0)
+    want, h = np.empty((B, T, I)), h0.astype(np.float64)
+    for t in range(T):
+        want[:, t] = h = a[:, t] * h + b[:, t]
+    return Subject([Check(lambda: out, want, 32), Check(lambda: last, h, 32)])
+
+
+def scan_backward(s, B, T, I):
+    da, db, dh0, dout = nans(B, T, I), nans(B, T, I), nans(B, I), normal(B, T, I)
+    a, h, h0 = decays(B, T, I), normal(B, T, I), normal(B, I)
+    s.scan_backward(da, db, dh0, dout, None, a, h, h0)
+    before = np.concatenate([h0[:, None], h[:, :-1]], axis=1)
+    want, d = np.empty((B, T, I)), np.zeros((B, I))
+    for t in reversed(range(T)):
+        want[:, t] = d = d + dout[:, t]
+        d = a[:, t] * d
+    return Subject([Check(lambda: db, want, 32), Check(lambda: da, want * before, 32), Check(lambda: dh0, d, 32)])
+
+
 def crossentropy_forward(s, R, P, V):
     losses, lse = nans(R), nans(R)
     logits, targets = normal(R, P), tokens_below(V, R)
@@ -512,6 +590,12 @@ OPERATIONS = {
     squared_relu_backward: lambda R: 4 * R,
     swiglu_forward: lambda R: 5 * R,
     swiglu_backward: lambda R: 12 * R,
+    mingru_gates_forward: lambda R, I: 10 * R * I,
+    mingru_gates_backward: lambda R, I: 16 * R * I,
+    scan_forward: lambda B, T, I: 2 * B * T * I,
+    scan_backward: lambda B, T, I: 3 * B * T * I,
+    dropout_residual_forward: lambda R: 2 * R,
+    dropout_residual_backward: lambda R: R,
     residual_forward: lambda R: R,
     residual_backward: lambda R: 2 * R,
     crossentropy_forward: lambda R, P, V: 3 * R * V,
@@ -542,6 +626,12 @@ BYTES = {
     squared_relu_backward: lambda R: 4 * 4 * R,
     swiglu_forward: lambda R: 4 * 3 * R,
     swiglu_backward: lambda R: 4 * 7 * R,
+    mingru_gates_forward: lambda R, I: 4 * 4 * R * I,
+    mingru_gates_backward: lambda R, I: 4 * 8 * R * I,
+    scan_forward: lambda B, T, I: 4 * (3 * B * T * I + 2 * B * I),
+    scan_backward: lambda B, T, I: 4 * (5 * B * T * I + 2 * B * I),
+    dropout_residual_forward: lambda R: 4 * 3 * R,
+    dropout_residual_backward: lambda R: 4 * 3 * R,
     residual_forward: lambda R: 4 * 3 * R,
     residual_backward: lambda R: 4 * 5 * R,
     crossentropy_forward: lambda R, P, V: 4 * R * (V + 3),

@@ -130,21 +130,21 @@ def test_the_profile_accounts_for_the_whole_step():
 
 
 def test_kernels_in_a_table_a_json_and_a_csv(tmp_path):
-    done = bench("kernels", "--filter", "residual_forward", "--seconds", 0, "--out", tmp_path / "new" / "out")
+    done = bench("kernels", "--filter", "embedding_forward", "--seconds", 0, "--out", tmp_path / "new" / "out")
     assert done.returncode == 0, done.stderr
     about = gpt2c.info()
     lines = done.stdout.splitlines()
     assert lines[0].startswith("gpt2c ") and about["compiler"] in lines[0] and about["cpu"] in lines[1]
     assert "measured peak in GFLOP/s: " + about["isa"] in lines[1] and "bandwidth " in lines[1]
-    assert sum("residual_forward" in line for line in lines) == 2
+    assert sum("embedding_forward" in line for line in lines) == 2
 
     (path,) = (tmp_path / "new" / "out").glob("*.json")
     bench_file = json.loads(path.read_text())
     machine, rows = bench_file["machine"], bench_file["rows"]
     assert path.name.startswith(machine["date"][:10]) and str(path) in lines[-1]
     assert [(row["kernel"], row["case"]) for row in rows] == [
-        ("residual_forward", "T64"),
-        ("residual_forward", "T1024"),
+        ("embedding_forward", "T64"),
+        ("embedding_forward", "T1024"),
     ]
     for row in rows:
         assert f"{row['ms']:.3f}" in done.stdout
