@@ -438,7 +438,8 @@ NOISE = np.array([1, 2], np.int32)  # seed and counter
 
 def dropout_residual_forward(s, R):
     out, a, b = nans(R), normal(R), normal(R)
-    s.dropout_residual_forward(out, a, b, NOISE, 0, 0.1)
+    for stream in (Stream(), s):  # at once, to see below what is dropped
+        stream.dropout_residual_forward(out, a, b, NOISE, 0, 0.1)
     a64, b64 = double(a, b)
     kept = abs(out - a64) > 1e-3 * abs(b64)  # the others are a itself
     if abs(kept.mean() - 0.9) > 5 * math.sqrt(0.09 / R):

@@ -59,7 +59,7 @@ class Terminal:
         if not self.pid:
             os.environ["TERM"] = "dumb"
             os.execv(sys.executable, command(*words))
-        self.seen, self.decoder = "", codecs.getincrementaldecoder("utf-8")()
+        self.seen, self.decoder = "", codecs.getincrementaldecoder("utf-8")("replace")  # an interrupt drops what is on its way
 
     def until(self, text, seconds=30):
         """Reads on until this text has come; what came before and with it."""
