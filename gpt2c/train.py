@@ -85,12 +85,14 @@ def main(argv):
 
 
 def in_phases(argv):
-    """Whether the flags ask for two phases: by name, or by a family that is meant for them and no other data or model."""
+    """Whether the flags ask for two phases: by name, or, with no other data or model, by a family that is meant for them or
+    by asking to talk to what comes out."""
     family, start, resume, out_dir = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir")
-    if any(flags.peek(argv, PhasesConfig, "pretrain", "instruct")):
+    *named, interactive = flags.peek(argv, PhasesConfig, "pretrain", "instruct", "interactive")
+    if any(named):
         return True
     elsewhere = any(flags.peek(argv, DataConfig, "data", "training_text", "list_datasets")) or start
-    return family == PHASED and not elsewhere and (not resume or resume is True and has_phases(out_dir))
+    return (family == PHASED or interactive) and not elsewhere and (not resume or resume is True and has_phases(out_dir))
 
 
 def train_in_phases(argv, stop, console):

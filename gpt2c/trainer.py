@@ -15,7 +15,7 @@ from gpt2c.anomalies import Window, first_bad_tensor, largest
 from gpt2c.checkpoint import RunState, save
 from gpt2c.errors import DivergedError, GradientError, InputError, UsageError
 from gpt2c.flags import flag
-from gpt2c.optim import OPTIMIZERS, Optimizer
+from gpt2c.optim import OPTIMIZERS, Optimizer, tensor_bounds, tensor_rates
 from gpt2c.rng import Xorshift
 from gpt2c.sampler import generate
 from gpt2c.schedules import SCHEDULES, learning_rate, rate_of_epoch
@@ -74,6 +74,9 @@ class TrainConfig:
     grad_clip: float = flag(0.0, "largest L2 norm of all gradients together (0: no limit)", "--max-grad-norm")
     clip_value: float = flag(0.0, "largest magnitude of each gradient element, applied first (0: no limit)",
                              "--grad-clip-value")
+    tensor_rates: str = flag("", "learning rates of single tensors, whatever the schedule says", metavar="NAME=RATE,...")
+    tensor_bounds: str = flag("", "bounds that each update keeps the elements of single tensors in",
+                              metavar="NAME=LOW:HIGH,...")
 
     on_anomaly: str = flag("auto", "what to do when numbers go wrong: stop, skip the update, or roll back to the last "
                            "checkpoint and go on with the data that follow; auto stops, but skips for a z-score alone",
@@ -198,7 +201,8 @@ class Trainer:
         model.seed = config.seed
         self._optimizer = Optimizer(
             model, config.optimizer, beta1=config.beta1, beta2=config.beta2, eps=config.eps, momentum=config.momentum,
-            dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all)
+            dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all,
+            rates=tensor_rates(config.tensor_rates), bounds=tensor_bounds(config.tensor_bounds))
         batch = loader.B * loader.T * loader.world
         updates, window = (tokens and math.ceil(tokens / loader.T) or chunks for tokens, chunks in (
             (config.update_tokens, config.update_chunks), (config.backprop_tokens, config.backprop_chunks)))
