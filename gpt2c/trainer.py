@@ -6,6 +6,7 @@
 import dataclasses
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -122,6 +123,7 @@ class Step(NamedTuple):
     norm_z: float = math.nan
     skipped: str = ""  # why the parameters were left as they were
     epoch: "Epoch | None" = None  # the account of the epoch that this update ended
+    parts: dict = {}  # of the loss and beside it, by name, where a family has more than the cross-entropy
 
 
 @dataclass
@@ -301,12 +303,13 @@ class Trainer:
     def update(self, val_loss=None):
         """One update: gradients over all its batches, then the optimizer. `val_loss` is only passed on."""
         start = time.perf_counter()
-        optimizer, loss = self._optimizer, 0.0
+        optimizer, loss, parts = self._optimizer, 0.0, Counter()
         for micro_step in range(self.micro_steps):
             if not (self._goes_on and self.loader.continues):
                 self.model.reset_state()
             x, y = self._first_batch or self.loader.next_batch()
             loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self._window, train=True) / self.micro_steps
+            parts.update({name: value / self.micro_steps for name, value in self.model.metrics.items()})
         norm = optimizer.norm() / self.micro_steps
         loss_z, norm_z = self._losses.push(loss), self._norms.push(norm)
         skipped = self._anomaly(loss, norm, loss_z, norm_z)
@@ -317,7 +320,7 @@ class Trainer:
         count = self.micro_steps * x.size
         ended = self._account(loss, norm, count)
         return Step(self.step - 1, loss, lr, norm, 1000 * elapsed, self.tokens, count / elapsed, val_loss, loss_z, norm_z,
-                    skipped, ended)
+                    skipped, ended, dict(parts) if len(parts) > 1 else {})
 
     def learning_rate(self):
         """The rate of the next update."""
