@@ -242,17 +242,42 @@ def test_phases_end_to_end(folder):
     assert {b"sun", b"course"} <= set(tokenizer.tokens)  # of both files
 
 
-def test_phases_go_on_where_they_stopped_with_the_same_bits(folder):
-    phases(folder, "straight")
-    phases(folder, "parts", "--max-time", "0.0001s")  # each phase stops after its first update
-    assert not (folder / "parts/instruct/ckpt_00000004.safetensors").exists()
-    done = phases(folder, "parts", "--resume", "--max-time", "1h")
-    assert "resumed from parts/pretrain/ckpt_00000001" in done.stdout
-    done = phases(folder, "parts", "--resume")
-    assert "nothing to train" in done.stdout
-    first = [folder / run / "pretrain/ckpt_00000003.safetensors" for run in ("straight", "parts")]
-    a, b = map(gpt2c.load, first)
-    assert (a.params.flat == b.params.flat).all()
+# Trains, and interrupts itself in the Nth update.
+INTERRUPTED = """
+import os, signal, sys
+import gpt2c.model, gpt2c.train
+honest, updates, last = gpt2c.model.Model.loss_and_grad, 0, int(sys.argv.pop(1))
+def loss_and_grad(*args, **how):
+    global updates
+    updates += 1
+    if updates == last:
+        os.kill(os.getpid(), signal.SIGINT)
+    return honest(*args, **how)
+gpt2c.model.Model.loss_and_grad = loss_and_grad
+gpt2c.cli.run_program("train", gpt2c.train.main)
+"""
+
+
+def test_phases_interrupted_one_after_the_other_end_with_the_same_bits(folder):
+    words = ["--pretrain", "../facts.json", "--instruct", "../items.jsonl", *TINY, "-o", "run"]
+    for name in ("straight", "parts"):
+        (folder / name).mkdir()
+    train(folder / "straight", *words)
+
+    def interrupted(update, *more):
+        done = subprocess.run([sys.executable, "-c", INTERRUPTED, *map(str, [update, *words, *more])], cwd=folder / "parts",
+                              capture_output=True, text=True, timeout=60)
+        assert done.returncode == 130 and "stopped: SIGINT" in done.stdout, done.stdout + done.stderr
+        return done.stdout
+
+    assert "phase 2" not in interrupted(2)
+    said = interrupted(3, "--resume")  # the last update of the first phase, and two of the second
+    assert "resumed from run/pretrain/ckpt_00000002" in said and "phase 2 of 2" in said
+    said = train(folder / "parts", *words, "--resume").stdout
+    assert "nothing to train" in said and "resumed from run/instruct/ckpt_00000002" in said
+    for last in ("pretrain/ckpt_00000003.safetensors", "instruct/ckpt_00000004.safetensors"):
+        one, other = ((folder / name / "run" / last).read_bytes() for name in ("straight", "parts"))
+        assert one == other, last
 
 
 def test_prompts_may_be_masked_and_families_chosen(folder):
