@@ -120,7 +120,9 @@ def vocabulary(folder, phases, reading, kind, resume):
 
 def read_questions(path, reading):
     """[(question, answer), ...]: the first of each conversation."""
-    asked = [prompts_and_answers(record, where)[0] for file in text_files(path)
+    files = text_files(path)
+    total_bytes(files, reading)
+    asked = [prompts_and_answers(record, where)[0] for file in files
              for record, _, where in json_records(file, reading) if is_conversation(record)]
     if not asked:
         raise DataError(f"{path} has no questions; expected items with prompt and completion")
