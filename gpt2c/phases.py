@@ -13,7 +13,7 @@ from gpt2c.chat import Conversation
 from gpt2c.checkpoint import load
 from gpt2c.data.conversations import is_conversation, prompts_and_answers
 from gpt2c.data.documents import text_files, total_bytes
-from gpt2c.data.records import json_records
+from gpt2c.data.records import records
 from gpt2c.data.texts import tokenizer_for
 from gpt2c.errors import DataError, UsageError
 from gpt2c.flags import flag
@@ -22,7 +22,7 @@ from gpt2c.sampling import Sampling
 
 # What a phase starts from where the command line says nothing else: small texts are learned by heart, in a few minutes, by
 # Adam at a constant rate. Numbers that go wrong and files that are far too large end the run.
-USUAL = dict(batch_size=4, seq_len=80, optimizer="adam", lr_schedule="constant", lr_unit="update", warmup_steps=0,
+USUAL = dict(batch_size=2, seq_len=80, optimizer="adam", lr_schedule="constant", lr_unit="update", warmup_steps=0,
              warmup_epochs=0, weight_decay=0.0, grad_clip=1.0, max_grad_value=1000.0, max_loss=1e6, max_file_size=0.1,
              sample_every=0, log_every=10, save_every=0)
 SIZES = {"gpt2": dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80),
@@ -38,9 +38,9 @@ SHOWN = 5  # questions of each file with their answers
 class PhasesConfig:
     """Two phases instead of one run."""
 
-    pretrain: str = flag("", "first phase: a .json or .jsonl file of short texts, one to an item", metavar="PATH",
+    pretrain: str = flag("", "first phase: a .json, .jsonl or .csv file of short texts, one to an item", metavar="PATH",
                          group="two phases")
-    instruct: str = flag("", "second phase: a .json or .jsonl file of questions with their answers", metavar="PATH")
+    instruct: str = flag("", "second phase: such a file of questions with their answers", metavar="PATH")
     pretrain_epochs: float = flag(100.0, "passes over the texts")
     pretrain_lr: float = flag(5e-4, "the first phase's learning rate")
     instruct_epochs: float = flag(100.0, "passes over the questions")
@@ -123,7 +123,7 @@ def read_questions(path, reading):
     files = text_files(path)
     total_bytes(files, reading)
     asked = [prompts_and_answers(record, where)[0] for file in files
-             for record, _, where in json_records(file, reading) if is_conversation(record)]
+             for record, _, where in records(file, reading) if is_conversation(record)]
     if not asked:
         raise DataError(f"{path} has no questions; expected items with prompt and completion")
     return asked

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -208,7 +209,8 @@ def test_questions_are_asked_as_they_were_learned(checkpoint, monkeypatch):
 
 # ---- phases
 
-TINY = ["--channels", 16, "--hidden", 16, "--num-heads", 2, "--pretrain-epochs", 3, "--instruct-epochs", 4, "--log-every", 1]
+TINY = ["--channels", 16, "--hidden", 16, "--num-heads", 2, "--pretrain-epochs", 3, "--instruct-epochs", 4, "--log-every", 1,
+        "--batch-size", 4]
 
 
 @pytest.fixture
@@ -284,9 +286,28 @@ def test_prompts_may_be_masked_and_families_chosen(folder):
     assert "loss on all tokens" in phases(folder, "dry", "--mask-prompt", "--dry-run").stdout
     shape = ["--model", "chargpt", "--num-layers", 1, "--channels", 16, "--num-heads", 2]
     done = train(folder, "--pretrain", "facts.json", "--instruct", "items.jsonl", "-o", "m", "--mask-prompt", *shape,
-                 "--pretrain-epochs", 3, "--instruct-epochs", 4)
+                 "--pretrain-epochs", 3, "--instruct-epochs", 4, "--batch-size", 4)
     assert "loss on all tokens" in done.stdout and "loss on answers" in done.stdout
     assert gpt2c.load(folder / "m/instruct/ckpt_00000004.safetensors").family == "chargpt"
+
+
+def test_phases_of_csv_files(folder):
+    """Without a header, as the small language models of others have them; what their numbers say is watched."""
+    (folder / "facts.csv").write_text("".join(f'"{fact} </s>"\n' for fact in FACTS), encoding="utf-8")
+    (folder / "items.csv").write_text('"User: Is ice cold, or hot? Assistant: Cold, of course. </s>"\n', encoding="utf-8")
+    done = train(folder, "--pretrain", "facts.csv", "--instruct", "items.csv", "--no-csv-header", *TINY, "-o", "run")
+    assert "of 1 answered word for word" in done.stdout
+    first, last = (checkpoint_of(folder / "run" / phase) for phase in ("pretrain", "instruct"))
+    words = "Snow is ice . The sun a star Ice cold User : Is , or hot ? Assistant Cold of course".split()
+    assert {token.decode() for token in first.tokenizer.tokens} == {"<unk>", "</s>", *words} and last.turns == 1
+    flags = tomllib.loads((folder / "run/instruct/config.toml").read_text(encoding="utf-8"))
+    assert flags["max_grad_value"] == 1000 and flags["max_loss"] == 1e6 and flags["max_file_size"] == 0.1
+    assert flags["learning_rate"] == 1e-4 and flags["epochs"] == 4 and flags["optimizer"] == "adam"
+    assert flags["tensor_rates"] == "alpha=1e-4, beta=1e-4" and flags["tensor_bounds"] == "alpha=0.01:0.5, beta=0.01:0.5"
+
+
+def checkpoint_of(run):
+    return gpt2c.load(max(run.glob("ckpt_*")))
 
 
 def test_phases_that_cannot_be(folder):
@@ -294,6 +315,9 @@ def test_phases_that_cannot_be(folder):
     assert "use --out-dir" in train(folder, "--pretrain", "facts.json", "--instruct", "items.jsonl", "--save-path", "x",
                                     code=2).stderr
     assert train(folder, "--pretrain", "missing.json", "--instruct", "items.jsonl", code=4).stderr.count("\n") == 1
+    with open(folder / "large.json", "wb") as file:
+        file.truncate(101_000_000)
+    assert "more than the 0.1 GB allowed" in train(folder, "--pretrain", "facts.json", "--instruct", "large.json", code=4).stderr
     assert "has no questions" in train(folder, "--pretrain", "facts.json", "--instruct", "facts.json", *TINY, code=4).stderr
 
 
