@@ -21,6 +21,7 @@ from gpt2c.data.conversations import conversation, prompts_and_answers
 from gpt2c.phases import SHIPPED, read_questions
 from gpt2c.sampling import Sampling
 from gpt2c.tokenizer import Tokenizer
+from gpt2c.train import in_phases, main
 
 DATA = Path(gpt2c.__file__).parents[1] / "data"
 ITEMS = [{"prompt": "What is snow?", "completion": "Snow is ice, of course."},
@@ -289,6 +290,22 @@ def test_prompts_may_be_masked_and_families_chosen(folder):
                  "--pretrain-epochs", 3, "--instruct-epochs", 4, "--batch-size", 4)
     assert "loss on all tokens" in done.stdout and "loss on answers" in done.stdout
     assert gpt2c.load(folder / "m/instruct/ckpt_00000004.safetensors").family == "chargpt"
+
+
+@pytest.mark.parametrize("words, expected", [
+    ("--model trm", True), ("--interactive", True), ("--model hybrid --interactive", True), ("--model gpt2", False), ("", False),
+    ("--model trm --data x.txt", False), ("--interactive -e d12", False), ("--model mingru --pretrain a --instruct b", True)])
+def test_what_asks_for_phases(words, expected):
+    assert in_phases(words.split()) == expected
+
+
+@pytest.mark.parametrize("family", gpt2c.models.FAMILIES)
+def test_every_family_has_phases(family, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    width = {"mingru": "--dim", "hybrid": "--hidden"}.get(family, "--channels")
+    assert main(["--model", family, "--pretrain", "facts.json", "--instruct", "items.jsonl", "-o", "run", width, "16",
+                 "--pretrain-epochs", "1", "--instruct-epochs", "1", "--test-questions", "items.jsonl"]) == 0
+    assert "instruction questions: " in capsys.readouterr().out and checkpoint_of(folder / "run/instruct").family == family
 
 
 def test_phases_of_csv_files(folder):
