@@ -86,7 +86,9 @@ def run_phases(train, argv, phases, run, chosen, reading, stop, console):
     for number, (name, data) in enumerate({"pretrain": phases.pretrain, "instruct": phases.instruct}.items(), 1):
         epochs, rate = getattr(phases, f"{name}_epochs"), getattr(phases, f"{name}_lr")
         console.info(f"--- phase {number} of 2: {name}, {epochs:g} epochs of {data}")
-        code, _ = train([*argv, "--data", data, "--order", "items", "--tokenizer", path, "--epochs", str(epochs),
+        begun = run.resume and runs.Run(folder / name).checkpoints()  # then what is not given stays as it was
+        defaults = [] if begun else as_flags(usual(run.model))
+        code, _ = train([*defaults, *argv, "--data", data, "--order", "items", "--tokenizer", path, "--epochs", str(epochs),
                          "--learning-rate", str(rate), "--out-dir", str(folder / name), "--held-out", "0", "--val-every", "0",
                          "--mask-prompt", str(chosen.mask_prompt and name == "instruct"), "--init-from", start,
                          "--pretrain=", "--instruct="], stop, console)

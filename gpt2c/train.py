@@ -23,7 +23,7 @@ from gpt2c.loop import Loop
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
 from gpt2c.models import FAMILIES, family_named, max_seq_len
-from gpt2c.phases import PHASED, PhasesConfig, as_flags, has_phases, run_phases, shipped, usual
+from gpt2c.phases import PHASED, PhasesConfig, has_phases, run_phases, shipped, usual
 from gpt2c.resume import check_flags, checkpoint_to_resume, recorded_flags, shaping_flags
 from gpt2c.sampling import Sampling
 from gpt2c.stopping import Stop
@@ -103,7 +103,7 @@ def train_in_phases(argv, stop, console):
     (run, phases, chosen, reading, *_), _ = flags.parse(
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
         __doc__.partition("\n\n")[2], defaults=usual(family))
-    return run_phases(train, [*as_flags(usual(family)), *argv], shipped(phases), run, chosen, reading, stop, console)
+    return run_phases(train, argv, shipped(phases), run, chosen, reading, stop, console)
 
 
 def train(argv, stop, console):
