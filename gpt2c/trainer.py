@@ -82,9 +82,9 @@ class TrainConfig:
     on_anomaly: str = flag("auto", "what to do when numbers go wrong: stop, skip the update, or roll back to the last "
                            "checkpoint and go on with the data that follow; auto stops, but skips for a z-score alone",
                            choices=("auto", "stop", "skip", "rollback"), group="when numbers go wrong")
-    max_loss: float = flag(0.0, "a loss beyond this is wrong (0: any finite one is right)", default_text="")
+    max_loss: float = flag(0.0, "a loss beyond this is wrong (0: any finite one is right)")
     max_grad_value: float = flag(0.0, "a gradient element of a larger magnitude is wrong (0: any finite one is right)",
-                                 "--grad-threshold", default_text="")
+                                 "--grad-threshold")
     skip_loss_z: float = flag(0.0, "so is a loss with a higher z-score among the last 128 (0: never)", "-sl", default_text="")
     skip_grad_z: float = flag(0.0, "and a gradient norm with a higher one (0: never)", "-sg", default_text="")
 
