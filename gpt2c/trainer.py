@@ -87,6 +87,9 @@ class TrainConfig:
     val_every: int = flag(10, "validate before every Nth update (0: never)", "-v", "--eval-interval", group="validation")
     val_steps: int = flag(10, "batches per validation (-1: all, 0: never validate)", "-m", "--val-num-batches", "--eval-iters")
 
+    balance_loss: float = flag(0.0, "weight of the balance loss of a mixture of experts: what uneven use of them costs (0: it is "
+                               "not counted)", group="experts")
+
     seed: int = flag(1337, "of the initial weights, of dropout and of sampling", group="randomness")
 
     def __post_init__(self):
@@ -95,7 +98,7 @@ class TrainConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name in ("update_tokens", "backprop_tokens", "learning_rate", "warmup_steps", "warmup_epochs", "weight_decay",
                      "eps", "momentum", "grad_clip", "clip_value", "max_loss", "max_grad_value", "skip_loss_z", "skip_grad_z",
-                     "val_every", "patience", "plateau_factor", "plateau_falls"):
+                     "val_every", "patience", "plateau_factor", "plateau_falls", "balance_loss"):
             if not getattr(self, name) >= 0:  # a NaN neither
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least 0")
         if self.nesterov and not (self.momentum and not self.dampening):
@@ -119,6 +122,7 @@ class Step(NamedTuple):
     norm_z: float = math.nan
     skipped: str = ""  # why the parameters were left as they were
     epoch: "Epoch | None" = None  # the account of the epoch that this update ended
+    parts: dict = {}  # means of what the family measures besides the cross-entropy (Model.metrics)
 
 
 @dataclass
@@ -196,6 +200,10 @@ class Trainer:
         self._skipped_in_a_row = 0
         self._losses, self._norms = Window(), Window()
         model.seed = config.seed
+        if config.balance_loss and "router" not in model.params:
+            raise UsageError(f"balance_loss is {config.balance_loss:g}, but this {model.family} has no experts to choose among: "
+                             "leave it out")
+        model.balance_loss = config.balance_loss
         self._optimizer = Optimizer(
             model, config.optimizer, beta1=config.beta1, beta2=config.beta2, eps=config.eps, momentum=config.momentum,
             dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all)
@@ -297,12 +305,15 @@ class Trainer:
     def update(self, val_loss=None):
         """One update: gradients over all its batches, then the optimizer. `val_loss` is only passed on."""
         start = time.perf_counter()
-        optimizer, loss = self._optimizer, 0.0
+        optimizer, loss, parts = self._optimizer, 0.0, {}
         for micro_step in range(self.micro_steps):
             if not (self._goes_on and self.loader.continues):
                 self.model.reset_state()
             x, y = self._first_batch or self.loader.next_batch()
             loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self._window, train=True) / self.micro_steps
+            for name, value in self.model.metrics.items():
+                parts[name] = parts.get(name, 0.0) + value / self.micro_steps
+        del parts["cross_entropy"]
         norm = optimizer.norm() / self.micro_steps
         loss_z, norm_z = self._losses.push(loss), self._norms.push(norm)
         skipped = self._anomaly(loss, norm, loss_z, norm_z)
@@ -313,7 +324,7 @@ class Trainer:
         count = self.micro_steps * x.size
         ended = self._account(loss, norm, count)
         return Step(self.step - 1, loss, lr, norm, 1000 * elapsed, self.tokens, count / elapsed, val_loss, loss_z, norm_z,
-                    skipped, ended)
+                    skipped, ended, parts)
 
     def learning_rate(self):
         """The rate of the next update."""
