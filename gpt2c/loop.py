@@ -11,6 +11,7 @@ from gpt2c.errors import DivergedError, Gpt2cError, UsageError
 from gpt2c.machine import in_units
 from gpt2c.peak import measured_peak
 
+EPOCH_LINE = "epoch completed: epoch={epoch} loss={loss:.6f} grad_norm={grad_norm:.4f} learning_rate={lr:.3e} step={step}"
 ROLLBACKS = 3  # to one and the same checkpoint; then going back does not help
 SILENCE = 10.0  # seconds after which a run that counts in epochs shows a step all the same
 
@@ -54,7 +55,7 @@ class Loop:
                 self.roll_back(error)
                 continue
             self.tell(step)
-            if trainer.going and (self._save_due(step) or self.stop.save):
+            if (trainer.going or self.run.save_path) and (self._save_due(step) or self.stop.save):
                 self.save_on_the_way()
         console.end_bar()
         return self.finish()
@@ -62,9 +63,12 @@ class Loop:
     def finish(self):
         """The last checkpoint, then what is to be seen of it."""
         trainer, path, why = self.trainer, self.run.last(self.trainer.step), self.trainer.stopped
-        trainer.save(path)
-        self._name_too(path, "last", "epoch")
-        self._retain()
+        if self.flags.save_on_complete or self.stop:
+            trainer.save(path)
+            self._name_too(path, "last", "epoch")
+            self._retain()
+        else:
+            path = "nowhere, as asked"
         pictured = self.look_back()
         why = signal.Signals(self.stop.signal).name if self.stop else why
         self.console.info(f"{'stopped: ' + why if why else 'done'}: step {trainer.step} of {trainer.total_steps} in "
@@ -115,7 +119,7 @@ class Loop:
         return val_loss
 
     def _due(self, every):
-        return every and self.trainer.step and self.trainer.step % every == 0
+        return every > 0 and self.trainer.step and self.trainer.step % every == 0
 
     def sample(self):
         """Prints a sample as llm.c does and adds it to samples.txt; ids where there is no tokenizer."""
@@ -153,9 +157,9 @@ class Loop:
         if step.epoch:
             epochs, (updates, loss, norm) = trainer.epochs_done, dataclasses.astuple(step.epoch)
             shown = self.by_epoch and every and (epochs == 1 or epochs % every == 0 or done == total)
-            (console.info if shown else console.debug)(
-                f"epoch completed: epoch={epochs} loss={loss / updates:.6f} grad_norm={norm / updates:.4f} "
-                f"learning_rate={step.lr:.3e} step={done}")
+            (console.info if shown else console.debug)(getattr(trainer.model.module, "EPOCH_LINE", EPOCH_LINE).format(
+                epoch=epochs, loss=loss / updates, grad_norm=norm / updates, lr=step.lr, step=done,
+                seconds=time.monotonic() - self._began))
         self._log(step.step, step.val_loss, tokens=step.tokens, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm,
                   ms=round(step.ms, 3), tok_s=round(step.tok_s, 1), **step.parts)
 

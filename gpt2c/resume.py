@@ -12,8 +12,9 @@ SHAPING = ("matmul_precision", "sample_every", "sample_len", "prompt", "temperat
 ATTENDING = ("save_every", "keep", "keep_major", "resumable_best", "log_every", "report_to")
 
 
-def checkpoint_to_resume(resume, out_dir, save_path, console):
-    """The Content of the checkpoint that --resume means: this one, or the newest whole one of the run; else None."""
+def checkpoint_to_resume(resume, out_dir, save_path, console, program="train"):
+    """The Content of the checkpoint that --resume means: this one, or the newest whole one of the run; else None. An error
+    if it is of a run of another program."""
     if not resume:
         return None
     if isinstance(resume, str):
@@ -26,6 +27,8 @@ def checkpoint_to_resume(resume, out_dir, save_path, console):
         console.info(f"nothing to resume in {out_dir or save_path}: starting afresh")
     elif not content.run:
         raise InputError(f"{content.path} holds weights only, no run to resume; take it with --init-from")
+    elif (other := content.run.values.get("program", "train")) != program:
+        raise InputError(f"{content.path} holds a run of gpt2c {other}, which that resumes; take its weights with --init-from")
     return content
 
 
@@ -67,7 +70,12 @@ def check_flags(content, given, shape, console, run, data, reading, config):
         if name in given and new != getattr(content.config, name):
             raise UsageError(f"--{name.replace('_', '-')} {new} does not fit {content.path}, where it is "
                              f"{getattr(content.config, name)}")
-    before, now = content.run.values["config"], vars(run) | vars(data) | vars(reading) | vars(config)
+    tell_changes(content, given, vars(run) | vars(data) | vars(reading) | vars(config), console)
+
+
+def tell_changes(content, given, now, console):
+    """Tells which of the flags that were given are not as the checkpoint's run had them."""
+    before = content.run.values["config"]
     changes = [f"{name} {before[name]} -> {now[name]}" for name in before if name in given and now.get(name) != before[name]]
     if changes:
         console.info(f"changed since {content.path}: {', '.join(changes)}")

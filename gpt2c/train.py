@@ -22,8 +22,8 @@ from gpt2c.flags import flag
 from gpt2c.loop import Loop
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
-from gpt2c.models import FAMILIES, family_named, max_seq_len
-from gpt2c.phases import PHASED, PhasesConfig, has_phases, run_phases, shipped, usual
+from gpt2c.models import FAMILIES, family_named, max_seq_len, usual
+from gpt2c.phases import PHASED, PhasesConfig, has_phases, run_phases, shipped, usual_phase
 from gpt2c.resume import check_flags, checkpoint_to_resume, recorded_flags, shaping_flags
 from gpt2c.sampling import Sampling
 from gpt2c.stopping import Stop
@@ -41,7 +41,8 @@ STARTER = dict(num_layers=4, num_heads=4, channels=128, max_seq_len=128, batch_s
 class RunConfig:
     """What to train, on what, and where it goes."""
 
-    model: str = flag("gpt2", "the model family", choices=tuple(FAMILIES), group="model")
+    model: str = flag("", "the model family", choices=("", *FAMILIES), metavar="|".join(FAMILIES), group="model",
+                      default_text="gpt2, or the family that alone has flags that are given")
     init_from: str = flag("", "scratch, a checkpoint to take the weights from, or for gpt2 a size such as d12", "-e",
                           metavar="scratch|PATH|dN", default_text=f"{PRETRAINED} if it is there, else scratch")
 
@@ -57,6 +58,7 @@ class RunConfig:
                            "end)", "-n", "--checkpoint-interval")
     keep: int = flag(0, "keep only the newest N checkpoints (0: all)", "-nk")
     keep_major: int = flag(0, "but never delete those of every Nth update (0: none)", "-nm", default_text="")
+    save_on_complete: bool = flag(True, "save at the end; a run that is interrupted is always saved")
     log_every: int = flag(1, "print every Nth update or epoch (0: only the last)", "--log-interval")
     report_to: str = flag("none", "write event files for TensorBoard as well", choices=("none", "tensorboard"))
     dry_run: bool = flag(False, "print what the run would take in memory and stop")
@@ -67,8 +69,9 @@ class RunConfig:
     matmul_precision: str = flag("fp32", "bf16 rounds the operands of matrix products: faster, nearly the same losses",
                                  choices=("fp32", "bf16"))
 
-    sample_every: int = flag(20, "write a sample every N updates (0: never)", "-s", group="samples")
-    sample_len: int = flag(64, "tokens in a sample", "-g")
+    sample_every: int = flag(20, "write a sample every N updates and at the end (0: never, -1: only at the end)", "-s",
+                             group="samples")
+    sample_len: int = flag(64, "tokens in a sample", "-g", "--gen-length", "--length")
     prompt: str = flag("", "what samples begin with", default_text="the end-of-text token")
     temperature: float = flag(1.0, "of samples; 0 always takes the likeliest token")
     sample_top_k: int = flag(0, "choose among the k likeliest tokens (0: all)", "--top-k")
@@ -103,29 +106,35 @@ def train_in_phases(argv, stop, console):
     module = family_named(family)
     (run, phases, chosen, reading, *_), _ = flags.parse(
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
-        __doc__.partition("\n\n")[2], defaults=usual(family))
+        __doc__.partition("\n\n")[2], defaults=usual_phase(family))
     return run_phases(train, argv, shipped(phases), run, chosen, reading, stop, console)
 
 
 def train(argv, stop, console):
     """(the exit code, the model or None)"""
     family, start, resume, *where = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
+    family = family or family_of_flags(argv, start)
     if not any(where):
-        where = "", usual_of(family).get("save_path", "")
+        where = "", usual(family).get("save_path", "")
     old = checkpoint_to_resume(resume, *where, console)
-    module, usual = family_named(old.family if old else family), usual_of(old.family if old else family)
+    family = old.family if old else family
+    module = family_named(family)
     plain = family == "gpt2" and not start and not old  # then the pretrained model, or a small one
     starter = plain and not Path(PRETRAINED).exists()
     size = module.describe(start) if start and hasattr(module, "describe") else None
     (run, _, chosen, reading, config, shape), given = flags.parse(
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
         __doc__.partition("\n\n")[2],
-        defaults=usual | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
-                          STARTER if starter else size or {}))
+        defaults={"model": family} | usual(family) | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
+                                                      STARTER if starter else size or {}))
     if "out_dir" in given and "save_path" not in given:
         run.save_path = ""
     if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
         config.epochs = 0.0
+    if "training_text" in given and "data" not in given:
+        chosen.data = ""
+    if not (old or config.val_every and config.val_steps):  # then nothing need be held out
+        chosen.held_out = 0.0
     if chosen.list_datasets:
         console.info(data.list_datasets(data.find_datasets(data_folder())))
         return 0, None
@@ -182,9 +191,10 @@ def train(argv, stop, console):
     return loop.train(), model
 
 
-def usual_of(family):
-    """What a run of this family starts from, by flag."""
-    return getattr(family_named(family), "TRAINING", {})
+def family_of_flags(argv, start):
+    """The family that the flags mean where no --model is given: gpt2, or for a new model the one that has flags of its own."""
+    own = (name for name, module in FAMILIES.items() if not start and flags.mentions(argv, getattr(module, "FLAGS", ())))
+    return next(own, "gpt2")
 
 
 def data_folder():
@@ -226,9 +236,10 @@ def make_trainer(model, source, config):
 def banner(model, origin, source, memory):
     about, size = gpt2c.info(), ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(model.config).items())
     parts = " + ".join(f"{what} {in_units(n)}" for what, n in memory.items())
+    active = f" ({model.num_active_parameters:,} active)" if model.num_active_parameters < model.num_parameters else ""
     return "\n".join([
         f"gpt2c {about['version']} on {about['cpu']}: {about['isa']}, {about['threads']} threads ({about['cores']} cores)",
-        f"model: {model.family}, {model.num_parameters:,} parameters, {origin}",
+        f"model: {model.family}, {model.num_parameters:,} parameters{active}, {origin}",
         f"       {size}",
         f"data: {source.summary}",
         f"memory: {parts} = {in_units(sum(memory.values()))}"])

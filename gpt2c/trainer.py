@@ -91,6 +91,9 @@ class TrainConfig:
     val_every: int = flag(10, "validate before every Nth update (0: never)", "-v", "--eval-interval", group="validation")
     val_steps: int = flag(10, "batches per validation (-1: all, 0: never validate)", "-m", "--val-num-batches", "--eval-iters")
 
+    balance_loss: float = flag(0.0, "weight of the balance loss of a mixture of experts: what uneven use of them costs (0: it is "
+                               "not counted)", group="experts")
+
     seed: int = flag(1337, "of the initial weights, of dropout and of sampling", group="randomness")
 
     def __post_init__(self):
@@ -99,7 +102,7 @@ class TrainConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name in ("update_tokens", "backprop_tokens", "learning_rate", "warmup_steps", "warmup_epochs", "weight_decay",
                      "eps", "momentum", "grad_clip", "clip_value", "max_loss", "max_grad_value", "skip_loss_z", "skip_grad_z",
-                     "val_every", "patience", "plateau_factor", "plateau_falls"):
+                     "val_every", "patience", "plateau_factor", "plateau_falls", "balance_loss"):
             if not getattr(self, name) >= 0:  # a NaN neither
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least 0")
         if self.nesterov and not (self.momentum and not self.dampening):
@@ -201,6 +204,10 @@ class Trainer:
         self._skipped_in_a_row = 0
         self._losses, self._norms = Window(), Window()
         model.seed = config.seed
+        if config.balance_loss and "router" not in model.params:
+            raise UsageError(f"balance_loss is {config.balance_loss:g}, but this {model.family} has no experts to choose among: "
+                             "leave it out")
+        model.balance_loss = config.balance_loss
         self._optimizer = Optimizer(
             model, config.optimizer, beta1=config.beta1, beta2=config.beta2, eps=config.eps, momentum=config.momentum,
             dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all,

@@ -565,9 +565,10 @@ def test_resuming_in_any_order_is_the_same_run(write, tmp_path, cache, order):
 
 def test_a_text_shorter_than_a_window(write, tmp_path, cache):
     done = train(tmp_path, "--trainingText", "hello world", "--tokenizer", "char", "-x", 2, "-t", 64, "-o", "out")
-    assert "warning: inline text has 9 tokens to train on: a window has 8 tokens instead of 64" in done.stderr
+    assert "warning: inline text has 9 tokens to train on: a window has 4 tokens instead of 64" in done.stderr
     assert len(losses(tmp_path / "out")) == 2
     done = train(tmp_path, "--trainingText", "hello world", "--tokenizer", "char", "-x", 2, "-t", 64, "--order", "sequential")
+    assert "a window has 8 tokens" in done.stderr
     assert "a batch has 1 windows instead of 4" in done.stderr
     for text in ("a", "ab"):
         short = train(tmp_path, "--trainingText", text, "--tokenizer", "char", check=False)

@@ -2,6 +2,7 @@
 import hashlib
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2c.data.datasets import Dataset, find_gpt2_tokenizer
@@ -11,6 +12,7 @@ from gpt2c.data.shards import MAX_IDS
 from gpt2c.data.writer import dataset_writer
 from gpt2c.errors import DataError, Gpt2cError, UsageError
 from gpt2c.files import atomic_write, open_input
+from gpt2c.flags import flag
 from gpt2c.progress import Progress
 from gpt2c.tokenizer import Tokenizer
 
@@ -132,6 +134,14 @@ def _is_whole(folder):
     if not whole:
         print(f"the cached tokens in {folder} are damaged: encoding again", file=sys.stderr)
     return whole
+
+
+@dataclass
+class VocabularySource:
+    """Flags that say what a vocabulary was made from. A checkpoint has its own, so they change nothing."""
+
+    training_text: str = flag("", "", "--training-file", hidden=True)
+    use_bpe: bool = flag(False, "", hidden=True)
 
 
 def tokenizer_of_model(model, path=""):
