@@ -49,6 +49,7 @@ class RunConfig:
                         group="output")
     save_path: str = flag("", "the checkpoint at the end, instead of a folder or beside one; on the way come X_stepN, and "
                           "X_best", metavar="X")
+    resumable_best: bool = flag(False, "keep in the best checkpoint all that a run needs to go on from it, not its weights alone")
     resume: bool | str = flag(False, "go on from the newest whole checkpoint of --out-dir or --save-path, or from this one; "
                               "flags that are not given stay as they were", "-y", "--load-checkpoint", metavar="PATH")
     description: str = flag("", "words about the model that its checkpoints keep")
@@ -108,17 +109,21 @@ def train_in_phases(argv, stop, console):
 
 def train(argv, stop, console):
     """(the exit code, the model or None)"""
-    family, start, *which = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
-    old = checkpoint_to_resume(*which, console)
-    module = family_named(old.family if old else family)
+    family, start, resume, *where = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
+    if not any(where):
+        where = "", usual_of(family).get("save_path", "")
+    old = checkpoint_to_resume(resume, *where, console)
+    module, usual = family_named(old.family if old else family), usual_of(old.family if old else family)
     plain = family == "gpt2" and not start and not old  # then the pretrained model, or a small one
     starter = plain and not Path(PRETRAINED).exists()
     size = module.describe(start) if start and hasattr(module, "describe") else None
     (run, _, chosen, reading, config, shape), given = flags.parse(
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
         __doc__.partition("\n\n")[2],
-        defaults=recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
-        STARTER if starter else getattr(module, "TRAINING", {}) | (size or {}))
+        defaults=usual | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
+                          STARTER if starter else size or {}))
+    if "out_dir" in given and "save_path" not in given:
+        run.save_path = ""
     if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
         config.epochs = 0.0
     if chosen.list_datasets:
@@ -143,7 +148,8 @@ def train(argv, stop, console):
     if config.seq_len > (most := max_seq_len(model.config)):
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {most}")
 
-    memory = model.memory(config.batch_size, config.seq_len)
+    trainer = make_trainer(model, source, config)
+    memory = model.memory(config.batch_size, config.seq_len, trainer.window)
     console.info(banner(model, origin or f"from scratch, seed {config.seed}", source, memory))
     if run.dry_run:
         return 0, None
@@ -151,13 +157,14 @@ def train(argv, stop, console):
                    "try a smaller --batch-size or --seq-len")
     if not origin:
         model.initialise(config.seed)
-    trainer = make_trainer(model, source, config)
     run.init_from = run.init_from or (PRETRAINED if origin else "scratch")
     chosen = dataclasses.replace(chosen, **source.resolved)
     trainer.recorded = shaping_flags(run, chosen, reading)
     if state:
         trainer.restore(state)
-    files = runs.Run(run.out_dir, run.save_path) if run.out_dir or run.save_path else runs.Run.new(model.family)
+    names = getattr(module, "FILES", {})
+    files = (runs.Run(run.out_dir, run.save_path, names) if run.out_dir or run.save_path else
+             runs.Run.new(model.family, names))
     loop = Loop(trainer, run, files, stop, console)
     if state and not trainer.going:
         console.info(f"already at step {trainer.step} of {trainer.total_steps}: nothing to train; ask for more with --max-steps "
@@ -168,9 +175,16 @@ def train(argv, stop, console):
         return stop.exit_code, model
     files.take()
     resolved = dataclasses.replace(run, resume=False)
-    if aside := files.begin(flags.to_toml(resolved, chosen, reading, config, model.config), trainer.step):
+    if aside := files.begin(flags.to_toml(resolved, chosen, reading, config, model.config), trainer.step, model.tokenizer):
         console.warning(aside)
+    if not old and files.save_path and files.save_path.exists():
+        console.warning(f"{files.save_path} is there already, and this run will replace it; --resume goes on from it instead")
     return loop.train(), model
+
+
+def usual_of(family):
+    """What a run of this family starts from, by flag."""
+    return getattr(family_named(family), "TRAINING", {})
 
 
 def data_folder():

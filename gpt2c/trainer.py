@@ -210,7 +210,7 @@ class Trainer:
             (config.update_tokens, config.update_chunks), (config.backprop_tokens, config.backprop_chunks)))
         lanes = hasattr(loader, "continues") and not config.overfit
         self._goes_on = lanes and config.preserve_hidden_states
-        self._window = window if self._goes_on else 1
+        self.window = window if self._goes_on else 1  # chunks that a gradient reaches back through
         self.micro_steps, rest = divmod(config.total_batch_size or batch * (updates if lanes else 1), batch)
         if rest or self.micro_steps < 1:
             raise UsageError(f"the total batch size of {config.total_batch_size} tokens is no multiple of the batch of "
@@ -230,6 +230,11 @@ class Trainer:
     def epochs_done(self):
         """Whole epochs behind: the most whose end (`_steps_in`) is no later than now."""
         return ((2 * self.step + 1) * self.micro_steps - 1) // (2 * self.loader.num_batches)
+
+    @property
+    def at_end_of_epoch(self):
+        """Whether the last update ended one."""
+        return self.step > 0 and not self.epoch.updates
 
     @property
     def epochs_in_all(self):
@@ -269,7 +274,8 @@ class Trainer:
         for _ in range(batches):
             if self.should_stop():
                 return None
-            total += self.model.evaluate(*self.val_loader.next_batch())
+            continues = self._goes_on and getattr(self.val_loader, "continues", False)
+            total += self.model.evaluate(*self.val_loader.next_batch(), continues)
         return total / batches
 
     def validate(self):
@@ -308,7 +314,7 @@ class Trainer:
             if not (self._goes_on and self.loader.continues):
                 self.model.reset_state()
             x, y = self._first_batch or self.loader.next_batch()
-            loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self._window, train=True) / self.micro_steps
+            loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self.window, train=True) / self.micro_steps
             parts.update({name: value / self.micro_steps for name, value in self.model.metrics.items()})
         norm = optimizer.norm() / self.micro_steps
         loss_z, norm_z = self._losses.push(loss), self._norms.push(norm)
@@ -397,7 +403,8 @@ class Trainer:
         self._require_finite()
         done, loader = self._after_update, self.loader.state()
         arrays = {f"loader.{name}": value for name, value in loader.items() if not isinstance(value, int)}
-        arrays |= {f"carried.{name}": array for name, array in self.model.carried(self._window).items()}
+        if self._goes_on and self.loader.continues:
+            arrays |= {f"carried.{name}": array for name, array in self.model.carried(self.window).items()}
         arrays |= {"window.loss": self._losses.values, "window.norm": self._norms.values}
         save(path, self.model, RunState(
             values=dataclasses.asdict(done) | {
@@ -405,7 +412,7 @@ class Trainer:
                 "dropout": [self.model.seed, self.model.dropout_counter],
                 "loader": {name: value for name, value in loader.items() if isinstance(value, int)},
                 "config": dataclasses.asdict(self.config) | self.recorded},
-            arrays=arrays), step=done.step, best=done.validations.best)
+            arrays=arrays), step=done.step, best=self.validations.best)
 
     def save_weights(self, path):
         """The parameters alone, as they are now, with the step and the best validation loss beside them."""

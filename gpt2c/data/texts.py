@@ -26,7 +26,7 @@ def tokenizer_for(spec, files, reading, **options):
     if spec in ("byte", "gpt2"):
         return Tokenizer.make(spec)
     if spec == "char":
-        return Tokenizer.make("char", alphabet(files, reading))
+        return Tokenizer.make("char", alphabet(files, reading), **options)
     return Tokenizer.make(spec, (piece.text for piece in read_pieces(files, reading)), **options)
 
 

@@ -11,7 +11,9 @@ and, if it is recurrent,
                                       it from t.incoming(name, layer) and leaves it with t.outgoing(name, layer, last)
 
 and, where its document says so, what a run starts from: describe(text), the config fields behind the name of a size;
-TRAINING, defaults of the training flags; TOKENIZER, the kind of tokenizer.
+TRAINING, defaults of the training flags; TOKENIZER, the kind of tokenizer, and SPECIALS, the special tokens of one that is
+made of characters; DATA, the text in the current folder that is trained on where nothing else is named; FILES, its own names
+for files of a run (gpt2c.runs).
 
 Everything else (training, checkpoints, generation, flags, memory estimates) works on these.
 """
