@@ -146,8 +146,7 @@ def train(argv, stop, console):
     if config.seq_len > (most := max_seq_len(model.config)):
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {most}")
 
-    trainer = make_trainer(model, source, config)
-    memory = model.memory(config.batch_size, config.seq_len, trainer.window)
+    memory = model.memory(config.batch_size, config.seq_len, config.window(config.seq_len, source.lanes))
     console.info(banner(model, origin or f"from scratch, seed {config.seed}", source, memory))
     if run.dry_run:
         return 0, None
@@ -155,6 +154,7 @@ def train(argv, stop, console):
                    "try a smaller --batch-size or --seq-len")
     if not origin:
         model.initialise(config.seed)
+    trainer = make_trainer(model, source, config)
     run.init_from = run.init_from or (PRETRAINED if origin else "scratch")
     chosen = dataclasses.replace(chosen, **source.resolved)
     trainer.recorded = shaping_flags(run, chosen, reading)

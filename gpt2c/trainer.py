@@ -103,6 +103,14 @@ class TrainConfig:
         if self.warmup_steps and (self.warmup_epochs or self.lr_unit != "update"):
             raise UsageError("a warm-up is given in updates or in epochs: with epochs, use warmup_epochs alone")
 
+    def carries(self, lanes):
+        """Whether the state goes on from batch to batch, where the data do (`lanes`)."""
+        return lanes and self.preserve_hidden_states and not self.overfit
+
+    def window(self, T, lanes):
+        """The chunks of T tokens that a gradient reaches back through."""
+        return math.ceil(self.backprop_tokens / T) or self.backprop_chunks if self.carries(lanes) else 1
+
 
 class Step(NamedTuple):
     """One update, as the Trainer reports it."""
@@ -200,12 +208,10 @@ class Trainer:
             model, config.optimizer, beta1=config.beta1, beta2=config.beta2, eps=config.eps, momentum=config.momentum,
             dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all)
         batch = loader.B * loader.T * loader.world
-        updates, window = (tokens and math.ceil(tokens / loader.T) or chunks for tokens, chunks in (
-            (config.update_tokens, config.update_chunks), (config.backprop_tokens, config.backprop_chunks)))
-        lanes = hasattr(loader, "continues") and not config.overfit
-        self._goes_on = lanes and config.preserve_hidden_states
-        self.window = window if self._goes_on else 1  # chunks that a gradient reaches back through
-        self.micro_steps, rest = divmod(config.total_batch_size or batch * (updates if lanes else 1), batch)
+        lanes = hasattr(loader, "continues")
+        self._goes_on, self._window = config.carries(lanes), config.window(loader.T, lanes)
+        updates = math.ceil(config.update_tokens / loader.T) or config.update_chunks if lanes and not config.overfit else 1
+        self.micro_steps, rest = divmod(config.total_batch_size or batch * updates, batch)
         if rest or self.micro_steps < 1:
             raise UsageError(f"the total batch size of {config.total_batch_size} tokens is no multiple of the batch of "
                              f"{loader.B} x {loader.T} = {batch}")
@@ -308,7 +314,7 @@ class Trainer:
             if not (self._goes_on and self.loader.continues):
                 self.model.reset_state()
             x, y = self._first_batch or self.loader.next_batch()
-            loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self.window, train=True) / self.micro_steps
+            loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self._window, train=True) / self.micro_steps
         norm = optimizer.norm() / self.micro_steps
         loss_z, norm_z = self._losses.push(loss), self._norms.push(norm)
         skipped = self._anomaly(loss, norm, loss_z, norm_z)
@@ -397,7 +403,7 @@ class Trainer:
         done, loader = self._after_update, self.loader.state()
         arrays = {f"loader.{name}": value for name, value in loader.items() if not isinstance(value, int)}
         if self._goes_on and self.loader.continues:
-            arrays |= {f"carried.{name}": array for name, array in self.model.carried(self.window).items()}
+            arrays |= {f"carried.{name}": array for name, array in self.model.carried(self._window).items()}
         arrays |= {"window.loss": self._losses.values, "window.norm": self._norms.values}
         save(path, self.model, RunState(
             values=dataclasses.asdict(done) | {
