@@ -175,8 +175,8 @@ def train(argv, stop, console):
     resolved = dataclasses.replace(run, resume=False)
     if aside := files.begin(flags.to_toml(resolved, chosen, reading, config, model.config), trainer.step, model.tokenizer):
         console.warning(aside)
-    if not old and files.save_path and files.save_path.exists():
-        console.warning(f"{files.save_path} is there already, and this run will replace it; --resume goes on from it instead")
+    if not old and (aside := files.set_aside_saved()):
+        console.warning(aside)
     return loop.train(), model
 
 

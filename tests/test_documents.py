@@ -99,14 +99,19 @@ def test_chargpt_says_what_to_do_with_an_earlier_checkpoint(folder, capsys):
     Path("train.txt").write_text(TEXT, encoding="utf-8")
     short = "gpt2c train --model chargpt", *SMALLER["chargpt"].split()
     run(*short, "--iters", 2)
-    assert "is there already" not in capsys.readouterr().err
+    earlier = {name: Path(name).read_bytes() for name in ("checkpoint.bin", "checkpoint_best.bin")}
+    assert "moved to" not in capsys.readouterr().err
     run(*short, "--iters", 1)
-    assert "checkpoint.bin is there already, and this run will replace it; --resume goes on" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "moved to left_1, because this run begins at step 0: checkpoint.bin, checkpoint_best.bin" in said
+    assert "to go on from one, --resume it" in said
+    assert {name: Path("left_1", name).read_bytes() for name in earlier} == earlier
+    assert checkpoint.metadata("checkpoint.bin")["step"] == 1
     run("gpt2c train --model chargpt --iters 1 --resume")
     assert "already at step 1 of 1: nothing to train" in capsys.readouterr().out
     run(*short, "--iters", 1, "-o", "out")  # a folder takes their place
     assert "ckpt_00000001.safetensors" in [path.name for path in Path("out").iterdir()]
-    assert "is there already" not in capsys.readouterr().err
+    assert "moved to" not in capsys.readouterr().err and Path("checkpoint.bin").exists()
 
 
 def test_without_a_text_of_its_own_chargpt_takes_a_data_set(folder, capsys):
