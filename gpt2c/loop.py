@@ -157,7 +157,7 @@ class Loop:
                 f"epoch completed: epoch={epochs} loss={loss / updates:.6f} grad_norm={norm / updates:.4f} "
                 f"learning_rate={step.lr:.3e} step={done}")
         self._log(step.step, step.val_loss, tokens=step.tokens, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm,
-                  ms=round(step.ms, 3), tok_s=round(step.tok_s, 1))
+                  ms=round(step.ms, 3), tok_s=round(step.tok_s, 1), **step.parts)
 
     def _line(self, step):
         done, total = self.trainer.step, self.trainer.total_steps

@@ -23,7 +23,7 @@ from gpt2c.loop import Loop
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
 from gpt2c.models import FAMILIES, family_named, max_seq_len
-from gpt2c.phases import PHASED, PhasesConfig, as_flags, has_phases, run_phases, shipped, usual
+from gpt2c.phases import PHASED, PhasesConfig, has_phases, run_phases, shipped, usual
 from gpt2c.resume import check_flags, checkpoint_to_resume, recorded_flags, shaping_flags
 from gpt2c.sampling import Sampling
 from gpt2c.stopping import Stop
@@ -86,12 +86,14 @@ def main(argv):
 
 
 def in_phases(argv):
-    """Whether the flags ask for two phases: by name, or by a family that is meant for them and no other data or model."""
+    """Whether the flags ask for two phases: by name, or, with no other data or model, by a family that is meant for them or
+    by asking to talk to what comes out."""
     family, start, resume, out_dir = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir")
-    if any(flags.peek(argv, PhasesConfig, "pretrain", "instruct")):
+    *named, interactive = flags.peek(argv, PhasesConfig, "pretrain", "instruct", "interactive")
+    if any(named):
         return True
     elsewhere = any(flags.peek(argv, DataConfig, "data", "training_text", "list_datasets")) or start
-    return family == PHASED and not elsewhere and (not resume or resume is True and has_phases(out_dir))
+    return (family == PHASED or interactive) and not elsewhere and (not resume or resume is True and has_phases(out_dir))
 
 
 def train_in_phases(argv, stop, console):
@@ -102,7 +104,7 @@ def train_in_phases(argv, stop, console):
     (run, phases, chosen, reading, *_), _ = flags.parse(
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
         __doc__.partition("\n\n")[2], defaults=usual(family))
-    return run_phases(train, [*as_flags(usual(family)), *argv], shipped(phases), run, chosen, reading, stop, console)
+    return run_phases(train, argv, shipped(phases), run, chosen, reading, stop, console)
 
 
 def train(argv, stop, console):

@@ -6,6 +6,7 @@
 import dataclasses
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from gpt2c.anomalies import Window, first_bad_tensor, largest
 from gpt2c.checkpoint import RunState, save
 from gpt2c.errors import DivergedError, GradientError, InputError, UsageError
 from gpt2c.flags import flag
-from gpt2c.optim import OPTIMIZERS, Optimizer
+from gpt2c.optim import OPTIMIZERS, Optimizer, tensor_bounds, tensor_rates
 from gpt2c.rng import Xorshift
 from gpt2c.sampler import generate
 from gpt2c.schedules import SCHEDULES, learning_rate, rate_of_epoch
@@ -74,13 +75,16 @@ class TrainConfig:
     grad_clip: float = flag(0.0, "largest L2 norm of all gradients together (0: no limit)", "--max-grad-norm")
     clip_value: float = flag(0.0, "largest magnitude of each gradient element, applied first (0: no limit)",
                              "--grad-clip-value")
+    tensor_rates: str = flag("", "learning rates of single tensors, whatever the schedule says", metavar="NAME=RATE,...")
+    tensor_bounds: str = flag("", "bounds that each update keeps the elements of single tensors in",
+                              metavar="NAME=LOW:HIGH,...")
 
     on_anomaly: str = flag("auto", "what to do when numbers go wrong: stop, skip the update, or roll back to the last "
                            "checkpoint and go on with the data that follow; auto stops, but skips for a z-score alone",
                            choices=("auto", "stop", "skip", "rollback"), group="when numbers go wrong")
-    max_loss: float = flag(0.0, "a loss beyond this is wrong (0: any finite one is right)", default_text="")
+    max_loss: float = flag(0.0, "a loss beyond this is wrong (0: any finite one is right)")
     max_grad_value: float = flag(0.0, "a gradient element of a larger magnitude is wrong (0: any finite one is right)",
-                                 "--grad-threshold", default_text="")
+                                 "--grad-threshold")
     skip_loss_z: float = flag(0.0, "so is a loss with a higher z-score among the last 128 (0: never)", "-sl", default_text="")
     skip_grad_z: float = flag(0.0, "and a gradient norm with a higher one (0: never)", "-sg", default_text="")
 
@@ -127,6 +131,7 @@ class Step(NamedTuple):
     norm_z: float = math.nan
     skipped: str = ""  # why the parameters were left as they were
     epoch: "Epoch | None" = None  # the account of the epoch that this update ended
+    parts: dict = {}  # of the loss and beside it, by name, where a family has more than the cross-entropy
 
 
 @dataclass
@@ -206,7 +211,8 @@ class Trainer:
         model.seed = config.seed
         self._optimizer = Optimizer(
             model, config.optimizer, beta1=config.beta1, beta2=config.beta2, eps=config.eps, momentum=config.momentum,
-            dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all)
+            dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all,
+            rates=tensor_rates(config.tensor_rates), bounds=tensor_bounds(config.tensor_bounds))
         batch = loader.B * loader.T * loader.world
         lanes = hasattr(loader, "continues")
         self._goes_on, self._window = config.carries(lanes), config.window(loader.T, lanes)
@@ -309,12 +315,13 @@ class Trainer:
     def update(self, val_loss=None):
         """One update: gradients over all its batches, then the optimizer. `val_loss` is only passed on."""
         start = time.perf_counter()
-        optimizer, loss = self._optimizer, 0.0
+        optimizer, loss, parts = self._optimizer, 0.0, Counter()
         for micro_step in range(self.micro_steps):
             if not (self._goes_on and self.loader.continues):
                 self.model.reset_state()
             x, y = self._first_batch or self.loader.next_batch()
             loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self._window, train=True) / self.micro_steps
+            parts.update({name: value / self.micro_steps for name, value in self.model.metrics.items()})
         norm = optimizer.norm() / self.micro_steps
         loss_z, norm_z = self._losses.push(loss), self._norms.push(norm)
         skipped = self._anomaly(loss, norm, loss_z, norm_z)
@@ -325,7 +332,7 @@ class Trainer:
         count = self.micro_steps * x.size
         ended = self._account(loss, norm, count)
         return Step(self.step - 1, loss, lr, norm, 1000 * elapsed, self.tokens, count / elapsed, val_loss, loss_z, norm_z,
-                    skipped, ended)
+                    skipped, ended, dict(parts) if len(parts) > 1 else {})
 
     def learning_rate(self):
         """The rate of the next update."""

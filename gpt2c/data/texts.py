@@ -15,7 +15,7 @@ from gpt2c.progress import Progress
 from gpt2c.tokenizer import Tokenizer
 
 KINDS = ("char", "byte", "word", "bpe", "gpt2")
-CACHE_FORMAT = "gpt2c text 1"  # changes when the same text would give other ids
+CACHE_FORMAT = "gpt2c text 2"  # changes when the same text would give other ids
 NAME = "text"
 
 
