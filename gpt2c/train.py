@@ -111,19 +111,19 @@ def train(argv, stop, console):
     """(the exit code, the model or None)"""
     family, start, resume, *where = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
     if not any(where):
-        where = "", usual_of(family).get("save_path", "")
+        where = "", getattr(family_named(family), "SAVE_PATH", "")
     old = checkpoint_to_resume(resume, *where, console)
-    module, usual = family_named(old.family if old else family), usual_of(old.family if old else family)
+    module = family_named(old.family if old else family)
     plain = family == "gpt2" and not start and not old  # then the pretrained model, or a small one
     starter = plain and not Path(PRETRAINED).exists()
     size = module.describe(start) if start and hasattr(module, "describe") else None
     (run, _, chosen, reading, config, shape), given = flags.parse(
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
         __doc__.partition("\n\n")[2],
-        defaults=usual | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
-                          STARTER if starter else size or {}))
-    if "out_dir" in given and "save_path" not in given:
-        run.save_path = ""
+        defaults=getattr(module, "TRAINING", {}) | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
+                                                   STARTER if starter else size or {}))
+    if not (run.out_dir or run.save_path):
+        run.save_path = getattr(module, "SAVE_PATH", "")
     if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
         config.epochs = 0.0
     if chosen.list_datasets:
@@ -180,11 +180,6 @@ def train(argv, stop, console):
     if not old and (aside := files.set_aside_saved()):
         console.warning(aside)
     return loop.train(), model
-
-
-def usual_of(family):
-    """What a run of this family starts from, by flag."""
-    return getattr(family_named(family), "TRAINING", {})
 
 
 def data_folder():

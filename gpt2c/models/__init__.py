@@ -12,8 +12,8 @@ and, if it is recurrent,
 
 and, where its document says so, what a run starts from: describe(text), the config fields behind the name of a size;
 TRAINING, defaults of the training flags; TOKENIZER, the kind of tokenizer, and SPECIALS, the special tokens of one that is
-made of characters; DATA, the text in the current folder that is trained on where nothing else is named; FILES, its own names
-for files of a run (gpt2c.runs).
+made of characters; DATA, the text in the current folder that is trained on where nothing else is named; SAVE_PATH, where a
+checkpoint goes if no flag says where; FILES, its own names for files in the folder of a run (gpt2c.runs).
 
 Everything else (training, checkpoints, generation, flags, memory estimates) works on these.
 """
