@@ -121,7 +121,7 @@ def train(argv, stop, console):
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
         __doc__.partition("\n\n")[2],
         defaults=getattr(module, "TRAINING", {}) | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
-                                                   STARTER if starter else size or {}))
+                                                    STARTER if starter else size or {}))
     if not (run.out_dir or run.save_path):
         run.save_path = getattr(module, "SAVE_PATH", "")
     if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
