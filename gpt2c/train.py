@@ -115,7 +115,7 @@ def train(argv, stop, console):
     family, start, resume, *where = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
     family = family or family_of_flags(argv, start)
     if not any(where):
-        where = "", usual(family).get("save_path", "")
+        where = "", getattr(family_named(family), "SAVE_PATH", "")
     old = checkpoint_to_resume(resume, *where, console)
     family = old.family if old else family
     module = family_named(family)
@@ -127,8 +127,8 @@ def train(argv, stop, console):
         __doc__.partition("\n\n")[2],
         defaults={"model": family} | usual(family) | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
                                                       STARTER if starter else size or {}))
-    if "out_dir" in given and "save_path" not in given:
-        run.save_path = ""
+    if not (run.out_dir or run.save_path):
+        run.save_path = getattr(module, "SAVE_PATH", "")
     if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
         config.epochs = 0.0
     if "training_text" in given and "data" not in given:
@@ -157,8 +157,7 @@ def train(argv, stop, console):
     if config.seq_len > (most := max_seq_len(model.config)):
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {most}")
 
-    window = config.chunks(config.seq_len, source.in_lanes and not config.overfit)[1]
-    memory = model.memory(config.batch_size, config.seq_len, window)
+    memory = model.memory(config.batch_size, config.seq_len, config.window(config.seq_len, source.lanes))
     console.info(banner(model, origin or f"from scratch, seed {config.seed}", source, memory))
     if run.dry_run:
         return 0, None
@@ -187,8 +186,8 @@ def train(argv, stop, console):
     resolved = dataclasses.replace(run, resume=False)
     if aside := files.begin(flags.to_toml(resolved, chosen, reading, config, model.config), trainer.step, model.tokenizer):
         console.warning(aside)
-    if not old and files.save_path and files.save_path.exists():
-        console.warning(f"{files.save_path} is there already, and this run will replace it; --resume goes on from it instead")
+    if not old and (aside := files.set_aside_saved()):
+        console.warning(aside)
     return loop.train(), model
 
 

@@ -96,13 +96,6 @@ class TrainConfig:
 
     seed: int = flag(1337, "of the initial weights, of dropout and of sampling", group="randomness")
 
-    def chunks(self, T, lanes):
-        """(chunks of T tokens in an update, chunks that a gradient reaches back through): more than one only where the data
-        come in `lanes`."""
-        updates, window = (tokens and math.ceil(tokens / T) or chunks for tokens, chunks in (
-            (self.update_tokens, self.update_chunks), (self.backprop_tokens, self.backprop_chunks)))
-        return updates if lanes else 1, window if lanes and self.preserve_hidden_states else 1
-
     def __post_init__(self):
         for name in ("update_chunks", "backprop_chunks"):
             if getattr(self, name) < 1:
@@ -116,6 +109,14 @@ class TrainConfig:
             raise UsageError(f"nesterov needs momentum and no dampening; momentum is {self.momentum}, dampening {self.dampening}")
         if self.warmup_steps and (self.warmup_epochs or self.lr_unit != "update"):
             raise UsageError("a warm-up is given in updates or in epochs: with epochs, use warmup_epochs alone")
+
+    def carries(self, lanes):
+        """Whether the state goes on from batch to batch, where the data do (`lanes`)."""
+        return lanes and self.preserve_hidden_states and not self.overfit
+
+    def window(self, T, lanes):
+        """The chunks of T tokens that a gradient reaches back through."""
+        return math.ceil(self.backprop_tokens / T) or self.backprop_chunks if self.carries(lanes) else 1
 
 
 class Step(NamedTuple):
@@ -220,9 +221,9 @@ class Trainer:
             dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all,
             rates=tensor_rates(config.tensor_rates), bounds=tensor_bounds(config.tensor_bounds))
         batch = loader.B * loader.T * loader.world
-        lanes = hasattr(loader, "continues") and not config.overfit
-        self._goes_on = lanes and config.preserve_hidden_states
-        updates, self._window = config.chunks(loader.T, lanes)
+        lanes = hasattr(loader, "continues")
+        self._goes_on, self._window = config.carries(lanes), config.window(loader.T, lanes)
+        updates = math.ceil(config.update_tokens / loader.T) or config.update_chunks if lanes and not config.overfit else 1
         self.micro_steps, rest = divmod(config.total_batch_size or batch * updates, batch)
         if rest or self.micro_steps < 1:
             raise UsageError(f"the total batch size of {config.total_batch_size} tokens is no multiple of the batch of "
