@@ -48,7 +48,7 @@ def test_quick_start_and_going_on(run):
     assert float(out.split("Epoch  300 | Loss: ")[1].split(" | ∇: ")[0]) < 0.1
     assert "43 tokens to train on: a window has 21 tokens instead of 180" in err
     sample = out.split("---\n")[1]
-    assert len(sample) == 101 and "jumps over the lazy dog" in sample
+    assert len(sample) == 101 and "jumps over the lazy dog" in sample and out.count("generating:") == 1
     out, _ = run(f'inference --loadCheckpoint=./checkpoint.bin --trainingText="{FOX}"')
     assert len(out) == 101 and "jumps over the lazy dog" in out
     out, _ = run("train --loadCheckpoint=./checkpoint.bin --epochs=303")
