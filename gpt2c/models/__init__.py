@@ -12,8 +12,8 @@ and, if it is recurrent,
 
 and, where its document says so, what its programs start from: describe(text), the config fields behind the name of a size;
 TRAINING and GENERATION, defaults of the flags of train and generate; TOKENIZER, the kind of tokenizer; SAVE_PATH, where a
-checkpoint goes if no flag says where; FLAGS, those that mean this family where no --model is given; EPOCH_LINE, what is told
-of an epoch; idle_parameters(cfg), how many of its parameters a token does not meet.
+checkpoint goes if no flag says where; FLAGS, those that mean this family where no --model is given; LINES, what the training
+program says (gpt2c.loop); idle_parameters(cfg), how many of its parameters a token does not meet.
 
 Everything else (training, checkpoints, generation, flags, memory estimates) works on these.
 """
