@@ -72,6 +72,7 @@ class Loop:
         trainer, path, why = self.trainer, self.run.last(self.trainer.step), self.trainer.stopped
         if self.flags.save_on_complete or self.stop:
             trainer.save(path)
+            self._name_too(path, "last", "epoch")
             self._retain()
             if self._lines["saved"] and self._best_epoch < math.inf:
                 self.console.info(self._lines["saved"].format(
@@ -123,7 +124,7 @@ class Loop:
         self.console.info(f"val loss {val_loss:.6f}")
         self.console.debug(f"validated in {duration(time.perf_counter() - start)}")
         if trainer.at_best:
-            self._try_to_save(trainer.save_weights, self.run.best)
+            self._try_to_save(trainer.save if self.flags.resumable_best else trainer.save_weights, self.run.best, "best")
         if trainer.stopped or not trainer.going:
             self._log(trainer.step, val_loss, tokens=trainer.tokens)
         return val_loss
@@ -204,14 +205,20 @@ class Loop:
     def save_on_the_way(self):
         self.stop.save = False
         epoch = self.trainer.epochs_done if self.by_epoch else None
-        if self._try_to_save(self.trainer.save, self.run.on_the_way(self.trainer.step, epoch)):
+        if self._try_to_save(self.trainer.save, self.run.on_the_way(self.trainer.step, epoch), "epoch"):
             self._retain()
 
-    def _try_to_save(self, save, path):
+    def _name_too(self, path, *kinds):
+        for kind in kinds:
+            if kind != "epoch" or self.trainer.at_end_of_epoch:
+                self.run.name_too(path, kind, self.trainer.epochs_done)
+
+    def _try_to_save(self, save, path, kind):
         """True if it worked. A full disk may have room again the next time."""
         start = time.perf_counter()
         try:
             save(path)
+            self._name_too(path, kind)
         except DivergedError:
             raise
         except Gpt2cError as error:

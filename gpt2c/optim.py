@@ -1,5 +1,10 @@
 """Optimizers over a model's flat blocks: what PyTorch calls AdamW, Adam and SGD."""
+import math
+
 import numpy as np
+
+from gpt2c.errors import UsageError
+from gpt2c.flags import nearest
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 
@@ -10,21 +15,29 @@ class Optimizer:
     adamw   decay shrinks the parameters beside the step
     adam    decay is added to the gradient, before the moments
     sgd     likewise; with `momentum` the model's m is its buffer
+
+    A tensor in `rates` has that learning rate in the place of the one that `update` is given; one in `bounds` is brought back
+    between its (low, high) after each update.
     """
 
     def __init__(self, model, name="adamw", *, beta1=0.9, beta2=0.999, eps=1e-8, momentum=0.0, dampening=0.0, nesterov=False,
-                 weight_decay=0.0, decay_all=False):
+                 weight_decay=0.0, decay_all=False, rates=None, bounds=None):
         self.model, self.name = model, name
+        rates, self._bounds = rates or {}, bounds or {}
+        known = {tensor: tensor for tensor in model.params}
+        for tensor in [*rates, *self._bounds]:
+            if tensor not in known:
+                raise UsageError(f"{model.family} has no tensor {tensor!r}{nearest(tensor, known)}; it has {', '.join(known)}")
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
         self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
         self._norm = np.zeros(1, np.float32)
-        self._ranges = []  # (first, last, decay), neighbours of equal decay together
+        self._ranges = []  # (first, last, (decay, rate of its own or None)), neighbours of equal treatment together
         for spec in model.params.specs:
             first, last = model.params.range(spec.name)
-            decay = weight_decay if spec.decay or decay_all else 0.0
-            if self._ranges and self._ranges[-1][2] == decay:
+            treatment = weight_decay if spec.decay or decay_all else 0.0, rates.get(spec.name)
+            if self._ranges and self._ranges[-1][2] == treatment:
                 first = self._ranges.pop()[0]
-            self._ranges.append((first, last, decay))
+            self._ranges.append((first, last, treatment))
 
     def norm(self):
         """The L2 norm of all gradients together."""
@@ -44,8 +57,10 @@ class Optimizer:
 
     def update(self, lr, t, scale=1.0):
         """One step with the gradients times `scale`; t counts updates from 1."""
-        for first, last, decay in self._ranges:
-            self._update_range(slice(first, last), decay, lr, t, scale)
+        for first, last, (decay, rate) in self._ranges:
+            self._update_range(slice(first, last), decay, lr if rate is None else rate, t, scale)
+        for name, (low, high) in self._bounds.items():
+            np.clip(self.model.params[name], low, high, out=self.model.params[name])
 
     def _update_range(self, part, decay, lr, t, scale):
         model, stream = self.model, self.model.stream
@@ -59,3 +74,26 @@ class Optimizer:
             decay = 0.0
         stream.adamw(params, model.m.flat[part], model.v.flat[part], grads, lr, self.beta1, self.beta2, self.eps, decay,
                      1 - self.beta1**t, 1 - self.beta2**t, scale)
+
+
+def tensor_rates(text):
+    """{tensor: rate} from text such as "alpha=1e-4, beta=1e-4"."""
+    return {name: rate for name, (rate,) in _by_tensor("tensor-rates", "NAME=RATE, with a rate from 0", text, 1, 0.0)}
+
+
+def tensor_bounds(text):
+    """{tensor: (low, high)} from text such as "alpha=0.01:0.5, beta=0.01:0.5"."""
+    return dict(_by_tensor("tensor-bounds", "NAME=LOW:HIGH", text, 2, -math.inf))
+
+
+def _by_tensor(flag, form, text, count, least):
+    """(tensor, numbers), the numbers rising from `least`, for each part of a flag's text."""
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, _, values = part.partition("=")
+        try:
+            numbers = tuple(map(float, values.split(":")))
+        except ValueError:
+            numbers = ()
+        if len(numbers) != count or not all(a <= b for a, b in zip((least, *numbers), numbers)):
+            raise UsageError(f"--{flag}: expected {form}, found {part!r}")
+        yield name.strip(), numbers

@@ -9,7 +9,7 @@ from gpt2c.errors import InputError, UsageError
 from gpt2c.files import open_input
 
 SHAPING = ("matmul_precision", "sample_every", "sample_len", "prompt", "temperature", "sample_top_k", "sample_top_p", "init_from")
-ATTENDING = ("save_every", "keep", "keep_major", "log_every", "report_to")
+ATTENDING = ("save_every", "keep", "keep_major", "resumable_best", "log_every", "report_to")
 
 
 def checkpoint_to_resume(resume, out_dir, save_path, console, program="train"):

@@ -23,7 +23,7 @@ from gpt2c.loop import Loop
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
 from gpt2c.models import FAMILIES, family_named, max_seq_len
-from gpt2c.phases import PHASED, PhasesConfig, as_flags, has_phases, run_phases, shipped, usual
+from gpt2c.phases import PHASED, PhasesConfig, has_phases, run_phases, shipped, usual
 from gpt2c.resume import check_flags, checkpoint_to_resume, recorded_flags, shaping_flags
 from gpt2c.sampling import Sampling
 from gpt2c.stopping import Stop
@@ -50,6 +50,7 @@ class RunConfig:
                         group="output")
     save_path: str = flag("", "the checkpoint at the end, instead of a folder or beside one; on the way come X_stepN, and "
                           "X_best", metavar="X")
+    resumable_best: bool = flag(False, "keep in the best checkpoint all that a run needs to go on from it, not its weights alone")
     resume: bool | str = flag(False, "go on from the newest whole checkpoint of --out-dir or --save-path, or from this one; "
                               "flags that are not given stay as they were", "-y", "--load-checkpoint", metavar="PATH")
     description: str = flag("", "words about the model that its checkpoints keep")
@@ -88,12 +89,14 @@ def main(argv):
 
 
 def in_phases(argv):
-    """Whether the flags ask for two phases: by name, or by a family that is meant for them and no other data or model."""
+    """Whether the flags ask for two phases: by name, or, with no other data or model, by a family that is meant for them or
+    by asking to talk to what comes out."""
     family, start, resume, out_dir = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir")
-    if any(flags.peek(argv, PhasesConfig, "pretrain", "instruct")):
+    *named, interactive = flags.peek(argv, PhasesConfig, "pretrain", "instruct", "interactive")
+    if any(named):
         return True
     elsewhere = any(flags.peek(argv, DataConfig, "data", "training_text", "list_datasets")) or start
-    return family == PHASED and not elsewhere and (not resume or resume is True and has_phases(out_dir))
+    return (family == PHASED or interactive) and not elsewhere and (not resume or resume is True and has_phases(out_dir))
 
 
 def train_in_phases(argv, stop, console):
@@ -104,31 +107,34 @@ def train_in_phases(argv, stop, console):
     (run, phases, chosen, reading, *_), _ = flags.parse(
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
         __doc__.partition("\n\n")[2], defaults=usual(family))
-    return run_phases(train, [*as_flags(usual(family)), *argv], shipped(phases), run, chosen, reading, stop, console)
+    return run_phases(train, argv, shipped(phases), run, chosen, reading, stop, console)
 
 
 def train(argv, stop, console):
     """(the exit code, the model or None)"""
-    family, start, *which = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
-    old = checkpoint_to_resume(*which, console)
-    family = old.family if old else family or family_of_flags(argv, start)
-    module = family_named(family)
+    family, start, resume, *where = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
+    family = family or family_of_flags(argv, start)
+    if not any(where):
+        where = "", usual_of(family).get("save_path", "")
+    old = checkpoint_to_resume(resume, *where, console)
+    family = old.family if old else family
+    module, usual = family_named(family), usual_of(family)
     plain = family == "gpt2" and not start and not old  # then the pretrained model, or a small one
     starter = plain and not Path(PRETRAINED).exists()
     size = module.describe(start) if start and hasattr(module, "describe") else None
     (run, _, chosen, reading, config, shape), given = flags.parse(
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
         __doc__.partition("\n\n")[2],
-        defaults={"model": family} | (STARTER if starter else getattr(module, "TRAINING", {}) | (size or {}))
-        | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else {}))
+        defaults={"model": family} | usual | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
+                                              STARTER if starter else size or {}))
+    if "out_dir" in given and "save_path" not in given:
+        run.save_path = ""
     if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
         config.epochs = 0.0
     if "training_text" in given and "data" not in given:
         chosen.data = ""
     if not (old or config.val_every and config.val_steps):  # then nothing need be held out
         chosen.held_out = 0.0
-    if not (run.out_dir or run.save_path):
-        run.save_path = getattr(module, "SAVE_PATH", "")
     if chosen.list_datasets:
         console.info(data.list_datasets(data.find_datasets(data_folder())))
         return 0, None
@@ -151,7 +157,8 @@ def train(argv, stop, console):
     if config.seq_len > (most := max_seq_len(model.config)):
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {most}")
 
-    memory = model.memory(config.batch_size, config.seq_len)
+    trainer = make_trainer(model, source, config)
+    memory = model.memory(config.batch_size, config.seq_len, trainer.window)
     console.info(banner(model, origin or f"from scratch, seed {config.seed}", source, memory))
     if run.dry_run:
         return 0, None
@@ -159,13 +166,14 @@ def train(argv, stop, console):
                    "try a smaller --batch-size or --seq-len")
     if not origin:
         model.initialise(config.seed)
-    trainer = make_trainer(model, source, config)
     run.init_from = run.init_from or (PRETRAINED if origin else "scratch")
     chosen = dataclasses.replace(chosen, **source.resolved)
     trainer.recorded = shaping_flags(run, chosen, reading)
     if state:
         trainer.restore(state)
-    files = runs.Run(run.out_dir, run.save_path) if run.out_dir or run.save_path else runs.Run.new(model.family)
+    names = getattr(module, "FILES", {})
+    files = (runs.Run(run.out_dir, run.save_path, names) if run.out_dir or run.save_path else
+             runs.Run.new(model.family, names))
     loop = Loop(trainer, run, files, stop, console)
     if state and not trainer.going:
         console.info(f"already at step {trainer.step} of {trainer.total_steps}: nothing to train; ask for more with --max-steps "
@@ -176,8 +184,10 @@ def train(argv, stop, console):
         return stop.exit_code, model
     files.take()
     resolved = dataclasses.replace(run, resume=False)
-    if aside := files.begin(flags.to_toml(resolved, chosen, reading, config, model.config), trainer.step):
+    if aside := files.begin(flags.to_toml(resolved, chosen, reading, config, model.config), trainer.step, model.tokenizer):
         console.warning(aside)
+    if not old and files.save_path and files.save_path.exists():
+        console.warning(f"{files.save_path} is there already, and this run will replace it; --resume goes on from it instead")
     return loop.train(), model
 
 
@@ -185,6 +195,11 @@ def family_of_flags(argv, start):
     """The family that the flags mean where no --model is given: gpt2, or for a new model the one that has flags of its own."""
     own = (name for name, module in FAMILIES.items() if not start and flags.mentions(argv, getattr(module, "FLAGS", ())))
     return next(own, "gpt2")
+
+
+def usual_of(family):
+    """What a run of this family starts from, by flag."""
+    return getattr(family_named(family), "TRAINING", {})
 
 
 def data_folder():

@@ -6,6 +6,7 @@
 import dataclasses
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from gpt2c.anomalies import Window, first_bad_tensor, largest
 from gpt2c.checkpoint import RunState, save
 from gpt2c.errors import DivergedError, GradientError, InputError, UsageError
 from gpt2c.flags import flag
-from gpt2c.optim import OPTIMIZERS, Optimizer
+from gpt2c.optim import OPTIMIZERS, Optimizer, tensor_bounds, tensor_rates
 from gpt2c.rng import Xorshift
 from gpt2c.sampler import generate
 from gpt2c.schedules import SCHEDULES, learning_rate, rate_of_epoch
@@ -74,13 +75,16 @@ class TrainConfig:
     grad_clip: float = flag(0.0, "largest L2 norm of all gradients together (0: no limit)", "--max-grad-norm")
     clip_value: float = flag(0.0, "largest magnitude of each gradient element, applied first (0: no limit)",
                              "--grad-clip-value")
+    tensor_rates: str = flag("", "learning rates of single tensors, whatever the schedule says", metavar="NAME=RATE,...")
+    tensor_bounds: str = flag("", "bounds that each update keeps the elements of single tensors in",
+                              metavar="NAME=LOW:HIGH,...")
 
     on_anomaly: str = flag("auto", "what to do when numbers go wrong: stop, skip the update, or roll back to the last "
                            "checkpoint and go on with the data that follow; auto stops, but skips for a z-score alone",
                            choices=("auto", "stop", "skip", "rollback"), group="when numbers go wrong")
-    max_loss: float = flag(0.0, "a loss beyond this is wrong (0: any finite one is right)", default_text="")
+    max_loss: float = flag(0.0, "a loss beyond this is wrong (0: any finite one is right)")
     max_grad_value: float = flag(0.0, "a gradient element of a larger magnitude is wrong (0: any finite one is right)",
-                                 "--grad-threshold", default_text="")
+                                 "--grad-threshold")
     skip_loss_z: float = flag(0.0, "so is a loss with a higher z-score among the last 128 (0: never)", "-sl", default_text="")
     skip_grad_z: float = flag(0.0, "and a gradient norm with a higher one (0: never)", "-sg", default_text="")
 
@@ -122,7 +126,7 @@ class Step(NamedTuple):
     norm_z: float = math.nan
     skipped: str = ""  # why the parameters were left as they were
     epoch: "Epoch | None" = None  # the account of the epoch that this update ended
-    parts: dict = {}  # means of what the family measures besides the cross-entropy (Model.metrics)
+    parts: dict = {}  # of the loss and beside it, by name, where a family has more than the cross-entropy
 
 
 @dataclass
@@ -206,13 +210,14 @@ class Trainer:
         model.balance_loss = config.balance_loss
         self._optimizer = Optimizer(
             model, config.optimizer, beta1=config.beta1, beta2=config.beta2, eps=config.eps, momentum=config.momentum,
-            dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all)
+            dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all,
+            rates=tensor_rates(config.tensor_rates), bounds=tensor_bounds(config.tensor_bounds))
         batch = loader.B * loader.T * loader.world
         updates, window = (tokens and math.ceil(tokens / loader.T) or chunks for tokens, chunks in (
             (config.update_tokens, config.update_chunks), (config.backprop_tokens, config.backprop_chunks)))
         lanes = hasattr(loader, "continues") and not config.overfit
         self._goes_on = lanes and config.preserve_hidden_states
-        self._window = window if self._goes_on else 1
+        self.window = window if self._goes_on else 1  # chunks that a gradient reaches back through
         self.micro_steps, rest = divmod(config.total_batch_size or batch * (updates if lanes else 1), batch)
         if rest or self.micro_steps < 1:
             raise UsageError(f"the total batch size of {config.total_batch_size} tokens is no multiple of the batch of "
@@ -232,6 +237,11 @@ class Trainer:
     def epochs_done(self):
         """Whole epochs behind: the most whose end (`_steps_in`) is no later than now."""
         return ((2 * self.step + 1) * self.micro_steps - 1) // (2 * self.loader.num_batches)
+
+    @property
+    def at_end_of_epoch(self):
+        """Whether the last update ended one."""
+        return self.step > 0 and not self.epoch.updates
 
     @property
     def epochs_in_all(self):
@@ -271,7 +281,8 @@ class Trainer:
         for _ in range(batches):
             if self.should_stop():
                 return None
-            total += self.model.evaluate(*self.val_loader.next_batch())
+            continues = self._goes_on and getattr(self.val_loader, "continues", False)
+            total += self.model.evaluate(*self.val_loader.next_batch(), continues)
         return total / batches
 
     def validate(self):
@@ -305,15 +316,13 @@ class Trainer:
     def update(self, val_loss=None):
         """One update: gradients over all its batches, then the optimizer. `val_loss` is only passed on."""
         start = time.perf_counter()
-        optimizer, loss, parts = self._optimizer, 0.0, {}
+        optimizer, loss, parts = self._optimizer, 0.0, Counter()
         for micro_step in range(self.micro_steps):
             if not (self._goes_on and self.loader.continues):
                 self.model.reset_state()
             x, y = self._first_batch or self.loader.next_batch()
-            loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self._window, train=True) / self.micro_steps
-            for name, value in self.model.metrics.items():
-                parts[name] = parts.get(name, 0.0) + value / self.micro_steps
-        del parts["cross_entropy"]
+            loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self.window, train=True) / self.micro_steps
+            parts.update({name: value / self.micro_steps for name, value in self.model.metrics.items()})
         norm = optimizer.norm() / self.micro_steps
         loss_z, norm_z = self._losses.push(loss), self._norms.push(norm)
         skipped = self._anomaly(loss, norm, loss_z, norm_z)
@@ -324,7 +333,7 @@ class Trainer:
         count = self.micro_steps * x.size
         ended = self._account(loss, norm, count)
         return Step(self.step - 1, loss, lr, norm, 1000 * elapsed, self.tokens, count / elapsed, val_loss, loss_z, norm_z,
-                    skipped, ended, parts)
+                    skipped, ended, dict(parts) if len(parts) > 1 else {})
 
     def learning_rate(self):
         """The rate of the next update."""
@@ -401,7 +410,8 @@ class Trainer:
         self._require_finite()
         done, loader = self._after_update, self.loader.state()
         arrays = {f"loader.{name}": value for name, value in loader.items() if not isinstance(value, int)}
-        arrays |= {f"carried.{name}": array for name, array in self.model.carried(self._window).items()}
+        if self._goes_on and self.loader.continues:
+            arrays |= {f"carried.{name}": array for name, array in self.model.carried(self.window).items()}
         arrays |= {"window.loss": self._losses.values, "window.norm": self._norms.values}
         save(path, self.model, RunState(
             values=dataclasses.asdict(done) | {
@@ -409,7 +419,7 @@ class Trainer:
                 "dropout": [self.model.seed, self.model.dropout_counter],
                 "loader": {name: value for name, value in loader.items() if isinstance(value, int)},
                 "config": dataclasses.asdict(self.config) | self.recorded},
-            arrays=arrays), step=done.step, best=done.validations.best)
+            arrays=arrays), step=done.step, best=self.validations.best)
 
     def save_weights(self, path):
         """The parameters alone, as they are now, with the step and the best validation loss beside them."""

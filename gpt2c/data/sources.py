@@ -105,15 +105,18 @@ class TokenSource:
             loader = DocumentWindows(self._dataset.train, B, T, self.tokenizer.eot, seed=seed, **options)
         else:
             loader = DataLoader(self._dataset.train, B, T, shuffle=self._order == "shuffled", **options)
-        return loader, self._val_loader(B, T, vocab_size) if validate else None
+        return loader, self._val_loader(B, T, vocab_size, seed) if validate else None
 
-    def _val_loader(self, B, T, vocab_size):
+    def _val_loader(self, B, T, vocab_size, seed):
         count = _smallest(self._val, self._parts[1]) if self._val else 0
         if count < 2:
             warn(f"{self.name} has no text for validation: there will be none")
             return None
         T = min(T, count - 1)
-        return DataLoader(self._val, min(B, (count - 1) // T), T, vocab_size=vocab_size, part=self._parts[1])
+        B, options = min(B, (count - 1) // T), dict(vocab_size=vocab_size, part=self._parts[1])
+        if self._order == "lanes":
+            return Lanes(self._val, B, T, (count - 1) // (B * T), seed=seed, **options)
+        return DataLoader(self._val, B, T, **options)
 
 
 class ItemSource:
@@ -156,6 +159,8 @@ def choose_source(config, reading, folder, model, module):
     if not 0 <= config.held_out < 1:
         raise UsageError(f"--held-out is {config.held_out}, expected at least 0 and less than 1")
     reading.split_on = reading.split_on.replace("\\n", "\n")
+    if not (config.data or config.training_text) and os.path.isfile(usual := getattr(module, "DATA", "")):
+        config.data = usual
     name = inline_file(config.training_text) if config.training_text and not config.data else config.data
     if name.startswith(TASK):
         return _task_source(config, reading, model)
@@ -183,7 +188,7 @@ def _task_source(config, reading, model):
     if tokenizer is None:
         text = inline_file("".join(f"{prompt}{answer}\n" for prompt, answer in pairs))
         spec = config.tokenizer or ("bpe" if config.use_bpe else "char")
-        tokenizer = tokenizer_for(spec, [text], reading, **_options(config, spec))
+        tokenizer = tokenizer_for(spec, [text], reading, **_options(config, spec, None))
     items = []
     for prompt, answer in pairs:
         ids = tokenizer.encode_array(prompt), tokenizer.encode_array(answer + "\n")
@@ -204,7 +209,7 @@ def _text_source(config, reading, files, name, model, module):
     val_files = text_files(config.val_data) if config.val_data else []
     tokenizer = model.tokenizer if model else None
     spec = tokenizer or config.tokenizer or ("bpe" if config.use_bpe else default_tokenizer(module))
-    options = _options(config, spec)
+    options = _options(config, spec, module)
     if config.mask_prompt or config.order == "items":
         total_bytes([*files, *val_files], reading)
         tokenizer = tokenizer or tokenizer_for(spec, [*files, *val_files], reading, **options)
@@ -219,9 +224,12 @@ def _text_source(config, reading, files, name, model, module):
     return TokenSource(dataset._replace(name=name), tokenizer, config, module, from_text=True, turns=turns_in(files, reading))
 
 
-def _options(config, spec):
+def _options(config, spec, module):
     """How a tokenizer of this kind is made from a text."""
-    return {"vocab_size": config.bpe_vocab_size, "min_frequency": config.bpe_min_frequency} if spec == "bpe" else {}
+    if not isinstance(spec, str):
+        return {}
+    return {"bpe": {"vocab_size": config.bpe_vocab_size, "min_frequency": config.bpe_min_frequency},
+            "char": {"specials": getattr(module, "SPECIALS", ())}}.get(spec, {})
 
 
 def _token_dataset(config, folder, model) -> Dataset:

@@ -17,7 +17,7 @@ from gpt2c.progress import Progress
 from gpt2c.tokenizer import Tokenizer
 
 KINDS = ("char", "byte", "word", "bpe", "gpt2")
-CACHE_FORMAT = "gpt2c text 1"  # changes when the same text would give other ids
+CACHE_FORMAT = "gpt2c text 2"  # changes when the same text would give other ids
 NAME = "text"
 
 
@@ -28,7 +28,7 @@ def tokenizer_for(spec, files, reading, **options):
     if spec in ("byte", "gpt2"):
         return Tokenizer.make(spec)
     if spec == "char":
-        return Tokenizer.make("char", alphabet(files, reading))
+        return Tokenizer.make("char", alphabet(files, reading), **options)
     return Tokenizer.make(spec, (piece.text for piece in read_pieces(files, reading)), **options)
 
 

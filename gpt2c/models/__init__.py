@@ -11,9 +11,10 @@ and, if it is recurrent,
                                       it from t.incoming(name, layer) and leaves it with t.outgoing(name, layer, last)
 
 and, where its document says so, what its programs start from: describe(text), the config fields behind the name of a size;
-TRAINING and GENERATION, defaults of the flags of train and generate; TOKENIZER, the kind of tokenizer; SAVE_PATH, where a
-checkpoint goes if no flag says where; FLAGS, those that mean this family where no --model is given; LINES, what the training
-program says (gpt2c.loop); idle_parameters(cfg), how many of its parameters a token does not meet.
+TRAINING and GENERATION, defaults of the flags of train and generate; TOKENIZER, the kind of tokenizer, and SPECIALS, the special
+tokens of one that is made of characters; DATA, the text in the current folder that is trained on where nothing else is named;
+FILES, its own names for files of a run (gpt2c.runs); FLAGS, those that mean this family where no --model is given; LINES, what
+the training program says (gpt2c.loop); idle_parameters(cfg), how many of its parameters a token does not meet.
 
 Everything else (training, checkpoints, generation, flags, memory estimates) works on these.
 """
