@@ -95,16 +95,16 @@ def model_file(path):
     return found | {"run": content.run.values if content.run else "none: weights alone", "sha256": said["sha256"] + ", as it is"}
 
 
+def written_at(path):
+    return f"{datetime.fromtimestamp(Path(path).stat().st_mtime):%Y-%m-%d %H:%M:%S}"
+
+
 def parameter_counts(content, tensors):
     """Of a checkpoint's model; the active ones where they are fewer."""
     counts = {"parameters": sum(math.prod(t["shape"]) for name, t in tensors.items() if "." not in name)}
     if idle := idle_parameters(content.family, content.config):
         counts["active parameters"] = counts["parameters"] - idle
     return counts
-
-
-def written_at(path):
-    return f"{datetime.fromtimestamp(Path(path).stat().st_mtime):%Y-%m-%d %H:%M:%S}"
 
 
 def as_text(found):

@@ -17,14 +17,14 @@ from gpt2c.data.records import records
 from gpt2c.data.texts import tokenizer_for
 from gpt2c.errors import DataError, UsageError
 from gpt2c.flags import flag
-from gpt2c.models import family_named
+from gpt2c.models import usual
 from gpt2c.sampling import Sampling
 
 # What a phase starts from where the command line says nothing else: small texts are learned by heart, in a few minutes, by
 # Adam at a constant rate. Numbers that go wrong and files that are far too large end the run.
 USUAL = dict(batch_size=2, seq_len=80, optimizer="adam", lr_schedule="constant", lr_unit="update", warmup_steps=0,
              warmup_epochs=0, weight_decay=0.0, grad_clip=1.0, max_grad_value=1000.0, max_loss=1e6, max_file_size=0.1,
-             sample_every=0, log_every=10, save_every=0)
+             sample_every=0, log_every=10, save_every=0, save_path="", training_text="")
 SIZES = {"gpt2": dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80),
          "chargpt": dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80, dropout=0.0),
          "mingru": dict(dim=128, depth=2),
@@ -49,9 +49,9 @@ class PhasesConfig:
     interactive: bool = flag(False, "talk to the model after training")
 
 
-def usual(family):
+def usual_phase(family):
     """{flag: value} of a phase where the command line says nothing else; a size for families whose own is another."""
-    return getattr(family_named(family), "TRAINING", {}) | USUAL | SIZES.get(family, {})
+    return usual(family) | USUAL | SIZES.get(family, {})
 
 
 def as_flags(values):
@@ -87,7 +87,7 @@ def run_phases(train, argv, phases, run, chosen, reading, stop, console):
         epochs, rate = getattr(phases, f"{name}_epochs"), getattr(phases, f"{name}_lr")
         console.info(f"--- phase {number} of 2: {name}, {epochs:g} epochs of {data}")
         begun = run.resume and runs.Run(folder / name).checkpoints()  # then what is not given stays as it was
-        defaults = [] if begun else as_flags(usual(run.model))
+        defaults = [] if begun else as_flags(usual_phase(run.model))
         code, _ = train([*defaults, *argv, "--data", data, "--order", "items", "--tokenizer", path, "--epochs", str(epochs),
                          "--learning-rate", str(rate), "--out-dir", str(folder / name), "--held-out", "0", "--val-every", "0",
                          "--mask-prompt", str(chosen.mask_prompt and name == "instruct"), "--init-from", start,

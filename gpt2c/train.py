@@ -22,8 +22,8 @@ from gpt2c.flags import flag
 from gpt2c.loop import Loop
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
-from gpt2c.models import FAMILIES, family_named, max_seq_len
-from gpt2c.phases import PHASED, PhasesConfig, has_phases, run_phases, shipped, usual
+from gpt2c.models import FAMILIES, family_named, max_seq_len, usual
+from gpt2c.phases import PHASED, PhasesConfig, has_phases, run_phases, shipped, usual_phase
 from gpt2c.resume import check_flags, checkpoint_to_resume, recorded_flags, shaping_flags
 from gpt2c.sampling import Sampling
 from gpt2c.stopping import Stop
@@ -106,7 +106,7 @@ def train_in_phases(argv, stop, console):
     module = family_named(family)
     (run, phases, chosen, reading, *_), _ = flags.parse(
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
-        __doc__.partition("\n\n")[2], defaults=usual(family))
+        __doc__.partition("\n\n")[2], defaults=usual_phase(family))
     return run_phases(train, argv, shipped(phases), run, chosen, reading, stop, console)
 
 
@@ -115,18 +115,18 @@ def train(argv, stop, console):
     family, start, resume, *where = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
     family = family or family_of_flags(argv, start)
     if not any(where):
-        where = "", usual_of(family).get("save_path", "")
+        where = "", usual(family).get("save_path", "")
     old = checkpoint_to_resume(resume, *where, console)
     family = old.family if old else family
-    module, usual = family_named(family), usual_of(family)
+    module = family_named(family)
     plain = family == "gpt2" and not start and not old  # then the pretrained model, or a small one
     starter = plain and not Path(PRETRAINED).exists()
     size = module.describe(start) if start and hasattr(module, "describe") else None
     (run, _, chosen, reading, config, shape), given = flags.parse(
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
         __doc__.partition("\n\n")[2],
-        defaults={"model": family} | usual | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
-                                              STARTER if starter else size or {}))
+        defaults={"model": family} | usual(family) | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
+                                                      STARTER if starter else size or {}))
     if "out_dir" in given and "save_path" not in given:
         run.save_path = ""
     if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
@@ -195,11 +195,6 @@ def family_of_flags(argv, start):
     """The family that the flags mean where no --model is given: gpt2, or for a new model the one that has flags of its own."""
     own = (name for name, module in FAMILIES.items() if not start and flags.mentions(argv, getattr(module, "FLAGS", ())))
     return next(own, "gpt2")
-
-
-def usual_of(family):
-    """What a run of this family starts from, by flag."""
-    return getattr(family_named(family), "TRAINING", {})
 
 
 def data_folder():

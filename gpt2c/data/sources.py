@@ -188,7 +188,7 @@ def _task_source(config, reading, model):
     if tokenizer is None:
         text = inline_file("".join(f"{prompt}{answer}\n" for prompt, answer in pairs))
         spec = config.tokenizer or ("bpe" if config.use_bpe else "char")
-        tokenizer = tokenizer_for(spec, [text], reading, **_options(config, spec, None))
+        tokenizer = tokenizer_for(spec, [text], reading, **_options(config, spec))
     items = []
     for prompt, answer in pairs:
         ids = tokenizer.encode_array(prompt), tokenizer.encode_array(answer + "\n")
@@ -224,12 +224,11 @@ def _text_source(config, reading, files, name, model, module):
     return TokenSource(dataset._replace(name=name), tokenizer, config, module, from_text=True, turns=turns_in(files, reading))
 
 
-def _options(config, spec, module):
+def _options(config, spec, module=None):
     """How a tokenizer of this kind is made from a text."""
-    if not isinstance(spec, str):
-        return {}
-    return {"bpe": {"vocab_size": config.bpe_vocab_size, "min_frequency": config.bpe_min_frequency},
-            "char": {"specials": getattr(module, "SPECIALS", ())}}.get(spec, {})
+    options = {"bpe": {"vocab_size": config.bpe_vocab_size, "min_frequency": config.bpe_min_frequency},
+               "char": {"specials": getattr(module, "SPECIALS", ())}}
+    return options.get(spec, {}) if isinstance(spec, str) else {}
 
 
 def _token_dataset(config, folder, model) -> Dataset:

@@ -38,6 +38,11 @@ def family_named(name) -> ModuleType:
     return FAMILIES[name]
 
 
+def usual(name):
+    """What training starts from in this family, by flag."""
+    return getattr(family_named(name), "TRAINING", {})
+
+
 def max_seq_len(config):
     """The most positions that a model of this config takes; a recurrent one takes any number."""
     return getattr(config, "max_seq_len", sys.maxsize)

@@ -23,7 +23,7 @@ SAMPLE = ("the river runs past the old mill and the wheel turns all day. a boy s
 # As its document trains it: windows that each begin with a state of zeros, no validation, a sample at the end.
 TRAINING = dict(batch_size=4, seq_len=180, epochs=500.0, order="random", learning_rate=1e-3, weight_decay=0.01, grad_clip=1.0,
                 val_every=0, sample_every=-1, sample_len=100, temperature=0.3, log_every=25, training_text=SAMPLE,
-                save_path="./checkpoint.bin")
+                save_path="checkpoint.bin")
 GENERATION = dict(max_new_tokens=100, temperature=0.3)
 FLAGS = ("--training-text", "--training-file", "--hidden-size", "--embed-size", "--num-experts", "--fast-mode", "--use-rwkv")
 LINES = dict(
