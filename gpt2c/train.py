@@ -157,8 +157,8 @@ def train(argv, stop, console):
     if config.seq_len > (most := max_seq_len(model.config)):
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {most}")
 
-    trainer = make_trainer(model, source, config)
-    memory = model.memory(config.batch_size, config.seq_len, trainer.window)
+    window = config.chunks(config.seq_len, source.in_lanes and not config.overfit)[1]
+    memory = model.memory(config.batch_size, config.seq_len, window)
     console.info(banner(model, origin or f"from scratch, seed {config.seed}", source, memory))
     if run.dry_run:
         return 0, None
@@ -166,6 +166,7 @@ def train(argv, stop, console):
                    "try a smaller --batch-size or --seq-len")
     if not origin:
         model.initialise(config.seed)
+    trainer = make_trainer(model, source, config)
     run.init_from = run.init_from or (PRETRAINED if origin else "scratch")
     chosen = dataclasses.replace(chosen, **source.resolved)
     trainer.recorded = shaping_flags(run, chosen, reading)

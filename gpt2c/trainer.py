@@ -96,6 +96,13 @@ class TrainConfig:
 
     seed: int = flag(1337, "of the initial weights, of dropout and of sampling", group="randomness")
 
+    def chunks(self, T, lanes):
+        """(chunks of T tokens in an update, chunks that a gradient reaches back through): more than one only where the data
+        come in `lanes`."""
+        updates, window = (tokens and math.ceil(tokens / T) or chunks for tokens, chunks in (
+            (self.update_tokens, self.update_chunks), (self.backprop_tokens, self.backprop_chunks)))
+        return updates if lanes else 1, window if lanes and self.preserve_hidden_states else 1
+
     def __post_init__(self):
         for name in ("update_chunks", "backprop_chunks"):
             if getattr(self, name) < 1:
@@ -213,12 +220,10 @@ class Trainer:
             dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all,
             rates=tensor_rates(config.tensor_rates), bounds=tensor_bounds(config.tensor_bounds))
         batch = loader.B * loader.T * loader.world
-        updates, window = (tokens and math.ceil(tokens / loader.T) or chunks for tokens, chunks in (
-            (config.update_tokens, config.update_chunks), (config.backprop_tokens, config.backprop_chunks)))
         lanes = hasattr(loader, "continues") and not config.overfit
         self._goes_on = lanes and config.preserve_hidden_states
-        self.window = window if self._goes_on else 1  # chunks that a gradient reaches back through
-        self.micro_steps, rest = divmod(config.total_batch_size or batch * (updates if lanes else 1), batch)
+        updates, self._window = config.chunks(loader.T, lanes)
+        self.micro_steps, rest = divmod(config.total_batch_size or batch * updates, batch)
         if rest or self.micro_steps < 1:
             raise UsageError(f"the total batch size of {config.total_batch_size} tokens is no multiple of the batch of "
                              f"{loader.B} x {loader.T} = {batch}")
@@ -321,7 +326,7 @@ class Trainer:
             if not (self._goes_on and self.loader.continues):
                 self.model.reset_state()
             x, y = self._first_batch or self.loader.next_batch()
-            loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self.window, train=True) / self.micro_steps
+            loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self._window, train=True) / self.micro_steps
             parts.update({name: value / self.micro_steps for name, value in self.model.metrics.items()})
         norm = optimizer.norm() / self.micro_steps
         loss_z, norm_z = self._losses.push(loss), self._norms.push(norm)
@@ -411,7 +416,7 @@ class Trainer:
         done, loader = self._after_update, self.loader.state()
         arrays = {f"loader.{name}": value for name, value in loader.items() if not isinstance(value, int)}
         if self._goes_on and self.loader.continues:
-            arrays |= {f"carried.{name}": array for name, array in self.model.carried(self.window).items()}
+            arrays |= {f"carried.{name}": array for name, array in self.model.carried(self._window).items()}
         arrays |= {"window.loss": self._losses.values, "window.norm": self._norms.values}
         save(path, self.model, RunState(
             values=dataclasses.asdict(done) | {

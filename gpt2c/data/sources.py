@@ -56,6 +56,7 @@ class TokenSource:
         self.name, self.tokenizer, self.turns = dataset.name, tokenizer, turns
         usual = "lanes" if hasattr(module, "state") else "random" if from_text else "shuffled"
         self._dataset, self._order, self._from_text = dataset, config.order or usual, from_text
+        self.in_lanes = self._order == "lanes"
         self._config = config
         held_out = from_text or dataset.val
         cut = 1 - config.held_out
@@ -95,7 +96,7 @@ class TokenSource:
         options = dict(vocab_size=vocab_size, part=self._parts[0])
         if self._order == "random":
             loader = RandomWindows(self._dataset.train, B, T, seed=seed, **options)
-        elif self._order == "lanes":
+        elif self.in_lanes:
             chunks = -(-self._config.context_length // T) or self._config.max_chunks_per_epoch
             loader = Lanes(self._dataset.train, B, T, chunks, seed=seed, **options)
         elif self._order == "documents":
@@ -114,7 +115,7 @@ class TokenSource:
             return None
         T = min(T, count - 1)
         B, options = min(B, (count - 1) // T), dict(vocab_size=vocab_size, part=self._parts[1])
-        if self._order == "lanes":
+        if self.in_lanes:
             return Lanes(self._val, B, T, (count - 1) // (B * T), seed=seed, **options)
         return DataLoader(self._val, B, T, **options)
 
@@ -131,6 +132,7 @@ class ItemSource:
             items, val_items = items[: len(items) - held_out], items[len(items) - held_out :]
         self._items, self._val_items = items, val_items
         self.resolved = {}
+        self.in_lanes = False
 
     @property
     def summary(self):
