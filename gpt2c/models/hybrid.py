@@ -26,7 +26,10 @@ TRAINING = dict(batch_size=4, seq_len=180, epochs=500.0, order="random", learnin
 SAVE_PATH = "./checkpoint.bin"
 GENERATION = dict(max_new_tokens=100, temperature=0.3)
 FLAGS = ("--training-text", "--training-file", "--hidden-size", "--embed-size", "--num-experts", "--fast-mode", "--use-rwkv")
-EPOCH_LINE = "Epoch {epoch:4d} | Loss: {loss:.6f} | ∇: {grad_norm:.4f} | Time: {seconds:.1f}s"
+LINES = dict(
+    epoch="Epoch {epoch:4d} | Loss: {loss:.6f} | ∇: {grad_norm:.4f} | Time: {seconds:.1f}s",
+    saved="Done in {seconds:.1f}s | Best loss: {best:.6f}\n\nSaved binary checkpoint to {path} ({megabytes:.2f} MB)\n",
+    sample="Generating sample...\n\nTemperature: {temperature}\nGenerated ({count} tokens):\n{rule}\n{text}\n{rule}")
 SKIP = 0.5  # of its input that a layer above the first adds to its result
 
 
