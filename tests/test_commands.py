@@ -1,0 +1,144 @@
+"""The commands of the documents that gpt2c follows, as the tables of docs/commands.md give them: all of them in one folder, in
+their order, with fewer epochs, updates and episodes and with smaller models where the document does not say how large."""
+import io
+import json
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpt2c
+from gpt2c import __main__ as program
+from gpt2c.data.shards import write_shard
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+ELSEWHERE = ("pip", "python", "ruff", "curl", "wget")  # what installs, checks and fetches
+SHORTER = re.compile(r"(--(?:epochs|num-epochs|iters|rlEpisodes|saveEvery)[= ])(\d+)")
+SMALLER = {
+    "rnn-rust": "",
+    "randyGPT": "-b 2 -t 16 --max-seq-len 16 --num-layers 1 --num-heads 2 --channels 16 --val-every 5 --val-steps 1",
+    "GRUfinity": "-b 2 --model-dim 16 --val-steps 1",
+    "RustGPT": "--pretrain facts.json --instruct questions.json --test-questions questions.json --pretrain-epochs 1 "
+               "--instruct-epochs 1 --channels 16 --hidden 16 --num-heads 2",
+    "GPT2Rust": "--max-steps 2 --sample-every 2 --sample-len 4 -b 2 -t 16",
+}
+TEXT = ("once upon a time 3 frogs + 4 foxes = 7 friends; they jumped over 12 dogs - and 5 * 8 = 40 hens.\n"
+        "jack: quick bees buzz > 1, and 9 | 6: why? hello mr. vex\n") * 8
+
+
+def sections():
+    """{document: its tables, each the rows of cells without the header}"""
+    found = {}
+    for part in PAGE.split("\n## ")[1:]:
+        tables = re.findall(r"\n\|.*\n\|[-|]+\|\n((?:\|.*\n)+)", part)
+        found[part.partition(":")[0]] = [[[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+                                          for row in table.splitlines()] for table in tables]
+    return found
+
+
+def code(cell):
+    text, = re.findall(r"^`([^`]*)`", cell)
+    return text
+
+
+def run(words):
+    """The exit code of a program of this project, in this process; what it asks is answered."""
+    sys.argv, sys.stdin = ["gpt2c", *words], io.TextIOWrapper(io.BytesIO(b"How do mountains form?\nexit\n"))
+    try:
+        program.main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def shorter(command, smaller):
+    """The command with a hundredth of its epochs, updates and episodes."""
+    command = SHORTER.sub(lambda match: f"{match[1]}{max(1, int(match[2]) // 100)}", command)
+    words = shlex.split(command)
+    if words[1:2] == ["rlvr"] or words[1:2] == ["rl"]:
+        words.append("--eval-prompts=2")
+    if (words[1:2] == ["train"] or "--doRL=true" in words) and "esume" not in command and "loadCheckpoint" not in command:
+        words += shlex.split(smaller)
+        if "--trainingFile" in command and "--epochs" not in command or "--numExperts=8" in words:
+            words.append("--epochs=2")
+    return words
+
+
+def flags_at_once(rows):
+    """One command for each verb that the rows of a table of flags speak of, with all of them."""
+    verbs = dict.fromkeys(verb for _, verb, _ in rows)
+    return [" ".join(["gpt2c", verb, *(code(flag) for flag, of, _ in rows if of == verb)]) for verb in verbs]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # a program that was imported runs again as the main one
+def test_every_command_and_every_flag_of_the_documents(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("gpt2c.loop.measured_peak", lambda isa: 1.0)  # this and pictures take longer than the runs
+    monkeypatch.setattr("gpt2c.pictures.available", lambda: False)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "stdin", sys.stdin)
+    monkeypatch.setenv("GPT2C_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GPT2C_LOG", "info")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    files_of_the_documents(tmp_path, monkeypatch)
+    count = 0
+    for document, tables in sections().items():
+        commands = [code(here) for _, here, _ in tables[0]]
+        script = ""
+        for table in tables[1:]:
+            if table[0][0].startswith("`--"):
+                commands += [(command + (" --model mingru" if document == "GRUfinity" and " train " in command else ""))
+                             for command in flags_at_once(table)]
+            else:
+                script = "\n".join(["import gpt2c", *(code(here) for _, here, _ in table), "assert model.family == 'trm'"])
+        for command in commands:
+            if command.split()[0] in ELSEWHERE:
+                continue
+            count += 1
+            if "my_run.bin" in command:
+                shutil.copy("checkpoint.bin", "my_run.bin")
+            setting = re.match(r"GPT2C_LOG=(\w+) ", command)
+            monkeypatch.setenv("GPT2C_LOG", setting[1] if setting else "info")
+            command = command.removeprefix(setting[0] if setting else "")
+            if command.startswith("gpt2c"):
+                assert run(shorter(command, SMALLER[document])[1:]) in (0, None), (command, capsys.readouterr())
+            else:
+                subprocess.run(command, shell=True, check=True, timeout=30)
+        if script:
+            Path("script.py").write_text(script, encoding="utf-8")
+            runpy.run_path("script.py")
+    assert count > 50
+    said = capsys.readouterr()
+    assert "from gpt2_124M.bin" in said.out and "tiny_shakespeare" in said.out  # what the last command found
+    assert "--trainBPE is deprecated" in said.err and "--doRL is deprecated" in said.err
+
+
+def files_of_the_documents(tmp_path, monkeypatch):
+    """What the commands read, in the current folder; and a small pack for the script that fetches llm.c's files."""
+    for name in ("data.txt", "corpus.txt", "train.txt", "my_text.txt"):
+        Path(name).write_text(TEXT, encoding="utf-8")
+    Path("data").mkdir()
+    Path("data/tinyshakespeare.txt").write_text(TEXT, encoding="utf-8")
+    facts = json.loads((ROOT / "data/facts_general.json").read_text(encoding="utf-8"))[:8]
+    Path("facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    questions = [{"prompt": "How do mountains form?", "completion": "Slowly."}] * 4
+    Path("questions.json").write_text(json.dumps(questions), encoding="utf-8")
+    pack = tmp_path / "pack"
+    pack.mkdir()
+    model = gpt2c.create("gpt2", num_layers=1, num_heads=2, channels=16, vocab_size=50257, max_seq_len=16)
+    model.save(pack / "gpt2_124M.bin")
+    for part in ("train", "val"):
+        write_shard(pack / f"tiny_shakespeare_{part}.bin", np.arange(1000))
+    table = "".join(f"{file.name} {'.' if file.name.startswith('gpt2') else 'data/tinyshakespeare'} {file.stat().st_size} "
+                    f"{int.from_bytes(file.read_bytes()[:4], 'little')} -\n" for file in sorted(pack.iterdir()))
+    (tmp_path / "table").write_text(table, encoding="utf-8")
+    monkeypatch.setenv("GPT2C_DATA_TABLE", str(tmp_path / "table"))
+    monkeypatch.setenv("GPT2C_DATA_URL", pack.as_uri())
+    shutil.copy(ROOT / "downloaddataset.sh", "downloaddataset.sh")
