@@ -1,14 +1,18 @@
-"""The Python on the pages runs as it stands: all of a page's blocks in order, as one program."""
+"""The pages: their Python runs as it stands, all of a page's blocks in order as one program; files that they name are there."""
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import gpt2c
+from gpt2c.llmc import write_debug_state
+
 ROOT = Path(__file__).parent.parent
-BLOCKS = {"README.md": slice(1), "docs/scripting.md": slice(None)}  # README's second block speaks of files that are not there
+BLOCKS = {"README.md": slice(1), "docs/scripting.md": slice(None), "docs/gpt2.md": slice(None)}  # README's second: no such files
 
 
 @pytest.mark.parametrize("page", BLOCKS)
@@ -16,7 +20,24 @@ def test_the_python_on_a_page_runs(page, tmp_path):
     (tmp_path / "data").symlink_to(ROOT / "data")
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)[BLOCKS[page]]
     assert blocks
+    write_llmc_s_files(tmp_path)
     (tmp_path / "page.py").write_text("\n".join(blocks), "utf-8")
     done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def write_llmc_s_files(folder):
+    """A small model and its debug state, under the names of the large one's."""
+    model = gpt2c.create("gpt2", num_layers=1, num_heads=2, channels=16, vocab_size=40, max_seq_len=8)
+    x = np.arange(8, dtype=np.int32).reshape(1, 8)
+    model.forward(x)
+    logits, loss = model.logits.copy(), model.loss_and_grad(x, x + 1)
+    model.save(folder / "gpt2_124M.bin")
+    write_debug_state(folder / "gpt2_124M_debug_state.bin", model.config, x, x + 1, logits, loss, model.grads)
+
+
+@pytest.mark.parametrize("page", ["README.md", "data/README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_the_files_that_a_page_names_are_there(page):
+    named = re.findall(r"[`(]((?:gpt2c|kernels|tests|docs|benchmarks)/[\w/.-]*\.\w+)[`)]", (ROOT / page).read_text("utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
