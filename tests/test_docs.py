@@ -1,6 +1,7 @@
 """The pages: their Python runs as it stands, all of a page's blocks in order as one program; files that they name are there."""
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,9 @@ def write_llmc_s_files(folder):
 def test_the_files_that_a_page_names_are_there(page):
     named = re.findall(r"[`(]((?:gpt2c|kernels|tests|docs|benchmarks)/[\w/.-]*\.\w+)[`)]", (ROOT / page).read_text("utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_page_of_flags_is_what_the_programs_say():
+    """If this fails: python docs/make_command_line.py"""
+    script = runpy.run_path(str(ROOT / "docs/make_command_line.py"))
+    assert script["PAGE"].read_text("utf-8") == script["page"]()
