@@ -12,14 +12,17 @@ SHAPING = ("matmul_precision", "sample_every", "sample_len", "prompt", "temperat
 ATTENDING = ("save_every", "keep", "keep_major", "log_every", "report_to")
 
 
-def checkpoint_to_resume(resume, out_dir, save_path, console):
-    """The Content of the checkpoint that --resume means: this one, or the newest whole one of the run; else None."""
+def checkpoint_to_resume(resume, out_dir, save_path, console, world):
+    """The Content of the checkpoint that --resume means: this one, or the newest whole one of the run, as rank 0 finds it;
+    else None."""
     if not resume:
         return None
     if isinstance(resume, str):
         content = read(resume)
     elif out_dir or save_path:
-        content = newest(runs.Run(out_dir, save_path).checkpoints(), console.warning)
+        found = newest(runs.Run(out_dir, save_path).checkpoints(), console.warning) if world.rank == 0 else None
+        path = world.text(str(found.path) if found else "")
+        content = found or (read(path) if path else None)
     else:
         raise UsageError("--resume needs --out-dir, or the path of a checkpoint")
     if content is None:
@@ -35,8 +38,9 @@ def shaping_flags(run, data, reading):
     return {name: getattr(run, name) for name in SHAPING} | vars(data) | vars(reading)
 
 
-def recorded_flags(content, *classes):
-    """{flag: value} of these dataclasses as the checkpoint's run had them: what is not given anew stays so.
+def recorded_flags(content, world, *classes):
+    """{flag: value} of these dataclasses as the checkpoint's run had them: what is not given anew stays so. Lanes that go on
+    from batch to batch are shared out among the ranks.
 
     What only attends a run, such as how often it saves, is in config.toml beside the checkpoint, where there is one.
     """
@@ -56,6 +60,12 @@ def recorded_flags(content, *classes):
         value = known[field.name] = recorded[field.name]
         if type(value) not in ((int, float) if isinstance(field.default, float) else (type(field.default),)):
             raise InputError(f"{content.path} has {field.name} = {value!r}: use another checkpoint")
+    if "chunks" in content.run.values.get("loader", {}):
+        lanes = known["batch_size"]
+        if lanes % world.size:
+            raise UsageError(f"{content.path} has {lanes} lanes, which {world.size} ranks cannot share evenly: use a "
+                             "number of ranks that divides them")
+        known["batch_size"] = lanes // world.size
     return known | dataclasses.asdict(content.config) | {"model": content.family}
 
 

@@ -219,6 +219,26 @@ class Run:
         return all(written)
 
 
+class Elsewhere(Run):
+    """The run as ranks other than 0 have it: they write nothing."""
+
+    def take(self):
+        pass
+
+    def checkpoints(self):
+        return []
+
+    def last(self, step):
+        return None
+
+    def on_the_way(self, step, epoch=None):
+        return None
+
+    @property
+    def best(self):
+        return None
+
+
 def _number_of(path):
     """The number in a checkpoint's name."""
     return int(re.search(r"(\d+)\.", path.name)[1])

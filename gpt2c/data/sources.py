@@ -87,14 +87,14 @@ class TokenSource:
             B = (count - 1) // short
         return B, short
 
-    def loaders(self, B, T, vocab_size, seed, validate):
-        """(the training loader, the validation loader or None)"""
+    def loaders(self, B, T, vocab_size, seed, validate, world):
+        """(the training loader, the validation loader or None). Lanes are a rank's own, other batches those of all ranks."""
         options = dict(vocab_size=vocab_size, part=self._parts[0])
         if self._order == "random":
             loader = RandomWindows(self._dataset.train, B, T, seed=seed, **options)
         elif self._order == "lanes":
             chunks = -(-self._config.context_length // T) or self._config.max_chunks_per_epoch
-            loader = Lanes(self._dataset.train, B, T, chunks, seed=seed, **options)
+            loader = Lanes(self._dataset.train, B, T, chunks, world.rank, world.size, seed=seed, **options)
         elif self._order == "documents":
             if not self.tokenizer or self.tokenizer.eot is None:
                 raise UsageError("--order documents needs a tokenizer with an end-of-text token; choose another --tokenizer or "
@@ -136,7 +136,7 @@ class ItemSource:
         longest = max((len(item.ids) for item in (*self._items, *self._val_items)), default=0)
         return B, max(1, min(T, longest - 1))
 
-    def loaders(self, B, T, vocab_size, seed, validate):
+    def loaders(self, B, T, vocab_size, seed, validate, world):
         """(the training loader, the validation loader or None)"""
         loader = ItemLoader(self._items, B, T, seed=seed, shuffle=True)
         if loader.cut:
