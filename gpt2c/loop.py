@@ -47,9 +47,7 @@ class Loop:
             val_loss = self.validate() if trainer.validation_due else None
             if self._due(self.flags.sample_every) and not trainer.stopped:
                 self.sample()
-            leave, save = self.world.most(self.stop.signal or 0, self.stop.save)
-            if leave:
-                self.stop.signal = self.stop.signal or int(leave)
+            leave, save = self.stop.agreed(self.world)
             if trainer.stopped or leave:
                 break
             if save:

@@ -18,6 +18,7 @@ from gpt2c.data.texts import tokenizer_for
 from gpt2c.errors import DataError, UsageError
 from gpt2c.flags import flag
 from gpt2c.sampling import Sampling
+from gpt2c.world import world
 
 # What a phase starts from where the command line says nothing else: small texts are learned by heart, in a minute or two.
 USUAL = dict(batch_size=16, seq_len=80, lr_schedule="cosine", lr_unit="update", warmup_steps=20, final_lr_frac=0.1,
@@ -75,9 +76,10 @@ def run_phases(train, argv, phases, run, chosen, reading, stop, console):
                          "--instruct")
     if run.save_path or not run.out_dir and run.resume:
         raise UsageError("two phases need a folder for their runs: use --out-dir, without --save-path")
-    folder = Path(run.out_dir or f"runs/{datetime.now():%Y%m%d-%H%M%S}-phases")
+    ranks = world()
+    folder = Path(ranks.text(run.out_dir or f"runs/{datetime.now():%Y%m%d-%H%M%S}-phases"))
     kind = chosen.tokenizer or ("bpe" if chosen.use_bpe else "word")
-    path = vocabulary(folder, phases, reading, kind, run.resume)
+    path = ranks.first(lambda: vocabulary(folder, phases, reading, kind, run.resume or ranks.rank))
     start = run.init_from or "scratch"
     for number, (name, data) in enumerate({"pretrain": phases.pretrain, "instruct": phases.instruct}.items(), 1):
         epochs, rate = getattr(phases, f"{name}_epochs"), getattr(phases, f"{name}_lr")
@@ -86,10 +88,13 @@ def run_phases(train, argv, phases, run, chosen, reading, stop, console):
                          "--learning-rate", str(rate), "--out-dir", str(folder / name), "--held-out", "0", "--val-every", "0",
                          "--mask-prompt", str(chosen.mask_prompt and name == "instruct"), "--init-from", start,
                          "--pretrain=", "--instruct="], stop, console)
-        if code or stop or run.dry_run:
+        leave, _ = stop.agreed(ranks)
+        if code or leave or run.dry_run:
             return code or stop.exit_code, None
         last = str(runs.Run(folder / name).checkpoints()[-1])
         start = last
+    if ranks.rank:
+        return 0, None
     model = load(last)
     for name, path in (("instruction questions", phases.instruct), ("paraphrased questions", phases.test_questions)):
         if path:

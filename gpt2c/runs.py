@@ -239,6 +239,13 @@ class Elsewhere(Run):
         return None
 
 
+def run_at(folder, save_path, family, ranks):
+    """The run in this folder or file, or in a new folder; rank 0 has it."""
+    if ranks.rank:
+        return Elsewhere()
+    return Run(folder, save_path) if folder or save_path else Run.new(family)
+
+
 def _number_of(path):
     """The number in a checkpoint's name."""
     return int(re.search(r"(\d+)\.", path.name)[1])

@@ -125,7 +125,7 @@ def train(argv, stop, console):
     if chosen.list_datasets:
         console.info(data.list_datasets(data.find_datasets(data_folder())))
         return 0, None
-    use_cores(run.threads, ranks)
+    ranks.settle(run.threads)
     gpt2c.set_matmul_precision(run.matmul_precision)
 
     if old:
@@ -161,7 +161,7 @@ def train(argv, stop, console):
     trainer.recorded = shaping_flags(run, chosen, reading)
     if state:
         trainer.restore(state)
-    files = run_of(run, model, ranks)
+    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks)
     loop = Loop(trainer, run, files, stop, console)
     if state and not trainer.going:
         console.info(f"already at step {trainer.step} of {trainer.total_steps}: nothing to train; ask for more with --max-steps "
@@ -175,22 +175,6 @@ def train(argv, stop, console):
     if aside := files.begin(flags.to_toml(resolved, chosen, reading, config, model.config), trainer.step):
         console.warning(aside)
     return loop.train(), model
-
-
-def use_cores(threads, ranks):
-    """As many threads as asked for, else one for each core that is this rank's; and the best instruction set that all ranks
-    have, because another may round differently."""
-    about = gpt2c.info()
-    gpt2c.set_num_threads(threads or min(about["threads"], ranks.cores()))
-    lowest = -int(ranks.most(-about["isas"].index(about["isa"]))[0])
-    gpt2c.set_isa(about["isas"][lowest])
-
-
-def run_of(run, model, ranks):
-    """The files of this run, which rank 0 writes."""
-    if ranks.rank:
-        return runs.Elsewhere()
-    return runs.Run(run.out_dir, run.save_path) if run.out_dir or run.save_path else runs.Run.new(model.family)
 
 
 def data_folder():

@@ -88,6 +88,15 @@ class World:
         """Of each rank on this machine, as sets."""
         return [allowed_cores()]
 
+    def settle(self, threads=0):
+        """As many threads as asked for, else one for each core that is this rank's; and the best instruction set that all
+        ranks have, because another may round differently."""
+        import gpt2c
+
+        about = gpt2c.info()
+        gpt2c.set_num_threads(threads or min(about["threads"], self.cores()))
+        gpt2c.set_isa(about["isas"][-int(self.most(-about["isas"].index(about["isa"]))[0])])
+
     def quiet(self):
         """Ranks other than 0 say nothing from here on, but for errors, unless GPT2C_ALL_RANKS is set."""
         if self.rank and not os.environ.get("GPT2C_ALL_RANKS"):
@@ -135,8 +144,9 @@ class MpiWorld(World):
             if self._scratch.size < n * self.size:
                 self._scratch = np.empty(n * self.size, np.float32)
             arrived = self._scratch[: n * self.size]
-            self._finish(self._all.Ialltoallv([flat, counts, bounds[:-1] + at, self._mpi.FLOAT],
-                                              [arrived, np.full(self.size, n), np.arange(self.size) * n, self._mpi.FLOAT]), arrived.size)
+            request = self._all.Ialltoallv([flat, counts, bounds[:-1] + at, self._mpi.FLOAT],
+                                           [arrived, np.full(self.size, n), np.arange(self.size) * n, self._mpi.FLOAT])
+            self._finish(request, arrived.size)
             first, second, *others = arrived.reshape(self.size, n)
             total = np.add(first, second, out=flat[bounds[rank] + at : bounds[rank] + at + n])
             for other in others:
@@ -189,6 +199,7 @@ class MpiWorld(World):
         if text:
             print(f"rank {self.rank}: {text}" if self.rank else text, file=sys.__stderr__, flush=True)
         self._all.Abort(code)
+        os._exit(code)  # where the launcher is slow to end this one
 
     def _unexpected(self, kind, error, traceback):
         sys.stderr = sys.__stderr__
@@ -207,7 +218,8 @@ def world():
     try:
         ranks = MpiWorld()
     except (ImportError, RuntimeError) as error:
-        raise UsageError(f"mpi4py finds no MPI library ({error}): install the one that the launcher belongs to") from None
+        raise UsageError(f"mpi4py finds no MPI library ({error}): install the one that the launcher belongs to, or "
+                         "pip install mpich") from None
     if os.environ.get(launched, str(ranks.size)) != str(ranks.size):
         raise UsageError(f"the launcher has started {os.environ[launched]} ranks, but mpi4py uses {ranks.library}, which knows "
                          f"of {ranks.size}: use the launcher that belongs to it")
