@@ -41,7 +41,6 @@ class BenchConfig:
     batches: int = flag(4, "with --mpi: batches of each rank in an update")
     link_gbit: float = flag(10.0, "and what the link between nodes carries each way, in Gbit/s")
     link_us: float = flag(50.0, "and how long a message takes on it, in microseconds")
-    zero: int = flag(0, "and whether each rank keeps and updates its part of the moments", "-z", choices=(0, 1))
     out: str = flag(
         "", "folder for <date>-<machine>.json and .csv", "-o", metavar="DIR", default_text="none is written"
     )
@@ -119,7 +118,7 @@ def compare_ranks(config, case, model, costs, ranks):
           f"hidden behind the computation of a batch: {cluster.hidden(case, model, ranks):.0%} of a sum by MPI alone", flush=True)
     loader = benchmarks.one_batch(case)
     trainer = Trainer(model, loader, config=TrainConfig(
-        max_steps=sys.maxsize, zero=config.zero, total_batch_size=config.batches * ranks.size * case.B * case.T))
+        max_steps=sys.maxsize, total_batch_size=config.batches * ranks.size * case.B * case.T))
     now, expected = cluster.median(trainer.update, ranks, 3), cluster.step(S, ranks.size, config.batches, costs, link)
     print(f"an update: {1e3 * now:.1f} ms, predicted {1e3 * expected:.1f} ms ({expected / now - 1:+.1%}); "
           f"{trainer.tokens_per_step / now:.0f} tok/s")
