@@ -7,8 +7,8 @@ Environment:
     GPT2C_BREAK=1          build one kernel wrong on purpose: the test suite must turn red
 """
 import os
-import platform
 import sys
+import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,11 +25,13 @@ ONCE = ["kernels/isa.c", "kernels/program.c"]  # without instruction set flags
 HEADERS = [str(path) for path in sorted(Path("kernels").iterdir()) if path.suffix in (".h", ".def")]
 
 # No -ffast-math: it breaks NaN checks and changes how the whole process treats subnormals. The two flags that are
-# set only say that nobody reads errno or floating-point exception flags.
-FLAGS = ["-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall"]
+# set only say that nobody reads errno or floating-point exception flags. -g0: Python was often built with -g, which would
+# make the wheel three times as large.
+FLAGS = ["-std=gnu11", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden",
+         "-Wall"]
 
 ISAS = {"baseline": []}
-if platform.machine() in ("x86_64", "AMD64"):
+if sysconfig.get_platform().endswith("x86_64"):  # what is built for, which need not be where it is built
     AVX2 = ["-mavx2", "-mfma"]
     AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
     AVX512BF16 = [*AVX512, "-mavx512bf16"]
@@ -95,6 +97,9 @@ class BuildKernels(build_ext):
 if sys.byteorder != "little":
     raise SystemExit("gpt2c reads and writes little-endian files in place: a big-endian machine is not supported.")
 
-core = Extension("gpt2c._core", ["kernels/stream.pyx"], include_dirs=["kernels"], define_macros=[("ISA", "baseline")],
-                 depends=HEADERS)
-setup(ext_modules=cythonize([core], build_dir="build"), cmdclass={"build_ext": BuildKernels})
+# CPython's stable interface: one binary serves every version from the oldest supported one on.
+core = Extension("gpt2c._core", ["kernels/stream.pyx"], include_dirs=["kernels"], depends=HEADERS, py_limited_api=True,
+                 extra_compile_args=["-g0"],
+                 define_macros=[("ISA", "baseline"), ("Py_LIMITED_API", "0x030B0000")])
+setup(ext_modules=cythonize([core], build_dir="build"), cmdclass={"build_ext": BuildKernels},
+      options={"bdist_wheel": {"py_limited_api": "cp311"}})

@@ -11,6 +11,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 from gpt2c import _core
+from gpt2c.batch_sampler import generate_batch
 from gpt2c.checkpoint import load
 from gpt2c.data import DataLoader
 from gpt2c.errors import DivergedError, Gpt2cError, InputError, ResourceError, UsageError
@@ -23,8 +24,8 @@ from gpt2c.trainer import TrainConfig, Trainer
 
 __version__ = "0.1.0"
 __all__ = ["DataLoader", "DivergedError", "Gpt2cError", "InputError", "Model", "ResourceError", "Tokenizer",
-           "TrainConfig", "Trainer", "UsageError", "create", "generate", "info", "load", "load_debug_state", "set_isa",
-           "set_matmul_precision", "set_num_threads"]
+           "TrainConfig", "Trainer", "UsageError", "create", "generate", "generate_batch", "info", "load",
+           "load_debug_state", "set_isa", "set_matmul_precision", "set_num_threads"]
 
 _settings = {}
 

@@ -30,6 +30,10 @@ def main():
         print("usage: gpt2c VERB [flags]      (gpt2c VERB --help lists the flags)\n")
         print("\n".join(f"  {verb:<16} {text}" for verb, text in VERBS.items()))
         sys.exit(0)
+    if words[0].startswith("-"):
+        from gpt2c.verbless import main as verbless
+
+        run_program("gpt2c", verbless)
     verb = ALIASES.get(words[0], words[0])
     if verb not in VERBS:
         def unknown(argv):

@@ -6,6 +6,8 @@ import numpy as np
 from gpt2c.engine import Runner, Work
 from gpt2c.errors import UsageError
 from gpt2c.models import max_seq_len
+from gpt2c.rng import Xorshift
+from gpt2c.sampler import check_choice, checked_prompt, choose, penalised
 
 
 class BatchSampler:
@@ -21,12 +23,18 @@ class BatchSampler:
         A row's choices depend on its prompt, its place in the batch and the state of the NumPy generator alone, not on
         the other rows. Temperature 0 takes the likeliest.
         """
+        coins = rng.random((len(prompts), max_new_tokens))
+        return self.continued(prompts, max_new_tokens, stops,
+                              lambda logits, rows, counts: choose_rows(logits, coins[rows, counts], temperature))
+
+    def continued(self, prompts, max_new_tokens, stops, pick):
+        """The same with the next ids from pick(logits, rows, counts): of those rows, which have so many new ids already."""
         B, lengths = len(prompts), np.array([len(prompt) for prompt in prompts])
         if not lengths.min(initial=1):
             raise UsageError("a prompt is empty: give at least one token id")
         shortest, longest = lengths.min(), lengths.max()
         runner = self._prepared(B, int(longest) + max_new_tokens)
-        coins, stops = rng.random((B, max_new_tokens)), np.array(sorted(stops), np.int64)
+        stops = np.array(sorted(stops), np.int64)
         ids = np.zeros((B, longest + max_new_tokens), np.int32)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = prompt
@@ -34,8 +42,8 @@ class BatchSampler:
         logits = self._feed(runner, ids[:, :shortest], 0)
         for at in range(shortest, ids.shape[1]):
             # A row whose prompt goes on is given that; one that is over goes along, and what it gets is cut off.
-            new = (lengths <= at) & (at < ends)
-            chosen = choose_rows(logits[new], coins[new, at - lengths[new]], temperature)
+            new = np.flatnonzero((lengths <= at) & (at < ends))
+            chosen = pick(logits[new], new, at - lengths[new])
             ids[new, at] = chosen
             ends[new] = np.where(np.isin(chosen, stops), at + 1, ends[new])
             if (ends <= at + 1).all():
@@ -62,6 +70,32 @@ class BatchSampler:
         work.position[0] = at
         work.forward()
         return work.output.logits.array.reshape(len(ids), -1)[:, : self.model.config.vocab_size]
+
+
+def generate_batch(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seeds=None, *, min_p=0.0,
+                   repetition_penalty=1.0, stop_tokens=()):
+    """A list of new ids for each prompt: those that `generate` gives for it with its seed, which are 1337, 1338, ... unless
+    given. All of them have to fit into the model's context."""
+    prompts = [checked_prompt(model, prompt) for prompt in prompts]
+    if not prompts:
+        return []
+    check_choice(temperature, top_k, top_p, min_p, repetition_penalty)
+    rngs = [Xorshift(seed) for seed in seeds or range(1337, 1337 + len(prompts))]
+    if len(rngs) != len(prompts):
+        raise UsageError(f"{len(rngs)} seeds for {len(prompts)} prompts: give one for each")
+    seen, ends = [set(prompt) for prompt in prompts], set(stop_tokens)
+
+    def pick(logits, rows, counts):
+        chosen = []
+        for row, values in zip(rows, logits):
+            if repetition_penalty != 1:
+                values = penalised(values, seen[row], repetition_penalty)
+            chosen.append(choose(values, rngs[row], temperature, top_k, top_p, min_p))
+            seen[row].add(chosen[-1])
+        return chosen
+
+    every = BatchSampler(model).continued(prompts, max_new_tokens, ends, pick)
+    return [ids[:-1] if ids[-1:] and ids[-1] in ends else ids for ids in every]
 
 
 def choose_rows(logits, coins, temperature=1.0):

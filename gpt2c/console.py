@@ -14,6 +14,7 @@ LEVELS = ("debug", "info", "warning", "error")
 class Console:
     def __init__(self):
         level = os.environ.get("GPT2C_LOG", "info").lower()
+        level = {"warn": "warning"}.get(level, level)
         if level not in LEVELS:
             raise UsageError(f"GPT2C_LOG is {level!r}, expected one of {', '.join(LEVELS)}")
         self._level = LEVELS.index(level)

@@ -26,7 +26,7 @@ from gpt2c.tokenizer import Tokenizer
 class EvalConfig:
     checkpoint: str = flag("", "a gpt2c checkpoint or an llm.c model", "--model", "--load-checkpoint", metavar="CKPT")
     data: str = flag("", "text, token files or a file of multiple choice", "-i", "-j", "--val-data", metavar="PATH")
-    batch_size: int = flag(8, "sequences per batch", "-b")
+    batch_size: int = flag(8, "sequences per batch; a recurrent model reads each file as one sequence, so much at a time", "-b")
     seq_len: int = flag(0, "tokens per sequence", "-t", default_text="as many as the model takes, at most 1024")
     val_steps: int = flag(-1, "batches to evaluate (-1: all)", "-m", "--val-num-batches")
     limit: int = flag(0, "examples of multiple choice to evaluate (0: all)")
@@ -70,10 +70,11 @@ def token_files(model, config, reading):
 def measure(model, paths, tokenizer: Tokenizer | None, config, T):
     """The line with loss and perplexity over every token but the first of each file, and bits per byte of its text."""
     loss = tokens = size = 0
-    for x, y in take(batches(paths, config.batch_size, T, model.config.vocab_size), config.val_steps):
+    carries = hasattr(model.module, "state")
+    shape = (1, config.batch_size * T) if carries else (config.batch_size, T)
+    for x, y, continues in take(batches(paths, *shape, model.config.vocab_size), config.val_steps):
         counted = int((y >= 0).sum())
-        model.reset_state()
-        loss += counted * model.forward(x, y)
+        loss += counted * model.evaluate(x, y, carries and continues)
         tokens += counted
         if tokenizer:
             targets = y[(y >= 0) & (y != (-1 if tokenizer.eot is None else tokenizer.eot))]
@@ -89,7 +90,8 @@ def measure(model, paths, tokenizer: Tokenizer | None, config, T):
 
 
 def batches(paths, B, T, vocab_size):
-    """(x, y) that hold every token of the files as a target once, except each file's first; what is not there is -1."""
+    """(x, y) that hold every token of the files as a target once, except each file's first; what is not there is -1. And
+    whether they go on in the file of those before."""
     for path in paths:
         tokens = read_shard(path, vocab_size).tokens
         for start in range(0, len(tokens) - 1, B * T):
@@ -97,7 +99,7 @@ def batches(paths, B, T, vocab_size):
             rows = -(-(len(piece) - 1) // T)
             x, y = np.zeros(rows * T, np.int32), np.full(rows * T, -1, np.int32)
             x[: len(piece) - 1], y[: len(piece) - 1] = piece[:-1], piece[1:]
-            yield x.reshape(rows, T), y.reshape(rows, T)
+            yield x.reshape(rows, T), y.reshape(rows, T), start > 0
 
 
 def take(batches, count):

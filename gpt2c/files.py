@@ -53,6 +53,22 @@ def atomic_write(path, size=None):
         raise
 
 
+def second_name(path, name):
+    """Gives a file another name in its folder as well, which takes no room; a copy where the file system has no links."""
+    path = Path(path)
+    other = path.with_name(name)
+    if other.exists() and other.samefile(path):
+        return
+    temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
+    try:
+        os.link(path, temporary)
+        os.replace(temporary, other)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        with open_input(path) as old, atomic_write(other, path.stat().st_size) as new:
+            shutil.copyfileobj(old, new)
+
+
 def _sync_folder(folder):
     """Put the folder's entries on the disk: without this a rename may be lost when the power fails."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -100,6 +100,25 @@ def peek(argv, cls, *names):
     return tuple(values.get((0, f.name), f.default) for f in _named(names, flags))
 
 
+def split(argv, cls):
+    """(the words of `cls`'s flags with their values, all other words)."""
+    _, words = _table([cls])
+    ours, others, queue = [], [], list(argv)
+    while queue:
+        word = queue.pop(0)
+        f = words.get(_key(word.partition("=")[0])) if _is_flag(word) else None
+        (ours if f else others).append(word)
+        if f and "=" not in word and queue and not _is_flag(queue[0]) and _read(queue[0], f.kinds) is not None:
+            ours.append(queue.pop(0))
+    return ours, others
+
+
+def mentions(argv, spellings):
+    """Whether the command line has a flag in one of these spellings."""
+    keys = {_key(spelling) for spelling in spellings}
+    return any(_key(word.partition("=")[0]) in keys for word in argv if _is_flag(word))
+
+
 def nearest(word, meanings):
     """The question "; did you mean A or B?" from {spelling: what to show}; "" if nothing is like `word`."""
     shown = {_key(spelling).lstrip("-"): text for spelling, text in meanings.items()}
@@ -212,7 +231,7 @@ def _read(value, kinds):
 def _checked(value, kinds, f, label):
     result, choices = _read(value, kinds), f.meta["choices"]
     if result is None or choices and result not in choices:
-        wanted = "one of " + ", ".join(map(str, choices)) if choices else " or ".join(map(NOUNS.get, f.kinds))
+        wanted = "one of " + ", ".join(filter(None, map(str, choices))) if choices else " or ".join(map(NOUNS.get, f.kinds))
         raise UsageError(f"{label}: expected {wanted}, found {value!r}")
     return result
 

@@ -9,7 +9,7 @@ import gpt2c
 from gpt2c import flags
 from gpt2c.checkpoint import load
 from gpt2c.cli import run_program
-from gpt2c.data import tokenizer_of_model
+from gpt2c.data import VocabularySource, tokenizer_of_model
 from gpt2c.errors import UsageError
 from gpt2c.flags import flag
 from gpt2c.sampler import CHUNK
@@ -30,16 +30,21 @@ class GenerateConfig:
 
 
 def main(argv):
-    (config, how), _ = flags.parse(argv, [GenerateConfig, Sampling], "gpt2c generate", __doc__.partition("\n\n")[2],
-                                   ["checkpoint"])
+    def parsed(**defaults):
+        return flags.parse(argv, [GenerateConfig, Sampling, VocabularySource], "gpt2c generate", __doc__.partition("\n\n")[2],
+                           ["checkpoint"], defaults)[0]
+
+    config, how, _ = parsed()
     if not config.checkpoint:
         raise UsageError("name a checkpoint: gpt2c generate CKPT [flags]")
+    model = load(config.checkpoint)
+    if usual := getattr(model.module, "GENERATION", None):
+        config, how, _ = parsed(**usual)
     if isinstance(how.seed, str):
         print(f"warning: --seed {how.seed!r} is taken as the prompt; use --prompt for that", file=sys.stderr)
         config.prompt, how.seed = config.prompt or how.seed, Sampling.seed
     if config.threads:
         gpt2c.set_num_threads(config.threads)
-    model = load(config.checkpoint)
     tokenizer = tokenizer_of_model(model, config.tokenizer)
     prompt = tokenizer.encode(config.prompt) if config.prompt else [tokenizer.eot or 0]
     ends = () if config.ignore_eot or tokenizer.eot is None else (tokenizer.eot,)

@@ -10,6 +10,7 @@ All of it depends on the parameters through log pi of the tokens that were writt
 with a weight for each token. The last term is the entropy as an importance-weighted mean: -log pi alone has the same
 value, but a gradient that is zero on average.
 """
+import dataclasses
 import math
 import re
 import time
@@ -19,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2c.batch_sampler import BatchSampler
-from gpt2c.checkpoint import save
-from gpt2c.errors import DivergedError, Gpt2cError, UsageError
+from gpt2c.checkpoint import RunState, save
+from gpt2c.errors import DivergedError, Gpt2cError, InputError, UsageError
 from gpt2c.flags import flag
 from gpt2c.model import Model
 from gpt2c.models import max_seq_len
@@ -28,6 +29,7 @@ from gpt2c.optim import Optimizer
 from gpt2c.tasks import ENDS, Task
 from gpt2c.world import world
 
+PROGRAM = "rlvr"  # whose runs these are, as checkpoints say
 SAME = 1e-8  # rewards that deviate less than this are equal
 ROUND = 8  # lengths of batches are multiples of this, so that few shapes have to be recorded
 
@@ -118,16 +120,19 @@ class Grpo:
     """Trains a model on a Task. `update` as often as you like; `warnings` says what the model's vocabulary lacks.
 
     Where MPI has started several ranks, they take the prompts in turn, and all have the same parameters after each update.
+
+    With the RunState of a checkpoint that `save` wrote, it goes on where that was, with the same bits.
     """
 
-    def __init__(self, model, task: Task, config=None):
+    def __init__(self, model, task: Task, config=None, run: RunState | None = None):
         self.model, self.task, self.config, self.tokenizer = model, task, config or GrpoConfig(), model.tokenizer
         if self.tokenizer is None:
             raise UsageError("the model has no tokenizer: set model.tokenizer")
         self.step, self.warnings, self.world = 0, [], world()
         self._t = 0  # updates of the optimizer
+        self.recorded = {}  # more that checkpoints should say of how the run was made
         for moments in (model.m, model.v):  # those of another objective
-            if moments.allocated:
+            if moments.allocated and not run:
                 moments.flat[...] = 0
         self._optimizer = Optimizer(model, weight_decay=self.config.weight_decay, world=self.world)
         self._rng = np.random.default_rng(self.config.seed)
@@ -137,6 +142,8 @@ class Grpo:
             self._reference = Model(model.family, model.config)
             self._reference.params.flat[...] = model.params.flat
         self._missing = self._check_characters()
+        if run:
+            self._go_on(run)
 
     def _check_characters(self):
         """The characters of prompts that the vocabulary lacks: an error for those of answers, else prompts go without."""
@@ -268,12 +275,32 @@ class Grpo:
         self._optimizer.update(self.config.learning_rate, self._t, min(1.0, limit / norm) if limit and norm else 1.0)
         return norm
 
+    # ---- checkpoints
+
     def save(self, path):
-        """The weights, with the number of steps beside them."""
+        """A checkpoint from which a Grpo with its RunState goes on with the same bits."""
         if not math.isfinite(self._optimizer.parameter_norm()):
             raise DivergedError(f"at step {self.step} the parameters are not finite: not saved; lower the learning rate")
+        values = {"program": PROGRAM, "step": self.step, "updates": self._t, "random": self._rng.bit_generator.state,
+                  "config": dataclasses.asdict(self.config) | self.recorded}
+        arrays = {"reference": self._reference.params.flat} if self._reference else {}
         try:
             if self.world.rank == 0:
-                save(path, self.model, step=self.step)
+                save(path, self.model, RunState(values, arrays), self._optimizer.moments(), self.step)
         finally:
             self.world.wait()
+
+    def _go_on(self, run):
+        values = run.values
+        try:
+            self.step, self._t = int(values["step"]), int(values["updates"])
+            self._rng.bit_generator.state = values["random"]
+            if self.step < 0 or self._t < 0:
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"the checkpoint's account of its run is damaged ({error}): use another checkpoint") from None
+        if self._reference:
+            if run.arrays.get("reference", np.zeros(0)).shape != self.model.params.flat.shape:
+                raise UsageError(f"kl is {self.config.kl:g}, but the run that goes on had none and did not keep the model at the "
+                                 "start: go on without it, or begin anew")
+            self._reference.params.flat[...] = run.arrays["reference"]

@@ -18,6 +18,7 @@ from gpt2c.errors import InputError
 from gpt2c.files import open_input
 from gpt2c.flags import flag
 from gpt2c.machine import available_memory, in_units
+from gpt2c.models import idle_parameters
 from gpt2c.rgpt import is_rgpt, read_rgpt
 
 
@@ -83,14 +84,27 @@ def model_file(path):
     if head[:1] == b"{":
         model = checkpoint.load(path)
         return {"file": path, "format": json_model.FORMAT, "family": model.family, **dataclasses.asdict(model.config),
-                "parameters": model.num_parameters, "description": model.description, "turns": model.turns}
+                "parameters": model.num_parameters, "description": model.description, "turns": model.turns,
+                "saved": written_at(path), "sha256": "that of its numbers, as it is"}
     content, said = checkpoint.read(path), checkpoint.metadata(path)
     found = {"file": path, "format": said["format"], "family": content.family, **dataclasses.asdict(content.config),
-             "parameters": sum(math.prod(t["shape"]) for name, t in said["tensors"].items() if "." not in name),
+             **parameter_counts(content, said["tensors"]),
              "tokenizer": f"{content.tokenizer.vocab_size} tokens" if content.tokenizer else "none"}
     found |= {name: said[name] for name in ("description", "turns", "step", "best_val_loss") if name in said}
-    found["saved"] = f"{datetime.fromtimestamp(Path(path).stat().st_mtime):%Y-%m-%d %H:%M:%S}"
+    found["saved"] = written_at(path)
     return found | {"run": content.run.values if content.run else "none: weights alone", "sha256": said["sha256"] + ", as it is"}
+
+
+def written_at(path):
+    return f"{datetime.fromtimestamp(Path(path).stat().st_mtime):%Y-%m-%d %H:%M:%S}"
+
+
+def parameter_counts(content, tensors):
+    """Of a checkpoint's model; the active ones where they are fewer."""
+    counts = {"parameters": sum(math.prod(t["shape"]) for name, t in tensors.items() if "." not in name)}
+    if idle := idle_parameters(content.family, content.config):
+        counts["active parameters"] = counts["parameters"] - idle
+    return counts
 
 
 def as_text(found):

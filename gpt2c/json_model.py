@@ -11,12 +11,13 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from datetime import UTC, datetime
 
 import numpy as np
 
 from gpt2c.checkpoint import SAID
-from gpt2c.errors import SerializationError, UsageError
+from gpt2c.errors import SerializationError, UsageError, VersionError
 from gpt2c.files import atomic_write, open_input
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
@@ -60,8 +61,12 @@ def read_json(path):
             found = json.loads(file.read().decode())
         except (ValueError, RecursionError) as error:
             raise SerializationError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise SerializationError(f"{path} is not a model in JSON: expected an object with the format {FORMAT!r}")
+    form = found.get("format") if isinstance(found, dict) else None
+    if form != FORMAT:
+        newer = re.fullmatch(r"gpt2c \d+ json", str(form)) and form > FORMAT
+        raise (VersionError if newer else SerializationError)(
+            f"{path} is not a model in JSON of the format {FORMAT!r}" + (f" but of {form!r}" if form else "")
+            + ("; a newer gpt2c wrote it, use that one" if newer else ""))
     try:
         config = make_config(found["family"], found["config"])
         tokenizer = Tokenizer.from_json(json.dumps(found["tokenizer"])) if found["tokenizer"] else None

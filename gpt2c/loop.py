@@ -11,6 +11,7 @@ from gpt2c.errors import DivergedError, Gpt2cError, UsageError
 from gpt2c.machine import in_units
 from gpt2c.peak import measured_peak
 
+EPOCH_LINE = "epoch completed: epoch={epoch} loss={loss:.6f} grad_norm={grad_norm:.4f} learning_rate={lr:.3e} step={step}"
 ROLLBACKS = 3  # to one and the same checkpoint; then going back does not help
 SILENCE = 10.0  # seconds after which a run that counts in epochs shows a step all the same
 
@@ -24,6 +25,7 @@ class Loop:
         self.by_epoch = bool(trainer.epochs)  # what --save-every and --log-every count
         self._told = time.monotonic()
         self._board = None
+        self._leaving = False  # because a rank was told to
         self._validated = None  # the step of the last validation
         self._rolled_back = {}  # how often, by the step gone back to
         tokenizer = trainer.model.tokenizer
@@ -47,8 +49,8 @@ class Loop:
             val_loss = self.validate() if trainer.validation_due else None
             if self._due(self.flags.sample_every) and not trainer.stopped:
                 self.sample()
-            leave, save = self.stop.agreed(self.world)
-            if trainer.stopped or leave:
+            self._leaving, save = self.stop.agreed(self.world)
+            if trainer.stopped or self._leaving:
                 break
             if save:
                 self.save_on_the_way()
@@ -58,7 +60,7 @@ class Loop:
                 self.roll_back(error)
                 continue
             self.tell(step)
-            if trainer.going and self._save_due(step):
+            if (trainer.going or self.flags.save_path) and self._save_due(step):
                 self.save_on_the_way()
         console.end_bar()
         return self.finish()
@@ -66,8 +68,12 @@ class Loop:
     def finish(self):
         """The last checkpoint, then what is to be seen of it."""
         trainer, path, why = self.trainer, self.run.last(self.trainer.step), self.trainer.stopped
-        trainer.save(path)
-        self._retain()
+        if self.flags.save_on_complete or self._leaving:
+            trainer.save(path)
+            self._name_too(path, "last", "epoch")
+            self._retain()
+        else:
+            path = "nowhere, as asked"
         pictured = self.look_back()
         why = signal.Signals(self.stop.signal).name if self.stop else why
         self.console.info(f"{'stopped: ' + why if why else 'done'}: step {trainer.step} of {trainer.total_steps} in "
@@ -112,13 +118,13 @@ class Loop:
         self.console.info(f"val loss {val_loss:.6f}")
         self.console.debug(f"validated in {duration(time.perf_counter() - start)}")
         if trainer.at_best:
-            self._try_to_save(trainer.save_weights, self.run.best)
+            self._try_to_save(trainer.save if self.flags.resumable_best else trainer.save_weights, self.run.best, "best")
         if trainer.stopped or not trainer.going:
             self._log(trainer.step, val_loss, tokens=trainer.tokens)
         return val_loss
 
     def _due(self, every):
-        return every and self.trainer.step and self.trainer.step % every == 0
+        return every > 0 and self.trainer.step and self.trainer.step % every == 0
 
     def sample(self):
         """Prints a sample as llm.c does and adds it to samples.txt; ids where there is no tokenizer. Rank 0 alone does so."""
@@ -158,11 +164,11 @@ class Loop:
         if step.epoch:
             epochs, (updates, loss, norm) = trainer.epochs_done, dataclasses.astuple(step.epoch)
             shown = self.by_epoch and every and (epochs == 1 or epochs % every == 0 or done == total)
-            (console.info if shown else console.debug)(
-                f"epoch completed: epoch={epochs} loss={loss / updates:.6f} grad_norm={norm / updates:.4f} "
-                f"learning_rate={step.lr:.3e} step={done}")
+            (console.info if shown else console.debug)(getattr(trainer.model.module, "EPOCH_LINE", EPOCH_LINE).format(
+                epoch=epochs, loss=loss / updates, grad_norm=norm / updates, lr=step.lr, step=done,
+                seconds=time.monotonic() - self._began))
         self._log(step.step, step.val_loss, tokens=step.tokens, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm,
-                  ms=round(step.ms, 3), tok_s=round(step.tok_s, 1))
+                  ms=round(step.ms, 3), tok_s=round(step.tok_s, 1), **step.parts)
 
     def _line(self, step):
         done, total = self.trainer.step, self.trainer.total_steps
@@ -195,14 +201,20 @@ class Loop:
     def save_on_the_way(self):
         self.stop.save = False
         epoch = self.trainer.epochs_done if self.by_epoch else None
-        if self._try_to_save(self.trainer.save, self.run.on_the_way(self.trainer.step, epoch)):
+        if self._try_to_save(self.trainer.save, self.run.on_the_way(self.trainer.step, epoch), "epoch"):
             self._retain()
 
-    def _try_to_save(self, save, path):
+    def _name_too(self, path, *kinds):
+        for kind in kinds:
+            if kind != "epoch" or self.trainer.at_end_of_epoch:
+                self.run.name_too(path, kind, self.trainer.epochs_done)
+
+    def _try_to_save(self, save, path, kind):
         """True if it worked. A full disk may have room again the next time."""
         start = time.perf_counter()
         try:
             save(path)
+            self._name_too(path, kind)
         except DivergedError:
             raise
         except Gpt2cError as error:

@@ -12,7 +12,7 @@ from gpt2c.arena import Arena
 from gpt2c.engine import ADD, STORE, Runner, Work
 from gpt2c.errors import UsageError
 from gpt2c.machine import require_memory
-from gpt2c.models import family_named, make_config, max_seq_len
+from gpt2c.models import family_named, idle_parameters, make_config, max_seq_len
 
 # One copy of the parameters each: parameters, gradients, m, v.
 COPIES = 4
@@ -44,6 +44,11 @@ class Model:
     @property
     def num_parameters(self):
         return self.params.size
+
+    @property
+    def num_active_parameters(self):
+        """Those that a token meets: all, but of a mixture of experts the chosen ones alone."""
+        return self.num_parameters - idle_parameters(self.family, self.config)
 
     def initialise(self, seed):
         """Fills the parameters as the family starts them. Each tensor has its own stream of random numbers."""

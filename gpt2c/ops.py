@@ -73,12 +73,13 @@ def linear(t, x, w, b=None, *, name):
     """x wᵀ + b: (..., C) -> (..., N) with w (N, C)."""
     out = t.new((*x.shape[:-1], w.shape[0]), name)
     t.s.matmul_forward(out.data, x.data, w.data, b and b.data)
+    flow = out.gradient  # out itself is not held: what only adds it to something has no use for its value later
 
     def backward():
         dx, add = x.sink()
-        t.s.matmul_backward_x(dx, out.grad, w.data, add)
+        t.s.matmul_backward_x(dx, flow.read(), w.data, add)
         dw, add = w.sink()
-        t.s.matmul_backward_w(dw, b and b.sink()[0], out.grad, x.data, add)
+        t.s.matmul_backward_w(dw, b and b.sink()[0], flow.read(), x.data, add)
 
     x.forget()
     t.on_backward(backward)
@@ -171,13 +172,14 @@ def residual(t, a, b, *, scale=1.0, dropout=0.0, stream=0, name):
         t.s.dropout_residual_forward(out.data, a.data, b.data, t.noise, stream, dropout)
     else:
         t.s.residual_forward(out.data, a.data, b.data, scale)
+    flow, a_flow, b_flow = out.gradient, a.gradient, b.gradient
 
     def backward():
-        (da, add_a), (db, add_b) = a.sink(), b.sink()
+        (da, add_a), (db, add_b) = a_flow.sink(), b_flow.sink()
         if dropping:
-            t.s.dropout_residual_backward(da, db, out.grad, t.noise, stream, dropout, add_a, add_b)
+            t.s.dropout_residual_backward(da, db, flow.read(), t.noise, stream, dropout, add_a, add_b)
         else:
-            t.s.residual_backward(da, db, out.grad, add_a, add_b, scale)
+            t.s.residual_backward(da, db, flow.read(), add_a, add_b, scale)
 
     t.on_backward(backward)
     return out
@@ -197,8 +199,8 @@ def mingru(t, x, h0, *, name):
     def backward():
         da, db = (t.buffer((B, T, I), f"d{name}_{part}") for part in "ab")
         dh0 = t.buffer((B, I), f"d{h0.name}")
-        h0.grad_is(dh0)
-        t.s.scan_backward(da, db, dh0, h.grad, last.grad if last.has_grad else None, a, h.data, h0.data)
+        h0.gradient.is_in(dh0)
+        t.s.scan_backward(da, db, dh0, h.grad, last.grad if last.gradient.written else None, a, h.data, h0.data)
         dx, add = x.sink()
         t.s.mingru_gates_backward(dx, da, db, x.data, add)
 
@@ -227,7 +229,7 @@ def classifier(t, x, w, targets, vocab_size):
 
     def backward():
         if not t.keep:
-            logits.grad_is(logits.data)
+            logits.gradient.is_in(logits.data)
         dlogits, _ = logits.sink()
         t.s.crossentropy_backward(dlogits, logits.data, lse, targets, count, t.weights, vocab_size)
 
@@ -251,22 +253,23 @@ def _classifier_in_pieces(t, x, w, targets, vocab_size):
     losses = t.buffer(targets.shape, "losses")
     R, C = math.prod(targets.shape), x.shape[-1]
 
-    def run(with_gradients):
-        t.s.count_targets(count, targets)
-        if with_gradients:
-            dx, add_x = x.sink()
-        for first in range(0, R, PIECE):
-            last = min(first + PIECE, R)
-            rows, some = x.data.rows(first, last, C), targets.rows(first, last)
-            logits, lse = t.buffer((last - first, w.shape[0]), "logits"), t.buffer((last - first,), "lse")
-            t.s.matmul_forward(logits, rows, w.data, None)
-            t.s.crossentropy_forward(losses.rows(first, last), lse, logits, some, vocab_size)
-            if not with_gradients:
-                continue
+    def piece(first, dx, add_x):
+        last = min(first + PIECE, R)
+        rows, some = x.data.rows(first, last, C), targets.rows(first, last)
+        logits, lse = t.buffer((last - first, w.shape[0]), "logits"), t.buffer((last - first,), "lse")
+        t.s.matmul_forward(logits, rows, w.data, None)
+        t.s.crossentropy_forward(losses.rows(first, last), lse, logits, some, vocab_size)
+        if dx is not None:
             t.s.crossentropy_backward(logits, logits, lse, some, count, None, vocab_size)
             t.s.matmul_backward_x(dx.rows(first, last, C), logits, w.data, add_x)
             dw, add_w = w.sink()
             t.s.matmul_backward_w(dw, None, logits, rows, add_w)
+
+    def run(with_gradients):
+        t.s.count_targets(count, targets)
+        dx, add_x = x.sink() if with_gradients else (None, 0)
+        for first in range(0, R, PIECE):
+            piece(first, dx, add_x)  # a function, so that its logits are gone before the next ones are there
         t.s.mean_loss(loss, losses, count)
 
     if not t.grad:

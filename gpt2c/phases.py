@@ -13,19 +13,23 @@ from gpt2c.chat import Conversation
 from gpt2c.checkpoint import load
 from gpt2c.data.conversations import is_conversation, prompts_and_answers
 from gpt2c.data.documents import text_files, total_bytes
-from gpt2c.data.records import json_records
+from gpt2c.data.records import records
 from gpt2c.data.texts import tokenizer_for
 from gpt2c.errors import DataError, UsageError
 from gpt2c.flags import flag
+from gpt2c.models import usual
 from gpt2c.sampling import Sampling
 from gpt2c.world import world
 
-# What a phase starts from where the command line says nothing else: small texts are learned by heart, in a minute or two.
-USUAL = dict(batch_size=16, seq_len=80, lr_schedule="cosine", lr_unit="update", warmup_steps=20, final_lr_frac=0.1,
-             grad_clip=1.0, sample_every=0, log_every=10, save_every=0)
+# What a phase starts from where the command line says nothing else: small texts are learned by heart, in a few minutes, by
+# Adam at a constant rate. Numbers that go wrong and files that are far too large end the run.
+USUAL = dict(batch_size=2, seq_len=80, optimizer="adam", lr_schedule="constant", lr_unit="update", warmup_steps=0,
+             warmup_epochs=0, weight_decay=0.0, grad_clip=1.0, max_grad_value=1000.0, max_loss=1e6, max_file_size=0.1,
+             sample_every=0, log_every=10, save_every=0, save_path="", training_text="")
 SIZES = {"gpt2": dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80),
          "chargpt": dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80, dropout=0.0),
-         "mingru": dict(dim=128, depth=2)}
+         "mingru": dict(dim=128, depth=2),
+         "hybrid": dict(hidden=128, embed=64, num_layers=2, num_experts=2)}
 PHASED = "trm"  # the family that trains so where nothing else is said
 SHIPPED = "facts_general.json", "dialogue_general.json", "dialogue_paraphrased.json"
 SHOWN = 5  # questions of each file with their answers
@@ -35,20 +39,20 @@ SHOWN = 5  # questions of each file with their answers
 class PhasesConfig:
     """Two phases instead of one run."""
 
-    pretrain: str = flag("", "first phase: a .json or .jsonl file of short texts, one to an item", metavar="PATH",
+    pretrain: str = flag("", "first phase: a .json, .jsonl or .csv file of short texts, one to an item", metavar="PATH",
                          group="two phases")
-    instruct: str = flag("", "second phase: a .json or .jsonl file of questions with their answers", metavar="PATH")
+    instruct: str = flag("", "second phase: such a file of questions with their answers", metavar="PATH")
     pretrain_epochs: float = flag(100.0, "passes over the texts")
-    pretrain_lr: float = flag(1e-3, "the first phase's highest learning rate")
+    pretrain_lr: float = flag(5e-4, "the first phase's learning rate")
     instruct_epochs: float = flag(100.0, "passes over the questions")
-    instruct_lr: float = flag(1e-3, "the second phase's highest learning rate")
+    instruct_lr: float = flag(1e-4, "the second phase's learning rate")
     test_questions: str = flag("", "questions that are not trained on, asked at the end", metavar="PATH")
     interactive: bool = flag(False, "talk to the model after training")
 
 
-def usual(family):
-    """{flag: value} of a phase where the command line says nothing else; the size for families that are larger."""
-    return USUAL | SIZES.get(family, {})
+def usual_phase(family):
+    """{flag: value} of a phase where the command line says nothing else; a size for families whose own is another."""
+    return usual(family) | USUAL | SIZES.get(family, {})
 
 
 def as_flags(values):
@@ -84,7 +88,9 @@ def run_phases(train, argv, phases, run, chosen, reading, stop, console):
     for number, (name, data) in enumerate({"pretrain": phases.pretrain, "instruct": phases.instruct}.items(), 1):
         epochs, rate = getattr(phases, f"{name}_epochs"), getattr(phases, f"{name}_lr")
         console.info(f"--- phase {number} of 2: {name}, {epochs:g} epochs of {data}")
-        code, _ = train([*argv, "--data", data, "--order", "items", "--tokenizer", path, "--epochs", str(epochs),
+        begun = run.resume and runs.Run(folder / name).checkpoints()  # then what is not given stays as it was
+        defaults = [] if begun else as_flags(usual_phase(run.model))
+        code, _ = train([*defaults, *argv, "--data", data, "--order", "items", "--tokenizer", path, "--epochs", str(epochs),
                          "--learning-rate", str(rate), "--out-dir", str(folder / name), "--held-out", "0", "--val-every", "0",
                          "--mask-prompt", str(chosen.mask_prompt and name == "instruct"), "--init-from", start,
                          "--pretrain=", "--instruct="], stop, console)
@@ -121,8 +127,10 @@ def vocabulary(folder, phases, reading, kind, resume):
 
 def read_questions(path, reading):
     """[(question, answer), ...]: the first of each conversation."""
-    asked = [prompts_and_answers(record, where)[0] for file in text_files(path)
-             for record, _, where in json_records(file, reading) if is_conversation(record)]
+    files = text_files(path)
+    total_bytes(files, reading)
+    asked = [prompts_and_answers(record, where)[0] for file in files
+             for record, _, where in records(file, reading) if is_conversation(record)]
     if not asked:
         raise DataError(f"{path} has no questions; expected items with prompt and completion")
     return asked

@@ -105,7 +105,7 @@ def mixture(t, n: Tensor, weights, top_k, gauge, *, name):
 
     def backward():
         dgates, dlogits = moe.deltas()
-        n.grad_is(t.buffer(n.shape, f"d{n.name}"))  # nothing else reads n
+        n.gradient.is_in(t.buffer(n.shape, f"d{n.name}"))  # nothing else reads n
         t.s.moe_backward(n.grad, dgates, dlogits, out.grad, *moe.kept, *moe.data, *moe.balancing)
         moe.backward_w(out.grad, dgates, dlogits, n.data)
 
@@ -147,14 +147,14 @@ def gru(t, inputs, xr, weights, top_k, gauge, *, layer, skip=0.0, name):
         dgates, dlogits = moe.deltas() if moe else (None, None)
         usage, balance = moe.balancing if moe else (None, 0.0)
         dxr, add = xr.sink() if xr else (None, 0)
-        flows = [x.grad if x.has_grad else None for x in last]
+        flows = [x.grad if x.gradient.written else None for x in last]
         t.s.gru_backward(
             dxr, deltas.whole, mixed_deltas.whole, dtotal, dgates, dlogits, *(x.sink()[0] for x in first), *none,
             norm.grad, *(v and v.grad for v in vectors), moe_norm and moe_norm.grad, out.grad, *flows, *none, out.data,
             acts.whole, mixed.whole, *kept, *(x.data for x in first), *none, *cell, usage,
             eps=EPS, skip=skip, balance=balance, add=add)
         for x, part in zip(inputs, DELTAS):
-            x.grad_is(deltas.plane[part])
+            x.gradient.is_in(deltas.plane[part])
         products = [(uz, "dz", "hn"), (ur, "dr", "hn"), (uh, "dc", "rh")]
         if mixing:
             products += zip(matrices, ("dk", "dv", "dc2", "ddecay", "dfirst"), ("shift_k", "shift_v", "gated", "c", "c"))

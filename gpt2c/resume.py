@@ -7,21 +7,23 @@ from gpt2c import runs
 from gpt2c.checkpoint import newest, read
 from gpt2c.errors import InputError, UsageError
 from gpt2c.files import open_input
+from gpt2c.world import world
 
 SHAPING = ("matmul_precision", "sample_every", "sample_len", "prompt", "temperature", "sample_top_k", "sample_top_p", "init_from")
-ATTENDING = ("save_every", "keep", "keep_major", "log_every", "report_to")
+ATTENDING = ("save_every", "keep", "keep_major", "resumable_best", "log_every", "report_to")
 
 
-def checkpoint_to_resume(resume, out_dir, save_path, console, world):
+def checkpoint_to_resume(resume, out_dir, save_path, console, program="train"):
     """The Content of the checkpoint that --resume means: this one, or the newest whole one of the run, as rank 0 finds it;
-    else None."""
+    else None. An error if it is of a run of another program."""
     if not resume:
         return None
     if isinstance(resume, str):
         content = read(resume)
     elif out_dir or save_path:
-        found = newest(runs.Run(out_dir, save_path).checkpoints(), console.warning) if world.rank == 0 else None
-        path = world.text(str(found.path) if found else "")
+        ranks = world()
+        found = newest(runs.Run(out_dir, save_path).checkpoints(), console.warning) if ranks.rank == 0 else None
+        path = ranks.text(str(found.path) if found else "")
         content = found or (read(path) if path else None)
     else:
         raise UsageError("--resume needs --out-dir, or the path of a checkpoint")
@@ -29,6 +31,8 @@ def checkpoint_to_resume(resume, out_dir, save_path, console, world):
         console.info(f"nothing to resume in {out_dir or save_path}: starting afresh")
     elif not content.run:
         raise InputError(f"{content.path} holds weights only, no run to resume; take it with --init-from")
+    elif (other := content.run.values.get("program", "train")) != program:
+        raise InputError(f"{content.path} holds a run of gpt2c {other}, which that resumes; take its weights with --init-from")
     return content
 
 
@@ -38,7 +42,7 @@ def shaping_flags(run, data, reading):
     return {name: getattr(run, name) for name in SHAPING} | vars(data) | vars(reading)
 
 
-def recorded_flags(content, world, *classes):
+def recorded_flags(content, *classes):
     """{flag: value} of these dataclasses as the checkpoint's run had them: what is not given anew stays so. Lanes that go on
     from batch to batch are shared out among the ranks.
 
@@ -61,11 +65,11 @@ def recorded_flags(content, world, *classes):
         if type(value) not in ((int, float) if isinstance(field.default, float) else (type(field.default),)):
             raise InputError(f"{content.path} has {field.name} = {value!r}: use another checkpoint")
     if "chunks" in content.run.values.get("loader", {}):
-        lanes = known["batch_size"]
-        if lanes % world.size:
-            raise UsageError(f"{content.path} has {lanes} lanes, which {world.size} ranks cannot share evenly: use a "
+        lanes, ranks = known["batch_size"], world().size
+        if lanes % ranks:
+            raise UsageError(f"{content.path} has {lanes} lanes, which {ranks} ranks cannot share evenly: use a "
                              "number of ranks that divides them")
-        known["batch_size"] = lanes // world.size
+        known["batch_size"] = lanes // ranks
     return known | dataclasses.asdict(content.config) | {"model": content.family}
 
 
@@ -77,7 +81,12 @@ def check_flags(content, given, shape, console, run, data, reading, config):
         if name in given and new != getattr(content.config, name):
             raise UsageError(f"--{name.replace('_', '-')} {new} does not fit {content.path}, where it is "
                              f"{getattr(content.config, name)}")
-    before, now = content.run.values["config"], vars(run) | vars(data) | vars(reading) | vars(config)
+    tell_changes(content, given, vars(run) | vars(data) | vars(reading) | vars(config), console)
+
+
+def tell_changes(content, given, now, console):
+    """Tells which of the flags that were given are not as the checkpoint's run had them."""
+    before = content.run.values["config"]
     changes = [f"{name} {before[name]} -> {now[name]}" for name in before if name in given and now.get(name) != before[name]]
     if changes:
         console.info(f"changed since {content.path}: {', '.join(changes)}")

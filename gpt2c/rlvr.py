@@ -2,6 +2,7 @@
 
 Goes on from a checkpoint that has read text of the task (gpt2c train --data task:copy), of any family, with GRPO.
 """
+import dataclasses
 import signal
 import time
 from dataclasses import dataclass
@@ -10,17 +11,19 @@ from gpt2c import flags, runs
 from gpt2c.checkpoint import load
 from gpt2c.cli import run_program
 from gpt2c.console import Console
-from gpt2c.data import tokenizer_of_model
+from gpt2c.data import VocabularySource, tokenizer_of_model
 from gpt2c.errors import Gpt2cError, UsageError
 from gpt2c.flags import flag
-from gpt2c.grpo import Grpo, GrpoConfig
+from gpt2c.grpo import PROGRAM, Grpo, GrpoConfig
 from gpt2c.progress import duration
+from gpt2c.resume import checkpoint_to_resume, recorded_flags, tell_changes
 from gpt2c.sampler import generate
 from gpt2c.stopping import Stop
 from gpt2c.tasks import TASKS, task_named
 from gpt2c.world import world
 
 SHOWN = 3  # completions before and after
+RECORDED = ("checkpoint", "task", "prompt", "gen_length", "temperature", "eval_prompts")  # flags that a run that goes on keeps
 
 
 @dataclass
@@ -31,6 +34,8 @@ class RlvrConfig:
     task: str = flag("copy", f"{', '.join(TASKS)}, or a Python file with a task", "--rl-task", metavar="NAME|FILE")
     out_dir: str = flag("", "the run's folder", "-o", "--output", metavar="DIR", default_text="runs/<date>-<family>")
     save_path: str = flag("", "the checkpoint at the end, instead of a folder or beside one", metavar="X")
+    resume: bool | str = flag(False, "go on from the newest whole checkpoint of --out-dir or --save-path, or from this one; "
+                              "flags that are not given stay as they were", "-y", metavar="PATH")
     save_every: int = flag(0, "save a checkpoint every N steps (0: only at the end)", "--checkpoint-interval")
     save_on_complete: bool = flag(True, "save at the end")
     log_every: int = flag(10, "print every Nth step", "--log-interval")
@@ -38,12 +43,9 @@ class RlvrConfig:
     prompt: str = flag("", "also go on with this text after the end")
     gen_length: int = flag(100, "how far", "--length")
     temperature: float = flag(0.3, "and at this temperature; rewards are always earned at 1")
-    tokenizer: str = flag("", "tokenizer file, for checkpoints that have none of their own", metavar="PATH",
+    tokenizer: str = flag("", "tokenizer file, for checkpoints that have none of their own", "--bpe-load-path", metavar="PATH",
                           default_text="gpt2_tokenizer.bin here or in data/")
     threads: int = flag(0, "threads to use", default_text="one per core")
-    training_text: str = flag("", "not needed: the checkpoint has its vocabulary", "--training-file", "--bpe-load-path",
-                              default_text="", hidden=True)
-    use_bpe: bool = flag(False, "not needed either", default_text="", hidden=True)
 
 
 def main(argv):
@@ -53,25 +55,36 @@ def main(argv):
 
 
 def rlvr(argv, stop, console):
-    (run, config), _ = flags.parse(argv, [RlvrConfig, GrpoConfig], "gpt2c rlvr", __doc__.partition("\n\n")[2], ["checkpoint"])
+    old = checkpoint_to_resume(*flags.peek(argv, RlvrConfig, "resume", "out_dir", "save_path"), console, PROGRAM)
+    (run, config, _), given = flags.parse(
+        argv, [RlvrConfig, GrpoConfig, VocabularySource], "gpt2c rlvr", __doc__.partition("\n\n")[2], ["checkpoint"],
+        recorded_flags(old, RlvrConfig, GrpoConfig) if old else None)
     if not run.checkpoint:
         raise UsageError("name a checkpoint: gpt2c rlvr CKPT [flags]; gpt2c train --data task:NAME makes one")
     ranks = world()
     ranks.settle(run.threads)
     task = task_named(run.task)
-    model = load(run.checkpoint)
+    if old:
+        tell_changes(old, given, vars(run) | vars(config), console)
+    model, state = old.build() if old else (load(run.checkpoint), None)
     model.tokenizer = tokenizer_of_model(model, run.tokenizer)
-    grpo = Grpo(model, task, config)
+    grpo = Grpo(model, task, config, state)
+    grpo.recorded = {name: getattr(run, name) for name in RECORDED}
     for warning in grpo.warnings:
         console.warning(warning)
     files = runs.run_at(run.out_dir, run.save_path, model.family, ranks)
+    if old and grpo.step >= config.steps:
+        console.info(f"already at step {grpo.step} of {config.steps}: nothing to learn; ask for more with --steps")
+        return 0
     files.take()
-    if aside := files.begin(flags.to_toml(run, config), 0):
+    if aside := files.begin(flags.to_toml(dataclasses.replace(run, resume=False), config), grpo.step):
         console.warning(aside)
-    console.info(f"rlvr: {run.task} with {model.family}, {model.num_parameters:,} parameters, from {run.checkpoint}; "
+    origin = f"resumed from {old.path} at step {grpo.step}" if old else f"from {run.checkpoint}"
+    console.info(f"rlvr: {run.task} with {model.family}, {model.num_parameters:,} parameters, {origin}; "
                  f"{config.steps} steps of {config.prompts} prompts x {config.group_size} completions; files in {files}")
     began = time.monotonic()
-    measure(grpo, run, console, "before")
+    if not old:
+        measure(grpo, run, console, "before")
     stop.training = True
     learn(grpo, run, files, stop, console)
     path = "nowhere, as asked"
@@ -101,8 +114,8 @@ def measure(grpo, run, console, when):
 
 def learn(grpo, run, files, stop, console):
     """Steps until all are done or it is told to stop."""
-    total, began = grpo.config.steps, time.monotonic()
-    console.start_bar(total, 0)
+    total, first, began = grpo.config.steps, grpo.step, time.monotonic()
+    console.start_bar(total, first)
     while grpo.step < total:
         leave, save = stop.agreed(grpo.world)
         if leave:
@@ -113,7 +126,7 @@ def learn(grpo, run, files, stop, console):
             console.warning(f"the logs in {files} cannot be written for now: free some room on the disk")
         console.advance(grpo.step, f"reward {step.reward:.3f}, success {100 * step.success:.0f}%")
         if run.log_every and (step.step == 0 or grpo.step % run.log_every == 0 or grpo.step == total):
-            left = (total - grpo.step) * (time.monotonic() - began) / grpo.step
+            left = (total - grpo.step) * (time.monotonic() - began) / (grpo.step - first)
             console.info(f"step {grpo.step:4d}/{total} | reward {step.reward:.3f} | success {100 * step.success:.1f}% | "
                          f"entropy {step.entropy:.3f} | kl {step.kl:.4f} | norm {step.grad_norm:.3f} | "
                          f"skipped {step.skipped}/{grpo.config.prompts} | {step.ms:.0f} ms | eta {duration(left)}")

@@ -8,6 +8,8 @@
     loss.png               the loss curve, where matplotlib is installed
     left_%d/               checkpoints of an earlier attempt, from later on than where this one began
 
+A family whose document has names of its own for some of these (its FILES) gets them as second names of the same files.
+
 With a file to save to (--save-path X.bin) the last checkpoint is X.bin, those on the way X_epochN.bin or X_stepN.bin and
 the best one X_best.bin; logs are then kept only if there is a folder as well.
 """
@@ -21,25 +23,29 @@ from pathlib import Path
 
 from gpt2c import checkpoint
 from gpt2c.errors import InputError, UsageError
-from gpt2c.files import atomic_write, open_input, remove_leftovers
+from gpt2c.files import atomic_write, open_input, remove_leftovers, second_name
 
 
 class Run:
-    """Where one run's files go. Lines are written out at once, so an interrupted run keeps them."""
+    """Where one run's files go. Lines are written out at once, so an interrupted run keeps them.
 
-    def __init__(self, folder=None, save_path=None):
-        self.folder = Path(folder) if folder else None
+    `names` are the second names of files in the folder: of the best checkpoint, of one at the end of an epoch, of the last
+    one, and the name of the tokenizer's own file.
+    """
+
+    def __init__(self, folder=None, save_path=None, names=None):
+        self.folder, self._names = Path(folder) if folder else None, names or {}
         self.save_path = Path(save_path) if save_path else None
         self._unwritten = {}  # lines for which there was no room, by file
 
     @classmethod
-    def new(cls, family):
+    def new(cls, family, names=None):
         """A folder runs/<date>-<family> that does not exist yet."""
         name = f"runs/{datetime.now():%Y%m%d-%H%M%S}-{family}"
         number = 1
         while Path(name if number == 1 else f"{name}-{number}").exists():
             number += 1
-        return cls(name if number == 1 else f"{name}-{number}")
+        return cls(name if number == 1 else f"{name}-{number}", names=names)
 
     def __str__(self):
         return str(self.folder or self.save_path)
@@ -59,6 +65,16 @@ class Run:
         if not self.save_path:
             return self._numbered(step)
         return self._beside(f"_step{step}" if epoch is None else f"_epoch{epoch}")
+
+    def name_too(self, path, kind, epoch=None):
+        """Gives a checkpoint in the folder its second name: as the best, the last, or that of an epoch."""
+        if kind in self._names and not self.save_path:
+            second_name(path, self._names[kind].format(epoch=epoch))
+
+    def _names_of(self, path):
+        """The checkpoint and its second names."""
+        others = [other for pattern in self._names.values() for other in path.parent.glob(pattern.format(epoch="*"))]
+        return [path, *(other for other in others if other.samefile(path))]
 
     def _numbered(self, step):
         return self.folder / f"ckpt_{step:08d}.safetensors"
@@ -85,7 +101,8 @@ class Run:
         ours = [(path, done) for path in self.checkpoints() if (done := _step_of(path)) <= step] if count else []
         for path, done in ours[: -count or None]:
             if path != self.save_path and not (major and done % major == 0):
-                path.unlink(missing_ok=True)
+                for name in self._names_of(path):
+                    name.unlink(missing_ok=True)
 
     def _set_aside(self, step):
         """Moves checkpoints from after `step` out of the way, so that they are not taken for this run's."""
@@ -99,7 +116,8 @@ class Run:
             number += 1
         aside.mkdir()
         for path in later:
-            os.replace(path, aside / path.name)
+            for name in self._names_of(path):
+                os.replace(name, aside / name.name)
         return f"moved to {aside}, because this run begins at step {step}: {', '.join(path.name for path in later)}"
 
     # ---- logs
@@ -118,7 +136,7 @@ class Run:
         self._lock()
         remove_leftovers(self.folder)
 
-    def begin(self, config_text, step):
+    def begin(self, config_text, step, tokenizer=None):
         """Writes the configuration and drops what the logs say of updates from `step` on. Words about checkpoints that had
         to be set aside, or None."""
         if not self.folder:
@@ -126,6 +144,8 @@ class Run:
         aside = self._set_aside(step)
         with atomic_write(self.folder / "config.toml") as file:
             file.write(config_text.encode())
+        if tokenizer and "tokenizer" in self._names:
+            tokenizer.save(self.folder / self._names["tokenizer"])
         self.forget(step)
         return aside
 
@@ -239,11 +259,11 @@ class Elsewhere(Run):
         return None
 
 
-def run_at(folder, save_path, family, ranks):
+def run_at(folder, save_path, family, ranks, names=None):
     """The run in this folder or file, or in a new folder; rank 0 has it."""
     if ranks.rank:
         return Elsewhere()
-    return Run(folder, save_path) if folder or save_path else Run.new(family)
+    return Run(folder, save_path, names) if folder or save_path else Run.new(family, names)
 
 
 def _number_of(path):

@@ -88,6 +88,13 @@ def checked_prompt(model, prompt_ids):
     return prompt
 
 
+def check_choice(temperature, top_k, top_p, min_p, repetition_penalty):
+    """An error unless tokens can be chosen so."""
+    if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1 and 0 <= min_p <= 1 and repetition_penalty > 0):
+        raise InferenceError(f"temperature {temperature}, top_k {top_k}, top_p {top_p}, min_p {min_p}, repetition_penalty "
+                             f"{repetition_penalty}: expected at least 0, at least 0, above 0 up to 1, 0 to 1, above 0")
+
+
 def generate(model, prompt_ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=1337, *, min_p=0.0,
              repetition_penalty=1.0, stop_tokens=(), chunk=CHUNK):
     """Yields up to max_new_tokens new ids, one by one. `seed` is the state of llm.c's generator, or an Xorshift.
@@ -97,10 +104,9 @@ def generate(model, prompt_ids, max_new_tokens, temperature=1.0, top_k=0, top_p=
     prompt is read `chunk` tokens at a time.
     """
     prompt = checked_prompt(model, prompt_ids)
-    if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1 and 0 <= min_p <= 1 and repetition_penalty > 0 and chunk > 0):
-        raise InferenceError(f"temperature {temperature}, top_k {top_k}, top_p {top_p}, min_p {min_p}, repetition_penalty "
-                             f"{repetition_penalty}, chunk {chunk}: expected at least 0, at least 0, above 0 up to 1, 0 to 1, "
-                             "above 0, at least 1")
+    check_choice(temperature, top_k, top_p, min_p, repetition_penalty)
+    if chunk < 1:
+        raise InferenceError(f"the prompt is to be read {chunk} tokens at a time, expected at least 1")
     rng = seed if isinstance(seed, Xorshift) else Xorshift(seed)
     decoder = Decoder(model, len(prompt) + max_new_tokens, chunk)
     new, seen, ends = prompt[-max_seq_len(model.config):], set(prompt), set(stop_tokens)

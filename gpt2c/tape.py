@@ -11,16 +11,43 @@ from gpt2c._core import Buffer, Stream
 from gpt2c.arena import Pool
 
 
-class Tensor:
-    """A value and, once something flows back into it, its gradient.
+class Gradient:
+    """What flows back into a tensor: a buffer once something does.
 
-    A parameter comes with the buffer of its gradient; `fresh` says that what is in it does not count.
+    A closure that needs a tensor's gradient and not its value holds this alone, so that the value can go. A parameter
+    comes with the buffer; `fresh` says that what is in it does not count.
     """
+
+    def __init__(self, tape, name, shape, buffer=None, fresh=False):
+        self._tape, self._name, self._shape = tape, name, shape
+        self._buffer, self.written = buffer, buffer is not None and not fresh
+
+    def read(self) -> Buffer:
+        """For who reads it or adds to it: zeroed if nothing has been written yet."""
+        buffer, add = self.sink()
+        if not add:
+            self._tape.s.zero(buffer)
+        return buffer
+
+    def sink(self):
+        """(the buffer, add): where a backward kernel puts its part. The first one stores, the others add."""
+        add, self.written = int(self.written), True
+        if self._buffer is None:
+            self._buffer = self._tape.buffer(self._shape, f"d{self._name}")
+        return self._buffer, add
+
+    def is_in(self, buffer):
+        """It is what is, or will be, in this buffer."""
+        self._buffer, self.written = buffer, True
+
+
+class Tensor:
+    """A value and its gradient."""
 
     def __init__(self, tape, name, data, grad=None, fresh=False):
         self.tape, self.name, self.shape = tape, name, data.shape
+        self.gradient = Gradient(tape, name, data.shape, grad, fresh)
         self._data, self._remake = data, None
-        self._grad, self._written = grad, grad is not None and not fresh
 
     @property
     def data(self) -> Buffer:
@@ -41,27 +68,10 @@ class Tensor:
 
     @property
     def grad(self) -> Buffer:
-        """The gradient, for who reads it or adds to it: zeroed if nothing has been written yet."""
-        buffer, add = self.sink()
-        if not add:
-            self.tape.s.zero(buffer)
-        return buffer
+        return self.gradient.read()
 
     def sink(self):
-        """(the gradient's buffer, add): where a backward kernel puts its part. The first one stores, the others add."""
-        add, self._written = int(self._written), True
-        if self._grad is None:
-            self._grad = self.tape.buffer(self.shape, f"d{self.name}")
-        return self._grad, add
-
-    @property
-    def has_grad(self):
-        """Whether anything has flowed back into it."""
-        return self._written
-
-    def grad_is(self, buffer):
-        """The gradient is what is, or will be, in this buffer."""
-        self._grad, self._written = buffer, True
+        return self.gradient.sink()
 
 
 class Tape:
@@ -104,7 +114,7 @@ class Tape:
         def backward():
             later, self._closures, self._again = self._closures, [], True
             again = forward(x)
-            again.grad_is(out.grad)
+            again.gradient.is_in(out.grad)
             self.backward()
             self._closures, self._again = later, False
 

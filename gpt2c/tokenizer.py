@@ -8,10 +8,11 @@ import hashlib
 import json
 from functools import cached_property
 from itertools import count, takewhile
+from pathlib import Path
 
 import numpy as np
 
-from gpt2c import llmc_tokenizer
+from gpt2c import byte_list, llmc_tokenizer
 from gpt2c.byte_level import BYTES, GPT2_BYTES, raw, recover_merges, utf8, visible
 from gpt2c.errors import InputError, TokenizationError, UsageError
 from gpt2c.files import atomic_write, open_input
@@ -75,11 +76,15 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
-        """Read a tokenizer.json, or the tokenizer of llm.c, rnn-rust or randyGPT; the content says which, not the name."""
+        """Read a tokenizer.json, or the tokenizer of llm.c, rnn-rust, randyGPT or GRUfinity; the content says which, not the
+        name."""
         with open_input(path) as file:
             header = file.read(llmc_tokenizer.HEADER_BYTES)
             if llmc_tokenizer.is_llmc(header):
                 return cls(*llmc_tokenizer.read(file, header, path))
+            if byte_list.is_list(header):
+                byte_list.check(header + file.read(byte_list.LONGEST), path)
+                return cls.make("byte")
             if not header.lstrip().startswith(b"{"):
                 raise TokenizationError(f"{path} begins with the bytes {header[:4].hex(' ')}; expected the magic "
                                         f"{llmc_tokenizer.MAGIC} of llm.c's tokenizer or a tokenizer.json")
@@ -187,8 +192,9 @@ class Tokenizer:
             return self._with_eot(models.Unigram([(visible(t), 0.0) for t in self.tokens])).to_str()
 
     def save(self, path):
-        """Write a tokenizer.json."""
-        text = self.to_json()
+        """Write a tokenizer.json, or a list of the bytes where there are only these and the name ends in .txt."""
+        plain = Path(path).suffix == ".txt" and self.kind == "byte" and self.vocab_size == 256
+        text = byte_list.TEXT if plain else self.to_json()
         with atomic_write(path) as file:
             file.write(text.encode())
 

@@ -22,8 +22,8 @@ from gpt2c.flags import flag
 from gpt2c.loop import Loop
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
-from gpt2c.models import FAMILIES, family_named, max_seq_len
-from gpt2c.phases import PHASED, PhasesConfig, as_flags, has_phases, run_phases, shipped, usual
+from gpt2c.models import FAMILIES, family_named, max_seq_len, usual
+from gpt2c.phases import PHASED, PhasesConfig, has_phases, run_phases, shipped, usual_phase
 from gpt2c.resume import check_flags, checkpoint_to_resume, recorded_flags, shaping_flags
 from gpt2c.sampling import Sampling
 from gpt2c.stopping import Stop
@@ -42,7 +42,8 @@ STARTER = dict(num_layers=4, num_heads=4, channels=128, max_seq_len=128, batch_s
 class RunConfig:
     """What to train, on what, and where it goes."""
 
-    model: str = flag("gpt2", "the model family", choices=tuple(FAMILIES), group="model")
+    model: str = flag("", "the model family", choices=("", *FAMILIES), metavar="|".join(FAMILIES), group="model",
+                      default_text="gpt2, or the family that alone has flags that are given")
     init_from: str = flag("", "scratch, a checkpoint to take the weights from, or for gpt2 a size such as d12", "-e",
                           metavar="scratch|PATH|dN", default_text=f"{PRETRAINED} if it is there, else scratch")
 
@@ -50,6 +51,7 @@ class RunConfig:
                         group="output")
     save_path: str = flag("", "the checkpoint at the end, instead of a folder or beside one; on the way come X_stepN, and "
                           "X_best", metavar="X")
+    resumable_best: bool = flag(False, "keep in the best checkpoint all that a run needs to go on from it, not its weights alone")
     resume: bool | str = flag(False, "go on from the newest whole checkpoint of --out-dir or --save-path, or from this one; "
                               "flags that are not given stay as they were", "-y", "--load-checkpoint", metavar="PATH")
     description: str = flag("", "words about the model that its checkpoints keep")
@@ -57,6 +59,7 @@ class RunConfig:
                            "end)", "-n", "--checkpoint-interval")
     keep: int = flag(0, "keep only the newest N checkpoints (0: all)", "-nk")
     keep_major: int = flag(0, "but never delete those of every Nth update (0: none)", "-nm", default_text="")
+    save_on_complete: bool = flag(True, "save at the end; a run that is interrupted is always saved")
     log_every: int = flag(1, "print every Nth update or epoch (0: only the last)", "--log-interval")
     report_to: str = flag("none", "write event files for TensorBoard as well", choices=("none", "tensorboard"))
     dry_run: bool = flag(False, "print what the run would take in memory and stop")
@@ -67,8 +70,9 @@ class RunConfig:
     matmul_precision: str = flag("fp32", "bf16 rounds the operands of matrix products: faster, nearly the same losses",
                                  choices=("fp32", "bf16"))
 
-    sample_every: int = flag(20, "write a sample every N updates (0: never)", "-s", group="samples")
-    sample_len: int = flag(64, "tokens in a sample", "-g")
+    sample_every: int = flag(20, "write a sample every N updates and at the end (0: never, -1: only at the end)", "-s",
+                             group="samples")
+    sample_len: int = flag(64, "tokens in a sample", "-g", "--gen-length", "--length")
     prompt: str = flag("", "what samples begin with", default_text="the end-of-text token")
     temperature: float = flag(1.0, "of samples; 0 always takes the likeliest token")
     sample_top_k: int = flag(0, "choose among the k likeliest tokens (0: all)", "--top-k")
@@ -87,12 +91,14 @@ def main(argv):
 
 
 def in_phases(argv):
-    """Whether the flags ask for two phases: by name, or by a family that is meant for them and no other data or model."""
+    """Whether the flags ask for two phases: by name, or, with no other data or model, by a family that is meant for them or
+    by asking to talk to what comes out."""
     family, start, resume, out_dir = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir")
-    if any(flags.peek(argv, PhasesConfig, "pretrain", "instruct")):
+    *named, interactive = flags.peek(argv, PhasesConfig, "pretrain", "instruct", "interactive")
+    if any(named):
         return True
     elsewhere = any(flags.peek(argv, DataConfig, "data", "training_text", "list_datasets")) or start
-    return family == PHASED and not elsewhere and (not resume or resume is True and has_phases(out_dir))
+    return (family == PHASED or interactive) and not elsewhere and (not resume or resume is True and has_phases(out_dir))
 
 
 def train_in_phases(argv, stop, console):
@@ -102,26 +108,36 @@ def train_in_phases(argv, stop, console):
     module = family_named(family)
     (run, phases, chosen, reading, *_), _ = flags.parse(
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
-        __doc__.partition("\n\n")[2], defaults=usual(family))
-    return run_phases(train, [*as_flags(usual(family)), *argv], shipped(phases), run, chosen, reading, stop, console)
+        __doc__.partition("\n\n")[2], defaults=usual_phase(family))
+    return run_phases(train, argv, shipped(phases), run, chosen, reading, stop, console)
 
 
 def train(argv, stop, console):
     """(the exit code, the model or None)"""
-    family, start, *which = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
     ranks = world()
-    old = checkpoint_to_resume(*which, console, ranks)
-    module = family_named(old.family if old else family)
+    family, start, resume, *where = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
+    family = family or family_of_flags(argv, start)
+    if not any(where):
+        where = "", usual(family).get("save_path", "")
+    old = checkpoint_to_resume(resume, *where, console)
+    family = old.family if old else family
+    module = family_named(family)
     plain = family == "gpt2" and not start and not old  # then the pretrained model, or a small one
     starter = plain and not Path(PRETRAINED).exists()
     size = module.describe(start) if start and hasattr(module, "describe") else None
     (run, _, chosen, reading, config, shape), given = flags.parse(
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
         __doc__.partition("\n\n")[2],
-        defaults=recorded_flags(old, ranks, RunConfig, DataConfig, Reading, TrainConfig) if old else
-        STARTER if starter else getattr(module, "TRAINING", {}) | (size or {}))
+        defaults={"model": family} | usual(family) | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
+                                                      STARTER if starter else size or {}))
+    if "out_dir" in given and "save_path" not in given:
+        run.save_path = ""
     if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
         config.epochs = 0.0
+    if "training_text" in given and "data" not in given:
+        chosen.data = ""
+    if not (old or config.val_every and config.val_steps):  # then nothing need be held out
+        chosen.held_out = 0.0
     if chosen.list_datasets:
         console.info(data.list_datasets(data.find_datasets(data_folder())))
         return 0, None
@@ -144,7 +160,8 @@ def train(argv, stop, console):
     if config.seq_len > (most := max_seq_len(model.config)):
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {most}")
 
-    memory = model.memory(config.batch_size, config.seq_len)
+    trainer = make_trainer(model, source, config, ranks)
+    memory = model.memory(config.batch_size, config.seq_len, trainer.window)
     if config.zero:
         memory["Adam moments"] //= ranks.size
     console.info(banner(model, origin or f"from scratch, seed {config.seed}", source, memory, ranks))
@@ -155,13 +172,12 @@ def train(argv, stop, console):
     ranks.wait()  # none takes memory before all have looked
     if not origin:
         model.initialise(config.seed)
-    trainer = make_trainer(model, source, config, ranks)
     run.init_from = run.init_from or (PRETRAINED if origin else "scratch")
     chosen = dataclasses.replace(chosen, **source.resolved)
     trainer.recorded = shaping_flags(run, chosen, reading)
     if state:
         trainer.restore(state)
-    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks)
+    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks, getattr(module, "FILES", {}))
     loop = Loop(trainer, run, files, stop, console)
     if state and not trainer.going:
         console.info(f"already at step {trainer.step} of {trainer.total_steps}: nothing to train; ask for more with --max-steps "
@@ -172,9 +188,17 @@ def train(argv, stop, console):
         return stop.exit_code, model
     files.take()
     resolved = dataclasses.replace(run, resume=False)
-    if aside := files.begin(flags.to_toml(resolved, chosen, reading, config, model.config), trainer.step):
+    if aside := files.begin(flags.to_toml(resolved, chosen, reading, config, model.config), trainer.step, model.tokenizer):
         console.warning(aside)
+    if not old and files.save_path and files.save_path.exists():
+        console.warning(f"{files.save_path} is there already, and this run will replace it; --resume goes on from it instead")
     return loop.train(), model
+
+
+def family_of_flags(argv, start):
+    """The family that the flags mean where no --model is given: gpt2, or for a new model the one that has flags of its own."""
+    own = (name for name, module in FAMILIES.items() if not start and flags.mentions(argv, getattr(module, "FLAGS", ())))
+    return next(own, "gpt2")
 
 
 def data_folder():
@@ -219,9 +243,10 @@ def banner(model, origin, source, memory, ranks):
     threads = f"{about['threads']} threads"
     if ranks.size > 1:
         threads = f"{ranks.size} ranks, {ranks.neighbours} of them here with {threads} each"
+    active = f" ({model.num_active_parameters:,} active)" if model.num_active_parameters < model.num_parameters else ""
     return "\n".join([
         f"gpt2c {about['version']} on {about['cpu']}: {about['isa']}, {threads} ({about['cores']} cores)",
-        f"model: {model.family}, {model.num_parameters:,} parameters, {origin}",
+        f"model: {model.family}, {model.num_parameters:,} parameters{active}, {origin}",
         f"       {size}",
         f"data: {source.summary}",
         f"memory: {parts} = {in_units(sum(memory.values()))}"])

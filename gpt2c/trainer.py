@@ -15,7 +15,7 @@ from gpt2c.anomalies import Window, first_bad_tensor
 from gpt2c.checkpoint import RunState, save
 from gpt2c.errors import DivergedError, GradientError, InputError, UsageError
 from gpt2c.flags import flag
-from gpt2c.optim import OPTIMIZERS, Optimizer
+from gpt2c.optim import OPTIMIZERS, Optimizer, tensor_bounds, tensor_rates
 from gpt2c.rng import Xorshift
 from gpt2c.sampler import generate
 from gpt2c.schedules import SCHEDULES, learning_rate, rate_of_epoch
@@ -76,20 +76,26 @@ class TrainConfig:
     grad_clip: float = flag(0.0, "largest L2 norm of all gradients together (0: no limit)", "--max-grad-norm")
     clip_value: float = flag(0.0, "largest magnitude of each gradient element, applied first (0: no limit)",
                              "--grad-clip-value")
+    tensor_rates: str = flag("", "learning rates of single tensors, whatever the schedule says", metavar="NAME=RATE,...")
+    tensor_bounds: str = flag("", "bounds that each update keeps the elements of single tensors in",
+                              metavar="NAME=LOW:HIGH,...")
 
     zero: int = flag(0, "1: of several ranks each keeps and updates its part of the optimizer's moments", "-z", choices=(0, 1))
 
     on_anomaly: str = flag("auto", "what to do when numbers go wrong: stop, skip the update, or roll back to the last "
                            "checkpoint and go on with the data that follow; auto stops, but skips for a z-score alone",
                            choices=("auto", "stop", "skip", "rollback"), group="when numbers go wrong")
-    max_loss: float = flag(0.0, "a loss beyond this is wrong (0: any finite one is right)", default_text="")
+    max_loss: float = flag(0.0, "a loss beyond this is wrong (0: any finite one is right)")
     max_grad_value: float = flag(0.0, "a gradient element of a larger magnitude is wrong (0: any finite one is right)",
-                                 "--grad-threshold", default_text="")
+                                 "--grad-threshold")
     skip_loss_z: float = flag(0.0, "so is a loss with a higher z-score among the last 128 (0: never)", "-sl", default_text="")
     skip_grad_z: float = flag(0.0, "and a gradient norm with a higher one (0: never)", "-sg", default_text="")
 
     val_every: int = flag(10, "validate before every Nth update (0: never)", "-v", "--eval-interval", group="validation")
     val_steps: int = flag(10, "batches per validation (-1: all, 0: never validate)", "-m", "--val-num-batches", "--eval-iters")
+
+    balance_loss: float = flag(0.0, "weight of the balance loss of a mixture of experts: what uneven use of them costs (0: it is "
+                               "not counted)", group="experts")
 
     seed: int = flag(1337, "of the initial weights, of dropout and of sampling", group="randomness")
 
@@ -99,7 +105,7 @@ class TrainConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1")
         for name in ("update_tokens", "backprop_tokens", "learning_rate", "warmup_steps", "warmup_epochs", "weight_decay",
                      "eps", "momentum", "grad_clip", "clip_value", "max_loss", "max_grad_value", "skip_loss_z", "skip_grad_z",
-                     "val_every", "patience", "plateau_factor", "plateau_falls"):
+                     "val_every", "patience", "plateau_factor", "plateau_falls", "balance_loss"):
             if not getattr(self, name) >= 0:  # a NaN neither
                 raise UsageError(f"{name} is {getattr(self, name)}, expected at least 0")
         if self.nesterov and not (self.momentum and not self.dampening):
@@ -123,6 +129,7 @@ class Step(NamedTuple):
     norm_z: float = math.nan
     skipped: str = ""  # why the parameters were left as they were
     epoch: "Epoch | None" = None  # the account of the epoch that this update ended
+    parts: dict = {}  # of the loss and beside it, by name, where a family has more than the cross-entropy
 
 
 @dataclass
@@ -204,16 +211,21 @@ class Trainer:
         self._skipped_in_a_row = 0
         self._losses, self._norms = Window(), Window()
         model.seed = config.seed
+        if config.balance_loss and "router" not in model.params:
+            raise UsageError(f"balance_loss is {config.balance_loss:g}, but this {model.family} has no experts to choose among: "
+                             "leave it out")
+        model.balance_loss = config.balance_loss
         self._optimizer = Optimizer(
             model, config.optimizer, beta1=config.beta1, beta2=config.beta2, eps=config.eps, momentum=config.momentum,
             dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all,
-            world=self.world, sharded=bool(config.zero))
+            rates=tensor_rates(config.tensor_rates), bounds=tensor_bounds(config.tensor_bounds), world=self.world,
+            sharded=bool(config.zero))
         batch = loader.B * loader.T * loader.world
         updates, window = (tokens and math.ceil(tokens / loader.T) or chunks for tokens, chunks in (
             (config.update_tokens, config.update_chunks), (config.backprop_tokens, config.backprop_chunks)))
         lanes = hasattr(loader, "continues") and not config.overfit
         self._goes_on = lanes and config.preserve_hidden_states
-        self._window = window if self._goes_on else 1
+        self.window = window if self._goes_on else 1  # chunks that a gradient reaches back through
         if self.world.size > 1 and loader.world not in (1, self.world.size):
             raise UsageError(f"the loader is one of {loader.world} ranks, but there are {self.world.size}: give it world=1, and "
                              f"its batches are dealt out, or world={self.world.size}")
@@ -238,6 +250,11 @@ class Trainer:
     def epochs_done(self):
         """Whole epochs behind: the most whose end (`_steps_in`) is no later than now."""
         return ((2 * self.step + 1) * self.micro_steps - 1) // (2 * self.loader.num_batches)
+
+    @property
+    def at_end_of_epoch(self):
+        """Whether the last update ended one."""
+        return self.step > 0 and not self.epoch.updates
 
     @property
     def epochs_in_all(self):
@@ -288,13 +305,17 @@ class Trainer:
         batches, abandoned = self.val_loader.num_batches, False
         if self.config.val_steps >= 0:
             batches = min(batches, self.config.val_steps)
-        losses = np.zeros(batches)
-        for number in self._turns(self.val_loader, batches):
+        lanes = self._goes_on and hasattr(self.val_loader, "continues")
+        own = lanes and self.val_loader.world == self.world.size  # each rank has lanes of its own, else rank 0 has all
+        losses = np.zeros((batches, self.world.size if own else 1))
+        turns = range(batches if own or self.world.rank == 0 else 0) if lanes else self._turns(self.val_loader, batches)
+        for number in turns:
             if abandoned := self.should_stop():
                 break
-            losses[number] = self.model.evaluate(*self.val_loader.next_batch())
-        *losses, abandoned = self.world.sum([*losses, abandoned]).tolist()
-        return None if abandoned else sum(losses) / batches
+            continues = lanes and self.val_loader.continues
+            losses[number, self.world.rank if own else 0] = self.model.evaluate(*self.val_loader.next_batch(), continues)
+        *losses, abandoned = self.world.sum([*losses.ravel(), abandoned]).tolist()
+        return None if abandoned else sum(losses) / len(losses)
 
     def _turns(self, loader, batches):
         """The numbers of this rank's among so many batches; the loader leaves out the others."""
@@ -335,8 +356,7 @@ class Trainer:
     def update(self, val_loss=None):
         """One update: gradients over all its batches, then the optimizer. `val_loss` is only passed on."""
         start, optimizer = time.perf_counter(), self._optimizer
-        *losses, late = self.world.sum([*self._losses_and_gradients(), time.monotonic() > self._deadline]).tolist()
-        loss = sum(loss / self._batches for loss in losses)
+        loss, parts, late = self._agreed(self._losses_and_gradients())
         optimizer.reduce()
         norm = optimizer.norm() / self._batches
         loss_z, norm_z = self._losses.push(loss), self._norms.push(norm)
@@ -347,12 +367,11 @@ class Trainer:
         elapsed = time.perf_counter() - start
         ended = self._account(loss, norm, late)
         return Step(self.step - 1, loss, lr, norm, 1000 * elapsed, self.tokens, self.tokens_per_step / elapsed, val_loss,
-                    loss_z, norm_z, skipped, ended)
+                    loss_z, norm_z, skipped, ended, parts if len(parts) > 1 else {})
 
     def _losses_and_gradients(self):
-        """The losses of an update's batches, 0 for those of other ranks; the model has the sum of this rank's gradients."""
-        model, losses = self.model, np.zeros(self._batches)
-        dropout, add = model.dropout_counter, False
+        """{number: {"loss" and its parts by name: value}} of this rank's batches; the model has the sum of their gradients."""
+        model, told, dropout = self.model, {}, self.model.dropout_counter
         dealt = self._dealt and not self._first_batch
         for number in (self._turns(self.loader, self._batches) if dealt else
                        range(self.world.rank, self._batches, self.world.size)):
@@ -360,12 +379,24 @@ class Trainer:
                 model.reset_state()
             x, y = self._first_batch or self.loader.next_batch()
             model.dropout_counter = dropout + number  # masks do not depend on who computes the batch
-            losses[number] = model.loss_and_grad(x, y, add=add, window=self._window, train=True)
-            add = True
+            loss = model.loss_and_grad(x, y, add=bool(told), window=self.window, train=True)
+            told[number] = {"loss": loss} | model.metrics
         model.dropout_counter = dropout + self._batches
-        if not add:  # there are fewer batches than ranks
+        if not told:  # there are fewer batches than ranks
             model.zero_grad()
-        return losses
+        return told
+
+    def _agreed(self, told):
+        """(the mean loss, {part: its mean}, whether it is too late to go on), over the batches of all ranks, in their order.
+        The first batch is rank 0's, which so has all names."""
+        names = list(next(iter(told.values()), {}))
+        columns, = self.world.most(len(names))
+        table = np.zeros((self._batches, int(columns)))
+        for number, row in told.items():
+            table[number] = list(row.values())
+        *values, late = self.world.sum([*table.ravel(), time.monotonic() > self._deadline]).tolist()
+        loss, *parts = (sum(value / self._batches for value in values[at :: len(table.T)]) for at in range(len(table.T)))
+        return loss, dict(zip(names[1:], parts)), late
 
     def learning_rate(self):
         """The rate of the next update."""
@@ -445,7 +476,8 @@ class Trainer:
         self._require_finite()
         done, loader = self._after_update, self.loader.state()
         arrays = {f"loader.{name}": value for name, value in loader.items() if not isinstance(value, int)}
-        arrays |= {f"carried.{name}": array for name, array in self._carried().items()}
+        if self._goes_on and self.loader.continues:
+            arrays |= {f"carried.{name}": array for name, array in self._carried().items()}
         arrays |= {"window.loss": self._losses.values, "window.norm": self._norms.values}
         self._write(path, RunState(
             values=dataclasses.asdict(done) | {
@@ -453,7 +485,7 @@ class Trainer:
                 "dropout": [self.model.seed, self.model.dropout_counter],
                 "loader": {name: value for name, value in loader.items() if isinstance(value, int)},
                 "config": dataclasses.asdict(self.config) | self._batch_sizes() | self.recorded},
-            arrays=arrays), self._optimizer.moments(), done.step, done.validations.best)
+            arrays=arrays), self._optimizer.moments(), done.step, self.validations.best)
 
     def _write(self, path, *what):
         """On rank 0. The others wait until the file is there, or is not."""
@@ -472,8 +504,8 @@ class Trainer:
 
     def _carried(self):
         """What the model takes over from one update to the next, of all ranks: their lanes side by side."""
-        carried, size = self.model.carried(self._window), self.world.size
-        if size == 1 or not self._goes_on:
+        carried = self.model.carried(self.window)
+        if self.world.size == 1:
             return carried
         lanes = {name: np.concatenate(self.world.stack(array), axis=1) for name, array in carried.items()
                  if name.startswith("state.")}
@@ -483,13 +515,11 @@ class Trainer:
         """Goes on from `_carried`, of any number of ranks. A window that reaches back into chunks that other ranks have
         computed begins anew."""
         rank, size, B = self.world.rank, self.world.size, self.loader.B
-        if self._goes_on:
-            carried = {name: array[:, rank * B : (rank + 1) * B] if name.startswith("state.") else array
-                       for name, array in carried.items()}
+        states = {name: array[:, rank * B : (rank + 1) * B] for name, array in carried.items() if name.startswith("state.")}
         ours = "chain." if size == 1 else "ranks.chain."
         chain = {name.removeprefix("ranks."): array if size == 1 else array[rank] for name, array in carried.items()
                  if name.startswith(ours) and (size == 1 or len(array) == size)}
-        self.model.carry({name: array for name, array in carried.items() if name.startswith("state.")} | chain)
+        self.model.carry(states | chain)
 
     def save_weights(self, path):
         """The parameters alone, as they are now, with the step and the best validation loss beside them."""

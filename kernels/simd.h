@@ -38,11 +38,19 @@ static inline vf vf_splat(float x) { return x - (vf){0}; }  // x - 0 keeps the s
 // Lane numbers as a vector: LANES(f, s) is f(0, s), f(1, s), ...
 #define LANES4(f, s, i) f(i, s), f(i + 1, s), f(i + 2, s), f(i + 3, s)
 #if VL == 16
-#define LANES(f, s) (vi){LANES4(f, s, 0), LANES4(f, s, 4), LANES4(f, s, 8), LANES4(f, s, 12)}
+#define LANE_LIST(f, s) LANES4(f, s, 0), LANES4(f, s, 4), LANES4(f, s, 8), LANES4(f, s, 12)
 #elif VL == 8
-#define LANES(f, s) (vi){LANES4(f, s, 0), LANES4(f, s, 4)}
+#define LANE_LIST(f, s) LANES4(f, s, 0), LANES4(f, s, 4)
 #else
-#define LANES(f, s) (vi){LANES4(f, s, 0)}
+#define LANE_LIST(f, s) LANES4(f, s, 0)
+#endif
+#define LANES(f, s) (vi){LANE_LIST(f, s)}
+
+// Lane i is lane f(i, s) of a, or of b from VL on.
+#ifdef __clang__
+#define VF_SHUFFLE(a, b, f, s) __builtin_shufflevector(a, b, LANE_LIST(f, s))
+#else
+#define VF_SHUFFLE(a, b, f, s) __builtin_shuffle(a, b, LANES(f, s))
 #endif
 
 // The first n lanes only, where n < VL.
@@ -85,7 +93,7 @@ static inline vf vf_round_bf16(vf x) {
 
 // Sum and maximum over the lanes: each round adds the vector to itself, turned by half of what is left.
 #define LANE_TURNED(i, s) (((i) + (s)) % VL)
-#define TURNED(v, s) __builtin_shuffle(v, LANES(LANE_TURNED, s))
+#define TURNED(v, s) VF_SHUFFLE(v, v, LANE_TURNED, s)
 
 static inline float vf_sum(vf v) {
 #if VL == 16
@@ -178,8 +186,8 @@ static inline void vf_scatter(float* base, vi index, vf v) {
 #define EXCHANGE_BLOCKS(r, s)                                             \
     _Pragma("GCC unroll 16") for (int i = 0; i < VL; i++) if (!(i & (s))) { \
         vf upper = r[i], lower = r[i + (s)];                              \
-        r[i] = __builtin_shuffle(upper, lower, LANES(LANE_UPPER, s));     \
-        r[i + (s)] = __builtin_shuffle(upper, lower, LANES(LANE_LOWER, s)); \
+        r[i] = VF_SHUFFLE(upper, lower, LANE_UPPER, s);          \
+        r[i + (s)] = VF_SHUFFLE(upper, lower, LANE_LOWER, s);    \
     }
 
 static inline __attribute__((always_inline)) void vf_transpose(vf r[VL]) {

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from gpt2c.data.conversations import conversation, prompts_and_answers
 from gpt2c.phases import SHIPPED, read_questions
 from gpt2c.sampling import Sampling
 from gpt2c.tokenizer import Tokenizer
+from gpt2c.train import in_phases, main
 
 DATA = Path(gpt2c.__file__).parents[1] / "data"
 ITEMS = [{"prompt": "What is snow?", "completion": "Snow is ice, of course."},
@@ -208,7 +210,8 @@ def test_questions_are_asked_as_they_were_learned(checkpoint, monkeypatch):
 
 # ---- phases
 
-TINY = ["--channels", 16, "--hidden", 16, "--num-heads", 2, "--pretrain-epochs", 3, "--instruct-epochs", 4, "--log-every", 1]
+TINY = ["--channels", 16, "--hidden", 16, "--num-heads", 2, "--pretrain-epochs", 3, "--instruct-epochs", 4, "--log-every", 1,
+        "--batch-size", 4]
 
 
 @pytest.fixture
@@ -242,26 +245,86 @@ def test_phases_end_to_end(folder):
     assert {b"sun", b"course"} <= set(tokenizer.tokens)  # of both files
 
 
-def test_phases_go_on_where_they_stopped_with_the_same_bits(folder):
-    phases(folder, "straight")
-    phases(folder, "parts", "--max-time", "0.0001s")  # each phase stops after its first update
-    assert not (folder / "parts/instruct/ckpt_00000004.safetensors").exists()
-    done = phases(folder, "parts", "--resume", "--max-time", "1h")
-    assert "resumed from parts/pretrain/ckpt_00000001" in done.stdout
-    done = phases(folder, "parts", "--resume")
-    assert "nothing to train" in done.stdout
-    first = [folder / run / "pretrain/ckpt_00000003.safetensors" for run in ("straight", "parts")]
-    a, b = map(gpt2c.load, first)
-    assert (a.params.flat == b.params.flat).all()
+# Trains, and interrupts itself in the Nth update.
+INTERRUPTED = """
+import os, signal, sys
+import gpt2c.model, gpt2c.train
+honest, updates, last = gpt2c.model.Model.loss_and_grad, 0, int(sys.argv.pop(1))
+def loss_and_grad(*args, **how):
+    global updates
+    updates += 1
+    if updates == last:
+        os.kill(os.getpid(), signal.SIGINT)
+    return honest(*args, **how)
+gpt2c.model.Model.loss_and_grad = loss_and_grad
+gpt2c.cli.run_program("train", gpt2c.train.main)
+"""
+
+
+def test_phases_interrupted_one_after_the_other_end_with_the_same_bits(folder):
+    words = ["--pretrain", "../facts.json", "--instruct", "../items.jsonl", *TINY, "-o", "run"]
+    for name in ("straight", "parts"):
+        (folder / name).mkdir()
+    train(folder / "straight", *words)
+
+    def interrupted(update, *more):
+        done = subprocess.run([sys.executable, "-c", INTERRUPTED, *map(str, [update, *words, *more])], cwd=folder / "parts",
+                              capture_output=True, text=True, timeout=60)
+        assert done.returncode == 130 and "stopped: SIGINT" in done.stdout, done.stdout + done.stderr
+        return done.stdout
+
+    assert "phase 2" not in interrupted(2)
+    said = interrupted(3, "--resume")  # the last update of the first phase, and two of the second
+    assert "resumed from run/pretrain/ckpt_00000002" in said and "phase 2 of 2" in said
+    said = train(folder / "parts", *words[:-4], "-o", "run", "--resume").stdout  # in batches as they were
+    assert "nothing to train" in said and "resumed from run/instruct/ckpt_00000002" in said and "changed since" not in said
+    for last in ("pretrain/ckpt_00000003.safetensors", "instruct/ckpt_00000004.safetensors"):
+        one, other = ((folder / name / "run" / last).read_bytes() for name in ("straight", "parts"))
+        assert one == other, last
 
 
 def test_prompts_may_be_masked_and_families_chosen(folder):
     assert "loss on all tokens" in phases(folder, "dry", "--mask-prompt", "--dry-run").stdout
     shape = ["--model", "chargpt", "--num-layers", 1, "--channels", 16, "--num-heads", 2]
     done = train(folder, "--pretrain", "facts.json", "--instruct", "items.jsonl", "-o", "m", "--mask-prompt", *shape,
-                 "--pretrain-epochs", 3, "--instruct-epochs", 4)
+                 "--pretrain-epochs", 3, "--instruct-epochs", 4, "--batch-size", 4)
     assert "loss on all tokens" in done.stdout and "loss on answers" in done.stdout
     assert gpt2c.load(folder / "m/instruct/ckpt_00000004.safetensors").family == "chargpt"
+
+
+@pytest.mark.parametrize("words, expected", [
+    ("--model trm", True), ("--interactive", True), ("--model hybrid --interactive", True), ("--model gpt2", False), ("", False),
+    ("--model trm --data x.txt", False), ("--interactive -e d12", False), ("--model mingru --pretrain a --instruct b", True)])
+def test_what_asks_for_phases(words, expected):
+    assert in_phases(words.split()) == expected
+
+
+@pytest.mark.parametrize("family", gpt2c.models.FAMILIES)
+def test_every_family_has_phases(family, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    width = {"mingru": "--dim", "hybrid": "--hidden"}.get(family, "--channels")
+    assert main(["--model", family, "--pretrain", "facts.json", "--instruct", "items.jsonl", "-o", "run", width, "16",
+                 "--pretrain-epochs", "1", "--instruct-epochs", "1", "--test-questions", "items.jsonl"]) == 0
+    assert "instruction questions: " in capsys.readouterr().out and checkpoint_of(folder / "run/instruct").family == family
+
+
+def test_phases_of_csv_files(folder):
+    """Without a header, as the small language models of others have them; what their numbers say is watched."""
+    (folder / "facts.csv").write_text("".join(f'"{fact} </s>"\n' for fact in FACTS), encoding="utf-8")
+    (folder / "items.csv").write_text('"User: Is ice cold, or hot? Assistant: Cold, of course. </s>"\n', encoding="utf-8")
+    done = train(folder, "--pretrain", "facts.csv", "--instruct", "items.csv", "--no-csv-header", *TINY, "-o", "run")
+    assert "of 1 answered word for word" in done.stdout
+    first, last = (checkpoint_of(folder / "run" / phase) for phase in ("pretrain", "instruct"))
+    words = "Snow is ice . The sun a star Ice cold User : Is , or hot ? Assistant Cold of course".split()
+    assert {token.decode() for token in first.tokenizer.tokens} == {"<unk>", "</s>", *words} and last.turns == 1
+    flags = tomllib.loads((folder / "run/instruct/config.toml").read_text(encoding="utf-8"))
+    assert flags["max_grad_value"] == 1000 and flags["max_loss"] == 1e6 and flags["max_file_size"] == 0.1
+    assert flags["learning_rate"] == 1e-4 and flags["epochs"] == 4 and flags["optimizer"] == "adam"
+    assert flags["tensor_rates"] == "alpha=1e-4, beta=1e-4" and flags["tensor_bounds"] == "alpha=0.01:0.5, beta=0.01:0.5"
+
+
+def checkpoint_of(run):
+    return gpt2c.load(max(run.glob("ckpt_*")))
 
 
 def test_phases_that_cannot_be(folder):
@@ -269,6 +332,9 @@ def test_phases_that_cannot_be(folder):
     assert "use --out-dir" in train(folder, "--pretrain", "facts.json", "--instruct", "items.jsonl", "--save-path", "x",
                                     code=2).stderr
     assert train(folder, "--pretrain", "missing.json", "--instruct", "items.jsonl", code=4).stderr.count("\n") == 1
+    with open(folder / "large.json", "wb") as file:
+        file.truncate(101_000_000)
+    assert "more than the 0.1 GB allowed" in train(folder, "--pretrain", "facts.json", "--instruct", "large.json", code=4).stderr
     assert "has no questions" in train(folder, "--pretrain", "facts.json", "--instruct", "facts.json", *TINY, code=4).stderr
 
 

@@ -15,7 +15,8 @@ from gpt2c.tokenizer import Tokenizer
 SMALL = {"gpt2": dict(num_layers=2, channels=16, num_heads=2, max_seq_len=12, vocab_size=257),
          "chargpt": dict(num_layers=1, channels=16, num_heads=2, max_seq_len=12, vocab_size=257),
          "mingru": dict(dim=16, depth=2, vocab_size=257),
-         "trm": dict(channels=16, hidden=16, num_heads=2, max_seq_len=12, depth=2, vocab_size=257)}
+         "trm": dict(channels=16, hidden=16, num_heads=2, max_seq_len=12, depth=2, vocab_size=257),
+         "hybrid": dict(hidden=8, embed=4, vocab_size=257)}
 
 
 def small(family):
@@ -90,6 +91,12 @@ def test_a_damaged_json_is_refused(change, tmp_path):
         gpt2c.load(tmp_path / "a.json")
 
 
+def test_a_json_of_a_newer_version_is_said_to_be_one(tmp_path):
+    (tmp_path / "a.json").write_text('{"format": "gpt2c 2 json"}', encoding="utf-8")
+    with pytest.raises(errors.VersionError, match="a newer gpt2c wrote it"):
+        gpt2c.load(tmp_path / "a.json")
+
+
 def test_what_cannot_be_json(tmp_path):
     m = small("gpt2")
     m.params.flat[5] = np.nan
@@ -141,7 +148,9 @@ def test_a_wrong_gradient_is_found(wrong, monkeypatch, capsys):
 # ---- errors
 
 def test_errors_have_names_and_the_codes_of_their_kind():
-    codes = {"SerializationError": 4, "TokenizationError": 4, "DataError": 4, "InferenceError": 2, "GradientError": 3}
+    codes = {"SerializationError": 4, "TokenizationError": 4, "DataError": 4, "InputError": 4, "InferenceError": 2,
+             "GradientError": 3, "DivergedError": 3}
+    assert all(issubclass(getattr(errors, name), errors.Gpt2cError) for name in codes)
     assert {name: getattr(errors, name).exit_code for name in codes} == codes
     with pytest.raises(errors.SerializationError):
         gpt2c.load(__file__)

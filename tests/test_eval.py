@@ -45,7 +45,7 @@ def log_probabilities(model, ids):
 def test_every_token_is_a_target_once(tmp_path, n, B, T):
     write_shard(tmp_path / "a.bin", np.arange(n))
     targets = []
-    for x, y in batches([tmp_path / "a.bin"], B, T, 200):
+    for x, y, _ in batches([tmp_path / "a.bin"], B, T, 200):
         assert x.shape == y.shape and x.shape[0] <= B and x.shape[1] == T and (y[y >= 0] == x[y >= 0] + 1).all()
         targets += y[y >= 0].tolist()
     assert targets == list(range(1, n))

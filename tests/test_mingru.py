@@ -221,12 +221,13 @@ def test_decoding_is_the_full_forward_and_leaves_the_state_alone():
     assert generated[0] == m.logits[0, -1].argmax()
 
 
-def test_a_long_prompt_is_read_in_pieces_with_the_same_result(monkeypatch):
+@pytest.mark.parametrize("chunk", [1, 7, 99])
+def test_a_long_prompt_is_read_in_pieces_with_the_same_result(chunk):
     m = gpt2c.create("mingru", **SMALL)
     ids = text(1, 100)[0][0]
-    whole = Decoder(m).feed(ids).copy()
-    monkeypatch.setattr("gpt2c.sampler.CHUNK", 7)
-    np.testing.assert_allclose(Decoder(m).feed(ids), whole, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(Decoder(m, chunk=chunk).feed(ids), Decoder(m).feed(ids), rtol=1e-4, atol=1e-6)
+    texts = [list(gpt2c.generate(m, ids, 50, seed=3, chunk=size)) for size in (chunk, 512)]
+    assert texts[0] == texts[1] and len(set(texts[0])) > 9
 
 
 @pytest.mark.parametrize("fields, message", [

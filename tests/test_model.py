@@ -147,6 +147,21 @@ def test_a_classifier_in_pieces_gives_the_same(monkeypatch, way):
             absent()
 
 
+def test_only_one_piece_of_logits_exists_at_a_time(monkeypatch):
+    monkeypatch.setattr(ops, "PIECE", 64)
+    m = Model("gpt2", make_config("gpt2", SMALL | dict(vocab_size=50_000)))
+    piece = 4 * 64 * m.config.padded_vocab_size
+    assert piece < m.memory(4, 64)["activations"] < 1.5 * piece
+
+
+def test_a_value_that_is_only_added_to_the_residual_stream_is_let_go():
+    config = make_config("gpt2", SMALL | dict(num_layers=1))
+    more = make_config("gpt2", SMALL | dict(num_layers=2))
+    one, two = (Model("gpt2", c).memory(8, 64)["activations"] for c in (config, more))
+    column = 4 * 8 * 64 * config.channels  # bytes of a value as wide as the stream
+    assert 16 * column <= two - one < 17 * column  # ln1, 3 qkv, atty, sum, ln2, 4 fch, 4 gelu, sum; no attproj, no fcproj
+
+
 def test_recomputing_saves_memory():
     big = make_config("gpt2", SMALL | dict(num_layers=8))
     sizes = [Model("gpt2", big, recompute=level).memory(8, 64)["activations"] for level in (0, 1, 2)]

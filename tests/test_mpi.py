@@ -327,7 +327,7 @@ def test_both_worlds_have_the_same_names():
     assert {name for name in vars(MpiWorld) if not name.startswith("_")} <= vars(World).keys()
 
 
-def test_lanes_are_shared_out_anew(tmp_path):
+def test_lanes_are_shared_out_anew(monkeypatch, tmp_path):
     """Four lanes of one process are two for each of two ranks; three ranks cannot share them."""
     write_shard(tmp_path / "x_train.bin", np.arange(300) % 31)
     model = gpt2c.create("mingru", dim=8, depth=1, vocab_size=31)
@@ -335,9 +335,11 @@ def test_lanes_are_shared_out_anew(tmp_path):
     list(trainer)
     trainer.save(tmp_path / "x.safetensors")
     content = read(tmp_path / "x.safetensors")
-    assert recorded_flags(content, Imagined(size=2), TrainConfig)["batch_size"] == 2
+    monkeypatch.setattr("gpt2c.resume.world", lambda: Imagined(size=2))
+    assert recorded_flags(content, TrainConfig)["batch_size"] == 2
+    monkeypatch.setattr("gpt2c.resume.world", lambda: Imagined(size=3))
     with pytest.raises(UsageError, match="has 4 lanes, which 3 ranks cannot share evenly"):
-        recorded_flags(content, Imagined(size=3), TrainConfig)
+        recorded_flags(content, TrainConfig)
 
 
 def test_the_tokens_of_an_update_are_recorded(tmp_path):
@@ -347,7 +349,7 @@ def test_the_tokens_of_an_update_are_recorded(tmp_path):
     trainer = Trainer(model, gpt2c.DataLoader(tmp_path / "x_train.bin", 4, 8), None, TrainConfig(max_steps=1))
     list(trainer)
     trainer.save(tmp_path / "x.safetensors")
-    assert recorded_flags(read(tmp_path / "x.safetensors"), Imagined(size=2), TrainConfig)["total_batch_size"] == 32
+    assert recorded_flags(read(tmp_path / "x.safetensors"), TrainConfig)["total_batch_size"] == 32
 
 
 # ---- predictions

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 import gpt2c
+from gpt2c.checkpoint import load_run
 from gpt2c.data import write_shard
 from gpt2c.errors import UsageError
-from gpt2c.optim import Optimizer
+from gpt2c.models import trm
+from gpt2c.optim import Optimizer, tensor_bounds, tensor_rates
 from gpt2c.schedules import learning_rate, rate_of_epoch
 from gpt2c.trainer import TrainConfig, Trainer, Validations
 
@@ -47,6 +49,70 @@ def test_three_updates_are_pytorch_s(name, fields, expected, scale):
         m.grads["lnfb"][:3] = np.array([0.3, -0.1, 0.7]) * (t + 1) * np.array([1, -1, 1]) ** t / scale
         optimizer.update(0.1, t + 1, scale)
     np.testing.assert_allclose(first, expected, rtol=3e-6)
+
+
+class Recorded:
+    """A Trainer of a trm on tokens, with what each update had of some tensors' gradients."""
+
+    def __init__(self, tokens, **fields):
+        m = gpt2c.create("trm", vocab_size=97, channels=16, hidden=16, num_heads=2, max_seq_len=16, depth=4)
+        self.trainer = Trainer(m, gpt2c.DataLoader(tokens, B=2, T=16), None, TrainConfig(
+            learning_rate=0.02, lr_schedule="cosine", final_lr_frac=0.1, grad_clip=1.0, **fields))
+        self.grads, honest = [], m.loss_and_grad
+
+        def loss_and_grad(x, y, **how):
+            loss = honest(x, y, **how)
+            self.grads.append(m.grads["alpha"].astype(np.float64))
+            return loss
+
+        m.loss_and_grad = loss_and_grad
+
+
+OWN = dict(optimizer="adam", tensor_rates="alpha=1e-3, dyt2_b=0", tensor_bounds="alpha = 0.0085:0.0125,cope=-0.03:inf")
+
+
+def test_a_tensor_s_own_rate_and_bounds_are_adam_written_out(tokens):
+    run = Recorded(tokens, max_steps=12, **OWN)
+    m, p, mean, square, touched = run.trainer.model, np.array([0.009, 0.01, 0.012, 0.02]), 0.0, 0.0, set()
+    m.params["alpha"][...] = p
+    for t, step in enumerate(run.trainer, 1):
+        g = run.grads[-1] * min(1.0, 1.0 / step.grad_norm)
+        mean, square = 0.9 * mean + 0.1 * g, 0.999 * square + 0.001 * g * g
+        p = p - 1e-3 * (mean / (1 - 0.9**t)) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
+        touched |= {bound for bound, beyond in ((0.0085, p < 0.0085), (0.0125, p > 0.0125)) if beyond.any()}
+        p = np.clip(p, 0.0085, 0.0125)
+        np.testing.assert_allclose(m.params["alpha"], p, rtol=1e-5)
+        assert m.params["cope"].min() == np.float32(-0.03) and m.params["cope"].max() > 0.03
+        assert not m.params["dyt2_b"].any() and m.params["dyt1_b"].any() and m.params["beta"].min() < 0.005
+    assert touched == {0.0085, 0.0125}
+
+
+def test_own_rates_and_bounds_go_on_with_the_same_bits(tokens, tmp_path):
+    straight, first, second = (Recorded(tokens, max_steps=8, **OWN).trainer for _ in range(3))
+    list(straight)
+    next(step for step in first if step.step == 4)
+    first.save(tmp_path / "c.safetensors")
+    model, run = load_run(tmp_path / "c.safetensors")
+    second.model.params.flat[...], second.model.m.flat[...], second.model.v.flat[...] = (
+        arena.flat for arena in (model.params, model.m, model.v))
+    second.restore(run)
+    list(second)
+    assert second.step == 8 and (second.model.params.flat == straight.model.params.flat).all()
+
+
+def test_its_document_s_rate_and_bounds_are_what_a_trm_trains_with():
+    assert tensor_rates(trm.TRAINING["tensor_rates"]) == dict(alpha=1e-4, beta=1e-4)
+    assert tensor_bounds(trm.TRAINING["tensor_bounds"]) == dict(alpha=(0.01, 0.5), beta=(0.01, 0.5))
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(tensor_rates="aplha=1e-4"), "no tensor 'aplha'; did you mean alpha"), (dict(tensor_rates="alpha"), "found 'alpha'"),
+    (dict(tensor_rates="alpha=-1"), "with a rate from 0"), (dict(tensor_rates="alpha=nan"), "NAME=RATE"),
+    (dict(tensor_bounds="alpha=0.5:0.1"), "NAME=LOW:HIGH"), (dict(tensor_bounds="alpha=0.5"), "found 'alpha=0.5'"),
+])
+def test_rates_and_bounds_that_cannot_be(tokens, fields, message):
+    with pytest.raises(UsageError, match=message):
+        Recorded(tokens, **fields)
 
 
 @pytest.mark.parametrize("decay_all", [False, True])

@@ -11,7 +11,7 @@ import pytest
 
 import gpt2c
 from gpt2c.batch_sampler import BatchSampler, choose_rows
-from gpt2c.checkpoint import load
+from gpt2c.checkpoint import RunState, load, load_run
 from gpt2c.engine import Runner, Work
 from gpt2c.errors import DivergedError, InputError, UsageError
 from gpt2c.grpo import Completion, Grpo, GrpoConfig, advantages, objective
@@ -392,6 +392,33 @@ def test_what_diverges_says_so_and_is_not_saved(tmp_path):
         grpo.learn(completions_of(grpo, ["a", "b"]), np.array([[1.0, -1.0]]))
 
 
+@pytest.mark.parametrize("family", ["chargpt", "hybrid"])
+def test_what_goes_on_from_a_checkpoint_has_the_same_bits(family, tmp_path):
+    config = GrpoConfig(kl=0.1, entropy=0.05, updates=2, prompts=3, learning_rate=1e-3)
+    straight = Grpo(model_of(family), TASKS["copy"], config)
+    for _ in range(2):
+        straight.update()
+    straight.save(tmp_path / "half.safetensors")
+    then = [straight.update()._replace(ms=0) for _ in range(2)]
+    model, state = load_run(tmp_path / "half.safetensors")
+    resumed = Grpo(model, TASKS["copy"], config, state)
+    assert resumed.step == 2 and [resumed.update()._replace(ms=0) for _ in range(2)] == then and then[0].kl > 0
+    for mine, theirs in ((model.params, straight.model.params), (model.m, straight.model.m), (model.v, straight.model.v)):
+        assert mine.flat.tobytes() == theirs.flat.tobytes()
+
+
+def test_what_a_checkpoint_does_not_hold_is_said(tmp_path):
+    grpo = Grpo(model_of(), TASKS["copy"], GrpoConfig(prompts=2))
+    grpo.update()
+    grpo.save(tmp_path / "x.safetensors")
+    model, state = load_run(tmp_path / "x.safetensors")
+    with pytest.raises(UsageError, match="kl is 0.5, but the run that goes on had none"):
+        Grpo(model, TASKS["copy"], GrpoConfig(kl=0.5), state)
+    for name, value in (("step", -1), ("updates", "x"), ("random", {"state": 3}), ("random", None)):
+        with pytest.raises(InputError, match="account of its run is damaged"):
+            Grpo(model, TASKS["copy"], GrpoConfig(), RunState(state.values | {name: value}, state.arrays))
+
+
 def test_a_small_model_learns_to_answer():
     task = Task(lambda rng: ("a:", "b"), by_position, "ab")
     grpo = Grpo(model_of(), task, GrpoConfig(learning_rate=1e-2, max_new_tokens=3, group_size=8))
@@ -447,6 +474,26 @@ def test_tasks_are_something_to_train_on(tmp_path, monkeypatch):
     assert sorted(model.tokenizer.decode([i]) for i in range(model.tokenizer.vocab_size)) == sorted("\n:abcdefghij")
 
 
+def test_a_run_that_goes_on_is_the_same_run(tmp_path):
+    model_of("hybrid").save(tmp_path / "start.safetensors")
+    words = ["rlvr", "start.safetensors", "--task", "reverse", "--prompts", "3", "--lr", "1e-3", "--eval-prompts", "3"]
+    program(tmp_path, *words, "--steps", "4", "--out-dir", "straight")
+    program(tmp_path, *words, "--steps", "2", "--out-dir", "again", "--threads", "1")
+    out, err = program(tmp_path, "rlvr", "--resume", "--out-dir", "again", "--steps", "4")
+    assert "resumed from again/ckpt_00000002.safetensors at step 2" in out and "steps 2 -> 4" in out and "before:" not in out
+    last = "ckpt_00000004.safetensors"
+    assert (tmp_path / "again" / last).read_bytes() == (tmp_path / "straight" / last).read_bytes() and not err
+    one, other = ([{name: value for name, value in json.loads(line).items() if name != "ms"}
+                   for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()] for run in ("again", "straight"))
+    assert one == other and [row["step"] for row in one] == [0, 1, 2, 3]
+    out, _ = program(tmp_path, "rlvr", "--resume", f"again/{last}")
+    assert "already at step 4 of 4: nothing to learn" in out
+    _, err = program(tmp_path, "train", "--resume", f"again/{last}", code=4)
+    assert "holds a run of gpt2c rlvr, which that resumes" in err
+    _, err = program(tmp_path, "rlvr", "--resume", "start.safetensors", code=4)
+    assert "holds weights only" in err
+
+
 def test_a_run_that_is_stopped_keeps_what_it_learned(tmp_path):
     model_of().save(tmp_path / "start.safetensors")
     process = subprocess.Popen(
@@ -460,4 +507,8 @@ def test_a_run_that_is_stopped_keeps_what_it_learned(tmp_path):
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "stopped: SIGINT" in out and "Traceback" not in err
     (saved,) = (tmp_path / "run").glob("ckpt*")
-    assert (load(saved).params.flat != model_of().params.flat).any()
+    model, state = load_run(saved)
+    assert (model.params.flat != model_of().params.flat).any() and state.values["step"] >= 3
+    done = state.values["step"]
+    out, _ = program(tmp_path, "rlvr", "--resume", "--out-dir", "run", "--steps", str(done + 1))
+    assert f"resumed from {saved.relative_to(tmp_path)} at step {done}" in out and f"done: step {done + 1}" in out

@@ -82,14 +82,14 @@ def test_old_checkpoints_go_and_major_ones_stay(folder):
 
 def test_a_file_to_save_to(folder):
     fresh(folder, "--savePath", "model.bin", "--epochs", 3, "--saveEvery", 1, "-s", 0)
-    assert names(folder, "*.bin") == ["model.bin", "model_best.bin", "model_epoch1.bin", "model_epoch2.bin", "x_train.bin",
-                                      "x_val.bin"]
+    assert names(folder, "*.bin") == ["model.bin", "model_best.bin", "model_epoch1.bin", "model_epoch2.bin",
+                                      "model_epoch3.bin", "x_train.bin", "x_val.bin"]
     assert [checkpoint.metadata(folder / f"model{x}.bin")["step"] for x in ("_epoch1", "_epoch2", "")] == [31, 62, 93]
     assert names(folder, "*") == names(folder, "*.bin")  # nothing else is left behind
     done = train(folder, "--loadCheckpoint", "model.bin", "--savePath", "model.bin", "--epochs", 4, *QUIET)
     assert "resumed from model.bin at step 93" in done.stdout
     fresh(folder, "--savePath", "steps.bin", "-x", 4, "-n", 2, *QUIET)
-    assert names(folder, "steps*") == ["steps.bin", "steps_step2.bin"]
+    assert names(folder, "steps*") == ["steps.bin", "steps_step2.bin", "steps_step4.bin"]
     done = train(folder, "--savePath", "steps.bin", "--resume", "-x", 5)
     assert "resumed from steps.bin at step 4" in done.stdout
 

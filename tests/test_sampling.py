@@ -18,12 +18,19 @@ from gpt2c.tokenizer import Tokenizer
 
 FAMILIES = {"gpt2": dict(num_layers=1, channels=16, num_heads=2, max_seq_len=12),
             "chargpt": dict(num_layers=1, channels=16, num_heads=2, max_seq_len=12),
-            "mingru": dict(dim=16, depth=2)}
+            "mingru": dict(dim=16, depth=2),
+            "trm": dict(channels=16, hidden=16, num_heads=2, max_seq_len=12),
+            "trm adaptive": dict(channels=16, hidden=16, num_heads=2, max_seq_len=12, adaptive=True, depth=2, max_depth=4),
+            "hybrid": dict(hidden=16, embed=8, num_layers=2)}
 
 
 def small(family, vocab_size=5, seed=3):
-    m = gpt2c.create(family, vocab_size=vocab_size, seed=seed, **FAMILIES[family])
+    m = gpt2c.create(family.split()[0], vocab_size=vocab_size, seed=seed, **FAMILIES[family])
     m.params.flat[:] *= 4  # far from uniform
+    if family.startswith("trm"):
+        m.params["alpha"][:], m.params["beta"][:] = 0.5, 0.4
+    if family == "trm adaptive":  # tokens halt at different steps
+        m.params["halt_w"][:] = np.random.default_rng(seed).standard_normal(16) * 3
     return m
 
 
@@ -76,6 +83,55 @@ def test_a_prompt_may_be_read_in_chunks_of_any_size(family):
     assert texts[0] == texts[1] == texts[2]
 
 
+WAYS = [dict(temperature=0), dict(temperature=1.3), dict(temperature=0.7, top_k=3), dict(top_p=0.8),
+        dict(min_p=0.2, temperature=1.5), dict(temperature=0, repetition_penalty=1.7),
+        dict(temperature=0.9, top_k=4, top_p=0.9, min_p=0.05, repetition_penalty=1.2)]
+
+
+@pytest.mark.parametrize("how", WAYS, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_way_to_choose_is_that_of_the_full_forward_alone_or_in_a_batch(family, how):
+    """Tokens one by one through a cache or a state, rows side by side, and everything anew for each token: the same text."""
+    m, prompts, seeds = small(family, vocab_size=11), [[1, 2, 3], [4], [9, 10], [1, 2, 3]], [5, 6, 7, 8]
+    options = {name: value for name, value in how.items() if name != "repetition_penalty"}
+    texts = []
+    for prompt, seed in zip(prompts, seeds):
+        ids, rng = list(prompt), Xorshift(seed)
+        for _ in range(8):
+            m.reset_state()
+            m.forward([ids])
+            logits = penalised(m.logits[0, -1, :11], set(ids), how.get("repetition_penalty", 1.0))
+            ids.append(choose(logits, rng, **options))
+        texts.append(ids[len(prompt) :])
+        assert list(gpt2c.generate(m, prompt, 8, seed=seed, **how)) == texts[-1]
+    assert gpt2c.generate_batch(m, prompts, 8, seeds=seeds, **how) == texts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_ends_each_text_at_its_own_stop_token(family):
+    m, prompts = small(family), [[1], [2, 3], [4, 0, 1]]
+    alone = [list(gpt2c.generate(m, prompt, 9, seed=1337 + row, stop_tokens=[0, 2])) for row, prompt in enumerate(prompts)]
+    assert gpt2c.generate_batch(m, prompts, 9, stop_tokens=[0, 2]) == alone and len({*map(len, alone), 9}) > 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stop_strings_end_the_text_of_every_family(family):
+    m = small(family, vocab_size=257)
+    tokenizer = Tokenizer.make("byte", specials=("<|endoftext|>",))
+    text = "".join(pieces(m, tokenizer, [65, 66], 9, Sampling(seed=4)))
+    stop = text[3:5]
+    assert "".join(pieces(m, tokenizer, [65, 66], 9, Sampling(seed=4, stop=[stop]))) == text[: text.index(stop)]
+
+
+@pytest.mark.parametrize("how", [dict(seeds=[1]), dict(top_p=0), dict(seeds=[0, 1])])
+def test_a_batch_that_cannot_be_is_refused(how):
+    with pytest.raises(UsageError):
+        gpt2c.generate_batch(small("gpt2"), [[1], [2]], 3, **how)
+    assert gpt2c.generate_batch(small("gpt2"), [], 3) == []
+    with pytest.raises(UsageError, match="more than the model's max_seq_len of 12"):
+        gpt2c.generate_batch(small("gpt2"), [[1], [2]], 12)
+
+
 @pytest.mark.parametrize("how", [dict(min_p=-0.1), dict(min_p=1.1), dict(repetition_penalty=0), dict(chunk=0),
                                  dict(temperature=float("nan"))])
 def test_what_cannot_be_is_refused(how):
@@ -99,8 +155,8 @@ def best_of_all(m, prompt, longest, length_penalty, eos):
     return best[:-1] if best[-1] == eos else best
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("length_penalty, eos, seed", [(0, None, 1), (0, 2, 1), (1, 2, 2), (2, 0, 3)])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_wide_beam_finds_the_best_of_all(family, length_penalty, eos, seed):
     m = small(family, vocab_size=4, seed=seed)
     prompt = [1, 3]

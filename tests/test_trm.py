@@ -7,9 +7,11 @@ from test_model import batch, gradients
 from test_reference_trm import GOLDENS
 
 import gpt2c
+from gpt2c.data import write_shard
 from gpt2c.errors import UsageError
 from gpt2c.model import Model
 from gpt2c.models import make_config
+from gpt2c.runs import Run, read_metrics
 from gpt2c.sampler import Decoder
 
 SMALL = dict(vocab_size=61, channels=24, hidden=40, num_heads=3, max_seq_len=40, cope_max_pos=7)
@@ -179,6 +181,22 @@ def test_adaptive_depth_starts_at_depth(depth):
     m = gpt2c.create("trm", **SMALL, adaptive=True, depth=depth)
     m.forward(*batch(m, 2, 20))
     assert m.metrics["mean_depth"] == depth
+
+
+def test_a_run_tells_the_parts_of_the_loss(tmp_path):
+    """Means over the batches of an update; the depth that was taken is among them."""
+    write_shard(tmp_path / "x.bin", np.random.default_rng(0).integers(0, 61, 400))
+    m, alone = (lively(make_config("trm", SMALL | KINDS["adaptive"])) for _ in range(2))
+    loader, same = (gpt2c.DataLoader(str(tmp_path / "x.bin"), B=2, T=16) for _ in range(2))
+    step = next(iter(gpt2c.Trainer(m, loader, None, gpt2c.TrainConfig(total_batch_size=64))))
+    every = [alone.loss_and_grad(*same.next_batch()) and alone.metrics for _ in range(2)]
+    assert step.parts == pytest.approx({name: (every[0][name] + every[1][name]) / 2 for name in every[0]})
+    assert step.parts.keys() == {"cross_entropy", "ponder", "mean_depth"} and 1 < step.parts["mean_depth"] < 5
+    assert step.loss == pytest.approx(step.parts["cross_entropy"] + m.config.ponder_weight * step.parts["ponder"])
+    run = Run(tmp_path / "run")
+    run.take()
+    run.log(0, loss=step.loss, lr=1.0, grad_norm=1.0, **step.parts)
+    assert read_metrics(tmp_path / "run")[0]["mean_depth"] == step.parts["mean_depth"]
 
 
 def test_initial_weights_are_those_of_its_document():

@@ -15,9 +15,10 @@ from gpt2c.data.lanes import Lanes
 from gpt2c.data.loader import DataLoader
 from gpt2c.data.reading import Reading
 from gpt2c.data.shards import is_token_file, read_shard, write_shard
-from gpt2c.data.texts import text_dataset, tokenizer_of_model
+from gpt2c.data.texts import VocabularySource, text_dataset, tokenizer_of_model
 from gpt2c.data.windows import DocumentWindows, RandomWindows
 
-__all__ = ["DataLoader", "DocumentWindows", "ItemLoader", "Lanes", "RandomWindows", "Reading", "choose_dataset", "dataset_of",
-           "find_datasets", "find_gpt2_tokenizer", "is_choice_file", "is_token_file", "list_datasets", "read_choices",
-           "read_items", "read_shard", "text_dataset", "text_files", "tokenizer_of_model", "write_choices", "write_shard"]
+__all__ = ["DataLoader", "DocumentWindows", "ItemLoader", "Lanes", "RandomWindows", "Reading", "VocabularySource",
+           "choose_dataset", "dataset_of", "find_datasets", "find_gpt2_tokenizer", "is_choice_file", "is_token_file",
+           "list_datasets", "read_choices", "read_items", "read_shard", "text_dataset", "text_files", "tokenizer_of_model",
+           "write_choices", "write_shard"]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gpt2c.data.conversations import conversation
 from gpt2c.data.reading import BLOCK, character_start, decoded_blocks
-from gpt2c.data.records import csv_cells, json_records
+from gpt2c.data.records import records
 from gpt2c.errors import DataError
 from gpt2c.files import open_input
 from gpt2c.machine import in_units
@@ -87,15 +87,13 @@ def whole_documents(path, reading):
     """(text, byte, where) of each document of a file of many."""
     if not path.endswith(RECORDS):
         yield from _sections(path, reading)
-    elif path.endswith((".csv", ".tsv")):
-        yield from csv_cells(path, reading)
     else:
-        for record, at, where in json_records(path, reading):
+        for record, at, where in records(path, reading):
             yield text_of(record, where), at, where
 
 
 def text_of(record, where):
-    """The text of a JSON value; the </s> that ends an item is what separates documents anyway."""
+    """The text of a record; the </s> that ends an item is what separates documents anyway."""
     if isinstance(record, str):
         return record.rstrip().removesuffix("</s>").rstrip() if record.rstrip().endswith("</s>") else record
     if isinstance(record, dict) and isinstance(record.get("text"), str):

@@ -6,7 +6,7 @@ import numpy as np
 
 from gpt2c.data.conversations import conversation, is_conversation
 from gpt2c.data.documents import RECORDS, text_of
-from gpt2c.data.records import json_records
+from gpt2c.data.records import records
 from gpt2c.data.windows import Positioned, random_words
 from gpt2c.errors import DataError
 
@@ -20,13 +20,13 @@ class Item(NamedTuple):
 
 
 def read_items(files, reading, tokenizer, mask_prompt=True):
-    """The records of JSON and JSON Lines files, each encoded part by part. With `mask_prompt` they are conversations, of
+    """The records of JSON, JSON Lines and CSV files, each encoded part by part. With `mask_prompt` they are conversations, of
     which the answers count, without also other texts, and all of them counts."""
     items = []
     for path in files:
-        if not path.endswith(RECORDS) or path.endswith((".csv", ".tsv")):
-            raise DataError(f"{path} is no file of items: --mask-prompt and --order items take .jsonl or .json files")
-        for record, _, where in json_records(path, reading):
+        if not path.endswith(RECORDS):
+            raise DataError(f"{path} is no file of items: --mask-prompt and --order items take {', '.join(RECORDS)} files")
+        for record, _, where in records(path, reading):
             texts = conversation(record, where) if mask_prompt or is_conversation(record) else [(text_of(record, where), True)]
             parts = []
             for text, answer in texts:
@@ -41,10 +41,9 @@ def read_items(files, reading, tokenizer, mask_prompt=True):
 
 def turns_in(files, reading):
     """The questions of the longest conversation near the beginning of these files; 0 where there is none."""
-    records = itertools.chain.from_iterable(json_records(path, reading) for path in files
-                                            if path.endswith((".json", ".jsonl", ".ndjson")))
+    every = itertools.chain.from_iterable(records(path, reading) for path in files if path.endswith(RECORDS))
     return max((sum(answer for _, answer in conversation(record, where))
-                for record, _, where in itertools.islice(records, LOOKED_AT) if is_conversation(record)), default=0)
+                for record, _, where in itertools.islice(every, LOOKED_AT) if is_conversation(record)), default=0)
 
 
 def usable(items, T):

@@ -10,6 +10,11 @@ from gpt2c.files import open_input
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
+def records(path, reading):
+    """(value, byte, where) of each record of a file, of the kind that its name says."""
+    return (csv_cells if path.endswith((".csv", ".tsv")) else json_records)(path, reading)
+
+
 def json_records(path, reading):
     """(value, byte, where) of each item of a JSON array, or of each line of JSON."""
     with open_input(path) as file:

@@ -37,6 +37,7 @@ class DataConfig:
                           metavar="KIND|PATH", default_text="the one beside token files; for text the family's own")
     use_bpe: bool = flag(False, "the same as --tokenizer bpe where that is not given")
     bpe_vocab_size: int = flag(512, "tokens of a bpe tokenizer made from the text")
+    bpe_min_frequency: int = flag(2, "a pair that is rarer does not become one of them")
     order: str = flag("", "windows at random places; inside documents; items, one record to a row; lanes that go on from batch "
                       "to batch, for recurrent families; or llm.c's windows, shuffled or not", choices=("", *ORDERS),
                       metavar="|".join(ORDERS),
@@ -81,6 +82,8 @@ class TokenSource:
             raise DataError(f"{self.name} has {count} tokens to train on, expected at least 2; give more text")
         short = min(T, count - 1)
         if short < T:
+            if self._order == "random":  # else there would be one place to begin at
+                short = max(1, count // 2)
             warn(f"{self.name} has {count} tokens to train on: a window has {short} tokens instead of {T}")
         if self._order in ("shuffled", "sequential") and B * short >= count:
             warn(f"{self.name} has {count} tokens to train on: a batch has {(count - 1) // short} windows instead of {B}")
@@ -102,15 +105,21 @@ class TokenSource:
             loader = DocumentWindows(self._dataset.train, B, T, self.tokenizer.eot, seed=seed, **options)
         else:
             loader = DataLoader(self._dataset.train, B, T, shuffle=self._order == "shuffled", **options)
-        return loader, self._val_loader(B, T, vocab_size) if validate else None
+        return loader, self._val_loader(B, T, vocab_size, seed, world) if validate else None
 
-    def _val_loader(self, B, T, vocab_size):
+    def _val_loader(self, B, T, vocab_size, seed, world):
         count = _smallest(self._val, self._parts[1]) if self._val else 0
         if count < 2:
             warn(f"{self.name} has no text for validation: there will be none")
             return None
         T = min(T, count - 1)
-        return DataLoader(self._val, min(B, (count - 1) // T), T, vocab_size=vocab_size, part=self._parts[1])
+        most, options = (count - 1) // T, dict(vocab_size=vocab_size, part=self._parts[1])
+        if self._order != "lanes":
+            return DataLoader(self._val, min(B, most), T, **options)
+        lanes = min(B * world.size, most)  # of all ranks together, or where there is not enough text of rank 0
+        shared = (B, world.rank, world.size) if lanes == B * world.size else (lanes, 0, 1)
+        B, rank, size = shared
+        return Lanes(self._val, B, T, (count - 1) // (lanes * T), rank, size, seed=seed, **options)
 
 
 class ItemSource:
@@ -153,9 +162,11 @@ def choose_source(config, reading, folder, model, module):
     if not 0 <= config.held_out < 1:
         raise UsageError(f"--held-out is {config.held_out}, expected at least 0 and less than 1")
     reading.split_on = reading.split_on.replace("\\n", "\n")
+    if not (config.data or config.training_text) and os.path.isfile(usual := getattr(module, "DATA", "")):
+        config.data = usual
     name = inline_file(config.training_text) if config.training_text and not config.data else config.data
     if name.startswith(TASK):
-        return _task_source(config, reading, model)
+        return _task_source(config, reading, model, module)
     items = config.mask_prompt or config.order == "items"
     if items or name and _is_text(name, folder):
         files = text_files(name) if name else []
@@ -173,14 +184,14 @@ def choose_source(config, reading, folder, model, module):
     return TokenSource(dataset, tokenizer, config, module, from_text=False)
 
 
-def _task_source(config, reading, model):
+def _task_source(config, reading, model, module):
     """Prompts of a task with their answers, one to a row and a line end behind each."""
     pairs = task_pairs(config.data.removeprefix(TASK))
     tokenizer = model.tokenizer if model else None
     if tokenizer is None:
         text = inline_file("".join(f"{prompt}{answer}\n" for prompt, answer in pairs))
         spec = config.tokenizer or ("bpe" if config.use_bpe else "char")
-        tokenizer = tokenizer_for(spec, [text], reading, **({"vocab_size": config.bpe_vocab_size} if spec == "bpe" else {}))
+        tokenizer = tokenizer_for(spec, [text], reading, **_options(config, spec, module))
     items = []
     for prompt, answer in pairs:
         ids = tokenizer.encode_array(prompt), tokenizer.encode_array(answer + "\n")
@@ -201,7 +212,7 @@ def _text_source(config, reading, files, name, model, module):
     val_files = text_files(config.val_data) if config.val_data else []
     tokenizer = model.tokenizer if model else None
     spec = tokenizer or config.tokenizer or ("bpe" if config.use_bpe else default_tokenizer(module))
-    options = {"vocab_size": config.bpe_vocab_size} if spec == "bpe" else {}
+    options = _options(config, spec, module)
     if config.mask_prompt or config.order == "items":
         total_bytes([*files, *val_files], reading)
         tokenizer = tokenizer or tokenizer_for(spec, [*files, *val_files], reading, **options)
@@ -214,6 +225,13 @@ def _text_source(config, reading, files, name, model, module):
     if val_files:
         dataset = dataset._replace(val=text_dataset(val_files, tokenizer, reading, 0).train)
     return TokenSource(dataset._replace(name=name), tokenizer, config, module, from_text=True, turns=turns_in(files, reading))
+
+
+def _options(config, spec, module):
+    """How a tokenizer of this kind is made from a text."""
+    options = {"bpe": {"vocab_size": config.bpe_vocab_size, "min_frequency": config.bpe_min_frequency},
+               "char": {"specials": getattr(module, "SPECIALS", ())}}
+    return options.get(spec, {}) if isinstance(spec, str) else {}
 
 
 def _token_dataset(config, folder, model) -> Dataset:

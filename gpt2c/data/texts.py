@@ -2,6 +2,7 @@
 import hashlib
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2c.data.datasets import Dataset, find_gpt2_tokenizer
@@ -11,11 +12,12 @@ from gpt2c.data.shards import MAX_IDS
 from gpt2c.data.writer import dataset_writer
 from gpt2c.errors import DataError, Gpt2cError, UsageError
 from gpt2c.files import atomic_write, open_input
+from gpt2c.flags import flag
 from gpt2c.progress import Progress
 from gpt2c.tokenizer import Tokenizer
 
 KINDS = ("char", "byte", "word", "bpe", "gpt2")
-CACHE_FORMAT = "gpt2c text 1"  # changes when the same text would give other ids
+CACHE_FORMAT = "gpt2c text 2"  # changes when the same text would give other ids
 NAME = "text"
 
 
@@ -26,7 +28,7 @@ def tokenizer_for(spec, files, reading, **options):
     if spec in ("byte", "gpt2"):
         return Tokenizer.make(spec)
     if spec == "char":
-        return Tokenizer.make("char", alphabet(files, reading))
+        return Tokenizer.make("char", alphabet(files, reading), **options)
     return Tokenizer.make(spec, (piece.text for piece in read_pieces(files, reading)), **options)
 
 
@@ -132,6 +134,14 @@ def _is_whole(folder):
     if not whole:
         print(f"the cached tokens in {folder} are damaged: encoding again", file=sys.stderr)
     return whole
+
+
+@dataclass
+class VocabularySource:
+    """Flags that say what a vocabulary was made from. A checkpoint has its own, so they change nothing."""
+
+    training_text: str = flag("", "", "--training-file", hidden=True)
+    use_bpe: bool = flag(False, "", hidden=True)
 
 
 def tokenizer_of_model(model, path=""):

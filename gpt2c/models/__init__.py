@@ -10,8 +10,11 @@ and, if it is recurrent,
     state(cfg, B) -> {name: shape}    what it carries from chunk to chunk for B lanes, (L, B, width) each; its forward takes
                                       it from t.incoming(name, layer) and leaves it with t.outgoing(name, layer, last)
 
-and, where its document says so, what a run starts from: describe(text), the config fields behind the name of a size;
-TRAINING, defaults of the training flags; TOKENIZER, the kind of tokenizer.
+and, where its document says so, what its programs start from: describe(text), the config fields behind the name of a size;
+TRAINING and GENERATION, defaults of the flags of train and generate; TOKENIZER, the kind of tokenizer, and SPECIALS, the
+special tokens of one that is made of characters; DATA, the text in the current folder that is trained on where nothing else
+is named; FILES, its own names for files of a run (gpt2c.runs); FLAGS, those that mean this family where no --model is given;
+EPOCH_LINE, what is told of an epoch; idle_parameters(cfg), how many of its parameters a token does not meet.
 
 Everything else (training, checkpoints, generation, flags, memory estimates) works on these.
 """
@@ -35,9 +38,20 @@ def family_named(name) -> ModuleType:
     return FAMILIES[name]
 
 
+def usual(name):
+    """What training starts from in this family, by flag."""
+    return getattr(family_named(name), "TRAINING", {})
+
+
 def max_seq_len(config):
     """The most positions that a model of this config takes; a recurrent one takes any number."""
     return getattr(config, "max_seq_len", sys.maxsize)
+
+
+def idle_parameters(name, config):
+    """How many of its parameters a token does not meet: those of experts that were not chosen."""
+    count = getattr(family_named(name), "idle_parameters", None)
+    return count(config) if count else 0
 
 
 def make_config(name, fields):

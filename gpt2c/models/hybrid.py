@@ -18,7 +18,15 @@ from gpt2c.flags import flag
 from gpt2c.recurrent import EPS, Gauge, gru, mixture
 
 TOKENIZER = "char"
-TRAINING = dict(batch_size=4, seq_len=180, learning_rate=1e-3, weight_decay=0.01, grad_clip=1.0)
+SAMPLE = ("the river runs past the old mill and the wheel turns all day. a boy sits on the bank: he jumps for a frog, and counts "
+          "the leaves that drift to the sea.\n")
+# As its document trains it: windows that each begin with a state of zeros, no validation, a sample at the end.
+TRAINING = dict(batch_size=4, seq_len=180, epochs=500.0, order="random", learning_rate=1e-3, weight_decay=0.01, grad_clip=1.0,
+                val_every=0, sample_every=-1, sample_len=100, temperature=0.3, log_every=25, training_text=SAMPLE,
+                save_path="checkpoint.bin")
+GENERATION = dict(max_new_tokens=100, temperature=0.3)
+FLAGS = ("--training-text", "--training-file", "--hidden-size", "--embed-size", "--num-experts", "--fast-mode", "--use-rwkv")
+EPOCH_LINE = "Epoch {epoch:4d} | Loss: {loss:.6f} | ∇: {grad_norm:.4f} | Time: {seconds:.1f}s"
 SKIP = 0.5  # of its input that a layer above the first adds to its result
 
 
@@ -93,6 +101,12 @@ def params(cfg):
     if N == 1:
         absent.add("router")
     return [spec for spec in specs if spec.name not in absent]
+
+
+def idle_parameters(cfg):
+    """Of the experts that a token does not go to."""
+    idle = 0 if cfg.fast_mode else max(0, cfg.num_experts - 1 - cfg.top_k)
+    return cfg.num_layers * idle * 6 * cfg.hidden**2
 
 
 def state(cfg, B):

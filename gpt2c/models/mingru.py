@@ -38,6 +38,7 @@ TRAINING = dict(batch_size=32, seq_len=64, epochs=10.0, update_chunks=4, backpro
                 learning_rate=1e-3, lr_unit="epoch-end", final_lr_frac=0.1, max_epochs=1000.0, val_every=250, val_steps=20,
                 save_every=1, log_every=1, sample_every=0, sample_len=200, temperature=0.8)
 TOKENIZER = "byte"
+FILES = dict(best="model_best.bin", epoch="model_epoch_{epoch}.bin", last="model_final.bin", tokenizer="vocab.txt")
 
 
 def params(cfg):

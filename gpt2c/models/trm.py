@@ -17,10 +17,9 @@ from gpt2c.flags import flag
 from gpt2c.recursive import Halting, cope_attention, dyt, scaled_residual
 
 TOKENIZER = "word"
-# How its document trains it: pre-training, then instruction tuning, with Adam.
-TRAINING = dict(batch_size=16, seq_len=80, epochs=100.0, optimizer="adam", learning_rate=5e-4, max_grad_value=1000.0)
-# The residual scales have a rate of their own, whatever the schedule says, and bounds that each update keeps them in.
-TENSOR_TRAINING = {name: dict(learning_rate=1e-4, clamp=(0.01, 0.5)) for name in ("alpha", "beta")}
+# How its document trains it, with Adam; the residual scales at a rate of their own, within bounds.
+TRAINING = dict(batch_size=16, seq_len=80, epochs=100.0, optimizer="adam", learning_rate=5e-4, max_grad_value=1000.0,
+                tensor_rates="alpha=1e-4, beta=1e-4", tensor_bounds="alpha=0.01:0.5, beta=0.01:0.5")
 
 
 @dataclass(frozen=True)
