@@ -1,5 +1,6 @@
 """The loop around a Trainer: validate, sample, update, tell, save, until it is done or has to stop."""
 import dataclasses
+import math
 import resource
 import signal
 import time
@@ -11,7 +12,11 @@ from gpt2c.errors import DivergedError, Gpt2cError, UsageError
 from gpt2c.machine import in_units
 from gpt2c.peak import measured_peak
 
-EPOCH_LINE = "epoch completed: epoch={epoch} loss={loss:.6f} grad_norm={grad_norm:.4f} learning_rate={lr:.3e} step={step}"
+# What is said of an epoch, of a run in epochs that is saved at the end, and of a sample. A family's document may have others.
+LINES = dict(
+    epoch="epoch completed: epoch={epoch} loss={loss:.6f} grad_norm={grad_norm:.4f} learning_rate={lr:.3e} step={step}",
+    saved="",
+    sample="generating:\n---\n{text}\n---")
 ROLLBACKS = 3  # to one and the same checkpoint; then going back does not help
 SILENCE = 10.0  # seconds after which a run that counts in epochs shows a step all the same
 
@@ -23,7 +28,9 @@ class Loop:
         self.trainer, self.flags, self.run, self.stop, self.console = trainer, flags, run, stop, console
         self.world = trainer.world
         self.by_epoch = bool(trainer.epochs)  # what --save-every and --log-every count
+        self._lines = LINES | getattr(trainer.model.module, "LINES", {})
         self._told = time.monotonic()
+        self._best_epoch = math.inf  # the least loss of one
         self._board = None
         self._leaving = False  # because a rank was told to
         self._validated = None  # the step of the last validation
@@ -72,6 +79,10 @@ class Loop:
             trainer.save(path)
             self._name_too(path, "last", "epoch")
             self._retain()
+            if self._lines["saved"] and self._best_epoch < math.inf:
+                self.console.info(self._lines["saved"].format(
+                    seconds=time.monotonic() - self._began, best=self._best_epoch, path=path,
+                    megabytes=path.stat().st_size / 2**20))
         else:
             path = "nowhere, as asked"
         pictured = self.look_back()
@@ -141,7 +152,7 @@ class Loop:
             text = flags.prompt + "\n\n".join(map(tokenizer.decode, texts))
         else:
             text = " ".join(map(str, ids))
-        self.console.info(f"generating:\n---\n{text}\n---")
+        self.console.info(self._lines["sample"].format(text=text, temperature=flags.temperature, count=len(ids), rule="-" * 70))
         self.run.append("samples.txt", f"--- step {self.trainer.step}\n{text}")
 
     # ---- after an update
@@ -164,9 +175,10 @@ class Loop:
         if step.epoch:
             epochs, (updates, loss, norm) = trainer.epochs_done, dataclasses.astuple(step.epoch)
             shown = self.by_epoch and every and (epochs == 1 or epochs % every == 0 or done == total)
-            (console.info if shown else console.debug)(getattr(trainer.model.module, "EPOCH_LINE", EPOCH_LINE).format(
+            (console.info if shown else console.debug)(self._lines["epoch"].format(
                 epoch=epochs, loss=loss / updates, grad_norm=norm / updates, lr=step.lr, step=done,
                 seconds=time.monotonic() - self._began))
+            self._best_epoch = min(loss / updates, self._best_epoch)
         self._log(step.step, step.val_loss, tokens=step.tokens, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm,
                   ms=round(step.ms, 3), tok_s=round(step.tok_s, 1), **step.parts)
 

@@ -25,7 +25,7 @@ from gpt2c.world import world
 # Adam at a constant rate. Numbers that go wrong and files that are far too large end the run.
 USUAL = dict(batch_size=2, seq_len=80, optimizer="adam", lr_schedule="constant", lr_unit="update", warmup_steps=0,
              warmup_epochs=0, weight_decay=0.0, grad_clip=1.0, max_grad_value=1000.0, max_loss=1e6, max_file_size=0.1,
-             sample_every=0, log_every=10, save_every=0, save_path="", training_text="")
+             sample_every=0, log_every=10, save_every=0, training_text="")
 SIZES = {"gpt2": dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80),
          "chargpt": dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80, dropout=0.0),
          "mingru": dict(dim=128, depth=2),

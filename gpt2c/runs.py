@@ -6,7 +6,8 @@
     samples.txt            what the model wrote on the way
     ckpt_%08d.safetensors  checkpoints, by the number of updates done; best.safetensors
     loss.png               the loss curve, where matplotlib is installed
-    left_%d/               checkpoints of an earlier attempt, from later on than where this one began
+    left_%d/               checkpoints of an earlier attempt, from later on than where this one began (beside the file to
+                           save to, where there is one)
 
 A family whose document has names of its own for some of these (its FILES) gets them as second names of the same files.
 
@@ -109,16 +110,27 @@ class Run:
         later = [path for path in self.checkpoints() if path.is_file() and _number_of(path) > step] if self.folder else []
         if not step and self.folder and self.best.is_file():
             later.append(self.best)
-        if not later or self.save_path:
+        return None if self.save_path else self._move_aside(later, self.folder, step)
+
+    def set_aside_saved(self):
+        """Moves what an earlier run has saved as this one's file to save to, and beside it. Words about it, or None."""
+        if not self.save_path:
+            return None
+        earlier = [path for path in (*self.checkpoints(), self.best) if path.is_file()]
+        words = self._move_aside(earlier, self.save_path.parent, 0)
+        return words and f"{words}; to go on from one, --resume it"
+
+    def _move_aside(self, paths, folder, step):
+        if not paths:
             return None
         number = 1
-        while (aside := self.folder / f"left_{number}").exists():
+        while (aside := folder / f"left_{number}").exists():
             number += 1
         aside.mkdir()
-        for path in later:
+        for path in paths:
             for name in self._names_of(path):
                 os.replace(name, aside / name.name)
-        return f"moved to {aside}, because this run begins at step {step}: {', '.join(path.name for path in later)}"
+        return f"moved to {aside}, because this run begins at step {step}: {', '.join(path.name for path in paths)}"
 
     # ---- logs
 

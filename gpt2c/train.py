@@ -118,7 +118,7 @@ def train(argv, stop, console):
     family, start, resume, *where = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
     family = family or family_of_flags(argv, start)
     if not any(where):
-        where = "", usual(family).get("save_path", "")
+        where = "", getattr(family_named(family), "SAVE_PATH", "")
     old = checkpoint_to_resume(resume, *where, console)
     family = old.family if old else family
     module = family_named(family)
@@ -130,8 +130,8 @@ def train(argv, stop, console):
         __doc__.partition("\n\n")[2],
         defaults={"model": family} | usual(family) | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
                                                       STARTER if starter else size or {}))
-    if "out_dir" in given and "save_path" not in given:
-        run.save_path = ""
+    if not (run.out_dir or run.save_path):
+        run.save_path = getattr(module, "SAVE_PATH", "")
     if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
         config.epochs = 0.0
     if "training_text" in given and "data" not in given:
@@ -160,8 +160,7 @@ def train(argv, stop, console):
     if config.seq_len > (most := max_seq_len(model.config)):
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {most}")
 
-    trainer = make_trainer(model, source, config, ranks)
-    memory = model.memory(config.batch_size, config.seq_len, trainer.window)
+    memory = model.memory(config.batch_size, config.seq_len, config.window(config.seq_len, source.lanes))
     if config.zero:
         memory["Adam moments"] //= ranks.size
     console.info(banner(model, origin or f"from scratch, seed {config.seed}", source, memory, ranks))
@@ -172,6 +171,7 @@ def train(argv, stop, console):
     ranks.wait()  # none takes memory before all have looked
     if not origin:
         model.initialise(config.seed)
+    trainer = make_trainer(model, source, config, ranks)
     run.init_from = run.init_from or (PRETRAINED if origin else "scratch")
     chosen = dataclasses.replace(chosen, **source.resolved)
     trainer.recorded = shaping_flags(run, chosen, reading)
@@ -190,8 +190,8 @@ def train(argv, stop, console):
     resolved = dataclasses.replace(run, resume=False)
     if aside := files.begin(flags.to_toml(resolved, chosen, reading, config, model.config), trainer.step, model.tokenizer):
         console.warning(aside)
-    if not old and files.save_path and files.save_path.exists():
-        console.warning(f"{files.save_path} is there already, and this run will replace it; --resume goes on from it instead")
+    if not old and (aside := files.set_aside_saved()):
+        console.warning(aside)
     return loop.train(), model
 
 

@@ -113,6 +113,14 @@ class TrainConfig:
         if self.warmup_steps and (self.warmup_epochs or self.lr_unit != "update"):
             raise UsageError("a warm-up is given in updates or in epochs: with epochs, use warmup_epochs alone")
 
+    def carries(self, lanes):
+        """Whether the state goes on from batch to batch, where the data do (`lanes`)."""
+        return lanes and self.preserve_hidden_states and not self.overfit
+
+    def window(self, T, lanes):
+        """The chunks of T tokens that a gradient reaches back through."""
+        return math.ceil(self.backprop_tokens / T) or self.backprop_chunks if self.carries(lanes) else 1
+
 
 class Step(NamedTuple):
     """One update, as the Trainer reports it."""
@@ -221,16 +229,14 @@ class Trainer:
             rates=tensor_rates(config.tensor_rates), bounds=tensor_bounds(config.tensor_bounds), world=self.world,
             sharded=bool(config.zero))
         batch = loader.B * loader.T * loader.world
-        updates, window = (tokens and math.ceil(tokens / loader.T) or chunks for tokens, chunks in (
-            (config.update_tokens, config.update_chunks), (config.backprop_tokens, config.backprop_chunks)))
-        lanes = hasattr(loader, "continues") and not config.overfit
-        self._goes_on = lanes and config.preserve_hidden_states
-        self.window = window if self._goes_on else 1  # chunks that a gradient reaches back through
         if self.world.size > 1 and loader.world not in (1, self.world.size):
             raise UsageError(f"the loader is one of {loader.world} ranks, but there are {self.world.size}: give it world=1, and "
                              f"its batches are dealt out, or world={self.world.size}")
         self._dealt = loader.world < self.world.size
-        default = batch * (updates if lanes else self.world.size if self._dealt else 1)
+        lanes = hasattr(loader, "continues")
+        self._goes_on, self._window = config.carries(lanes), config.window(loader.T, lanes)
+        updates = math.ceil(config.update_tokens / loader.T) or config.update_chunks if lanes and not config.overfit else 1
+        default = batch * updates * (self.world.size if self._dealt else 1)
         self.micro_steps, rest = divmod(config.total_batch_size or default, batch)  # of the loader's batches
         if rest or self.micro_steps < 1:
             raise UsageError(f"the total batch size of {config.total_batch_size} tokens is no multiple of the batch of "
@@ -379,7 +385,7 @@ class Trainer:
                 model.reset_state()
             x, y = self._first_batch or self.loader.next_batch()
             model.dropout_counter = dropout + number  # masks do not depend on who computes the batch
-            loss = model.loss_and_grad(x, y, add=bool(told), window=self.window, train=True)
+            loss = model.loss_and_grad(x, y, add=bool(told), window=self._window, train=True)
             told[number] = {"loss": loss} | model.metrics
         model.dropout_counter = dropout + self._batches
         if not told:  # there are fewer batches than ranks
@@ -504,7 +510,7 @@ class Trainer:
 
     def _carried(self):
         """What the model takes over from one update to the next, of all ranks: their lanes side by side."""
-        carried = self.model.carried(self.window)
+        carried = self.model.carried(self._window)
         if self.world.size == 1:
             return carried
         lanes = {name: np.concatenate(self.world.stack(array), axis=1) for name, array in carried.items()

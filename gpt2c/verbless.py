@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from gpt2c import flags, rlvr, train, train_tokenizer
 from gpt2c.errors import UsageError
 from gpt2c.flags import flag
-from gpt2c.models import usual
+from gpt2c.models.hybrid import SAVE_PATH
 
 
 @dataclass
@@ -31,6 +31,6 @@ def main(argv):
     if not asked.do_rl:
         raise UsageError(f"{argv[0]} stands where a verb is expected; gpt2c --help lists the verbs")
     for_rlvr, for_train = flags.split(rest, ForRlvr)
-    path = flags.peek(for_train, train.RunConfig, "save_path")[0] or usual("hybrid")["save_path"]
+    path = flags.peek(for_train, train.RunConfig, "save_path")[0] or SAVE_PATH
     code = train.main(["--model=hybrid", *for_train, f"--save-path={path}"])
     return code or rlvr.main([path, f"--save-path={path}", *for_rlvr])

@@ -1,8 +1,11 @@
 """The commands of the documents that chargpt and mingru come from, as docs/chargpt.md and docs/mingru.md give them."""
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +14,10 @@ import pytest
 import gpt2c
 from gpt2c import checkpoint, runs
 from gpt2c.errors import TokenizationError
-from gpt2c.generate import main as generate
 from gpt2c.tokenizer import Tokenizer
 from gpt2c.train import main as train
 
 ROOT = Path(__file__).parent.parent
-MAINS = {"train": train, "generate": generate}
 SMALLER = {"chargpt": "-b 2 -t 16 --max-seq-len 16 --num-layers 1 --num-heads 2 --channels 16 --val-steps 1 --val-every 2",
            "mingru": "-b 2 --model-dim 16 --val-steps 1"}
 FACTS = json.loads((ROOT / "data/facts_general.json").read_text(encoding="utf-8"))
@@ -43,9 +44,14 @@ def commands(family):
 
 
 def run(command, *more):
-    """A command of this program in this process; its exit code."""
-    _, verb, *words = shlex.split(command)
-    return MAINS[verb]([*words, *map(str, more)]) or 0
+    """A command of this program; its exit code. Training, of which there is most, runs in this process."""
+    _, verb, *words = [*shlex.split(command), *map(str, more)]
+    if verb == "train":
+        return train(words) or 0
+    done = subprocess.run([sys.executable, "-m", "gpt2c", verb, *words], capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    print(done.stdout + done.stderr, end="")
+    return done.returncode
 
 
 def files():
@@ -93,14 +99,19 @@ def test_chargpt_says_what_to_do_with_an_earlier_checkpoint(folder, capsys):
     Path("train.txt").write_text(TEXT, encoding="utf-8")
     short = "gpt2c train --model chargpt", *SMALLER["chargpt"].split()
     run(*short, "--iters", 2)
-    assert "is there already" not in capsys.readouterr().err
+    earlier = {name: Path(name).read_bytes() for name in ("checkpoint.bin", "checkpoint_best.bin")}
+    assert "moved to" not in capsys.readouterr().err
     run(*short, "--iters", 1)
-    assert "checkpoint.bin is there already, and this run will replace it; --resume goes on" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "moved to left_1, because this run begins at step 0: checkpoint.bin, checkpoint_best.bin" in said
+    assert "to go on from one, --resume it" in said
+    assert {name: Path("left_1", name).read_bytes() for name in earlier} == earlier
+    assert checkpoint.metadata("checkpoint.bin")["step"] == 1
     run("gpt2c train --model chargpt --iters 1 --resume")
     assert "already at step 1 of 1: nothing to train" in capsys.readouterr().out
     run(*short, "--iters", 1, "-o", "out")  # a folder takes their place
     assert "ckpt_00000001.safetensors" in [path.name for path in Path("out").iterdir()]
-    assert "is there already" not in capsys.readouterr().err
+    assert "moved to" not in capsys.readouterr().err and Path("checkpoint.bin").exists()
 
 
 def test_without_a_text_of_its_own_chargpt_takes_a_data_set(folder, capsys):

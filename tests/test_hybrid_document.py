@@ -30,7 +30,7 @@ def run(tmp_path):
 
     def run(command, code=0):
         done = subprocess.run([sys.executable, "-m", "gpt2c", *shlex.split(command)], cwd=tmp_path, env=environment,
-                              capture_output=True, text=True, timeout=60, encoding="utf-8")
+                              capture_output=True, text=True, timeout=120, encoding="utf-8")
         assert done.returncode == code, done.stderr
         return done.stdout, done.stderr
 
@@ -47,7 +47,9 @@ def test_quick_start_and_going_on(run):
     assert epochs_told(out) == [1, *range(25, 301, 25)] and "model: hybrid" in out
     assert float(out.split("Epoch  300 | Loss: ")[1].split(" | ∇: ")[0]) < 0.1
     assert "43 tokens to train on: a window has 21 tokens instead of 180" in err
-    sample = out.split("---\n")[1]
+    assert "s | Best loss: 0.0" in out and "\nSaved binary checkpoint to checkpoint.bin (0." in out
+    before, sample, _ = out.split("-" * 70 + "\n")
+    assert before.endswith("Generating sample...\n\nTemperature: 0.3\nGenerated (100 tokens):\n")
     assert len(sample) == 101 and "jumps over the lazy dog" in sample
     out, _ = run(f'inference --loadCheckpoint=./checkpoint.bin --trainingText="{FOX}"')
     assert len(out) == 101 and "jumps over the lazy dog" in out

@@ -56,6 +56,7 @@ class TokenSource:
         self.name, self.tokenizer, self.turns = dataset.name, tokenizer, turns
         usual = "lanes" if hasattr(module, "state") else "random" if from_text else "shuffled"
         self._dataset, self._order, self._from_text = dataset, config.order or usual, from_text
+        self.lanes = self._order == "lanes"  # whether batches go on from one to the next
         self._config = config
         held_out = from_text or dataset.val
         cut = 1 - config.held_out
@@ -95,7 +96,7 @@ class TokenSource:
         options = dict(vocab_size=vocab_size, part=self._parts[0])
         if self._order == "random":
             loader = RandomWindows(self._dataset.train, B, T, seed=seed, **options)
-        elif self._order == "lanes":
+        elif self.lanes:
             chunks = -(-self._config.context_length // T) or self._config.max_chunks_per_epoch
             loader = Lanes(self._dataset.train, B, T, chunks, world.rank, world.size, seed=seed, **options)
         elif self._order == "documents":
@@ -114,7 +115,7 @@ class TokenSource:
             return None
         T = min(T, count - 1)
         most, options = (count - 1) // T, dict(vocab_size=vocab_size, part=self._parts[1])
-        if self._order != "lanes":
+        if not self.lanes:
             return DataLoader(self._val, min(B, most), T, **options)
         lanes = min(B * world.size, most)  # of all ranks together, or where there is not enough text of rank 0
         shared = (B, world.rank, world.size) if lanes == B * world.size else (lanes, 0, 1)
@@ -133,7 +134,7 @@ class ItemSource:
             held_out = int(len(items) * held_out)
             items, val_items = items[: len(items) - held_out], items[len(items) - held_out :]
         self._items, self._val_items = items, val_items
-        self.resolved = {}
+        self.resolved, self.lanes = {}, False
 
     @property
     def summary(self):
@@ -166,7 +167,7 @@ def choose_source(config, reading, folder, model, module):
         config.data = usual
     name = inline_file(config.training_text) if config.training_text and not config.data else config.data
     if name.startswith(TASK):
-        return _task_source(config, reading, model, module)
+        return _task_source(config, reading, model)
     items = config.mask_prompt or config.order == "items"
     if items or name and _is_text(name, folder):
         files = text_files(name) if name else []
@@ -184,14 +185,14 @@ def choose_source(config, reading, folder, model, module):
     return TokenSource(dataset, tokenizer, config, module, from_text=False)
 
 
-def _task_source(config, reading, model, module):
+def _task_source(config, reading, model):
     """Prompts of a task with their answers, one to a row and a line end behind each."""
     pairs = task_pairs(config.data.removeprefix(TASK))
     tokenizer = model.tokenizer if model else None
     if tokenizer is None:
         text = inline_file("".join(f"{prompt}{answer}\n" for prompt, answer in pairs))
         spec = config.tokenizer or ("bpe" if config.use_bpe else "char")
-        tokenizer = tokenizer_for(spec, [text], reading, **_options(config, spec, module))
+        tokenizer = tokenizer_for(spec, [text], reading, **_options(config, spec))
     items = []
     for prompt, answer in pairs:
         ids = tokenizer.encode_array(prompt), tokenizer.encode_array(answer + "\n")
@@ -227,7 +228,7 @@ def _text_source(config, reading, files, name, model, module):
     return TokenSource(dataset._replace(name=name), tokenizer, config, module, from_text=True, turns=turns_in(files, reading))
 
 
-def _options(config, spec, module):
+def _options(config, spec, module=None):
     """How a tokenizer of this kind is made from a text."""
     options = {"bpe": {"vocab_size": config.bpe_vocab_size, "min_frequency": config.bpe_min_frequency},
                "char": {"specials": getattr(module, "SPECIALS", ())}}

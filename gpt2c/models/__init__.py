@@ -13,8 +13,9 @@ and, if it is recurrent,
 and, where its document says so, what its programs start from: describe(text), the config fields behind the name of a size;
 TRAINING and GENERATION, defaults of the flags of train and generate; TOKENIZER, the kind of tokenizer, and SPECIALS, the
 special tokens of one that is made of characters; DATA, the text in the current folder that is trained on where nothing else
-is named; FILES, its own names for files of a run (gpt2c.runs); FLAGS, those that mean this family where no --model is given;
-EPOCH_LINE, what is told of an epoch; idle_parameters(cfg), how many of its parameters a token does not meet.
+is named; SAVE_PATH, where a checkpoint goes if no flag says where; FILES, its own names for files in the folder of a run
+(gpt2c.runs); FLAGS, those that mean this family where no --model is given; LINES, what the training program says
+(gpt2c.loop); idle_parameters(cfg), how many of its parameters a token does not meet.
 
 Everything else (training, checkpoints, generation, flags, memory estimates) works on these.
 """

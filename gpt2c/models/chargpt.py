@@ -34,11 +34,12 @@ PRESETS = {"tiny": (2, 64, 4), "current": (6, 128, 8), "medium": (6, 256, 8), "l
 
 # What training starts from where nothing else is asked for: fields of TrainConfig and RunConfig.
 TRAINING = dict(batch_size=32, seq_len=64, max_steps=1000, learning_rate=2e-3, lr_schedule="randygpt", warmup_steps=100,
-                final_lr_frac=0.1, weight_decay=0.01, grad_clip=1.0, val_every=100, save_path="checkpoint.bin",
-                resumable_best=True, log_every=100, sample_every=1000, sample_len=100, temperature=0.8, sample_top_p=0.9)
+                final_lr_frac=0.1, weight_decay=0.01, grad_clip=1.0, val_every=100, resumable_best=True,
+                log_every=100, sample_every=1000, sample_len=100, temperature=0.8, sample_top_p=0.9)
 TOKENIZER = "char"
 SPECIALS = "<|bos|>", "<|eos|>"
 DATA = "train.txt"
+SAVE_PATH = "checkpoint.bin"
 
 
 def describe(text):

@@ -22,11 +22,14 @@ SAMPLE = ("the river runs past the old mill and the wheel turns all day. a boy s
           "the leaves that drift to the sea.\n")
 # As its document trains it: windows that each begin with a state of zeros, no validation, a sample at the end.
 TRAINING = dict(batch_size=4, seq_len=180, epochs=500.0, order="random", learning_rate=1e-3, weight_decay=0.01, grad_clip=1.0,
-                val_every=0, sample_every=-1, sample_len=100, temperature=0.3, log_every=25, training_text=SAMPLE,
-                save_path="checkpoint.bin")
+                val_every=0, sample_every=-1, sample_len=100, temperature=0.3, log_every=25, training_text=SAMPLE)
+SAVE_PATH = "./checkpoint.bin"
 GENERATION = dict(max_new_tokens=100, temperature=0.3)
 FLAGS = ("--training-text", "--training-file", "--hidden-size", "--embed-size", "--num-experts", "--fast-mode", "--use-rwkv")
-EPOCH_LINE = "Epoch {epoch:4d} | Loss: {loss:.6f} | ∇: {grad_norm:.4f} | Time: {seconds:.1f}s"
+LINES = dict(
+    epoch="Epoch {epoch:4d} | Loss: {loss:.6f} | ∇: {grad_norm:.4f} | Time: {seconds:.1f}s",
+    saved="Done in {seconds:.1f}s | Best loss: {best:.6f}\n\nSaved binary checkpoint to {path} ({megabytes:.2f} MB)\n",
+    sample="Generating sample...\n\nTemperature: {temperature}\nGenerated ({count} tokens):\n{rule}\n{text}\n{rule}")
 SKIP = 0.5  # of its input that a layer above the first adds to its result
 
 
