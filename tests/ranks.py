@@ -31,12 +31,12 @@ def trainer_of(family, data, zero, start):
     else:
         sizes = TINY | {"vocab_size": VOCABULARY, "dropout": 0.1}
         model, run = gpt2c.create(family, **{name: value for name, value in sizes.items() if name in fields}), None
-    if family in ("mingru", "hybrid"):
+    if family == "mingru":
         loader, val_loader = (Lanes(data, LANES // ranks.size, T, 10, ranks.rank, ranks.size, seed=seed) for seed in (1, 2))
-        more = dict(backprop_chunks=2) if family == "mingru" else dict(update_chunks=2)
+        more = dict(backprop_chunks=2, update_chunks=2)
     else:
         val_loader = gpt2c.DataLoader(data, B, T)
-        loader = RandomWindows(data, B, T) if family == "chargpt" else gpt2c.DataLoader(data, B, T, shuffle=True)
+        loader = RandomWindows(data, B, T) if family in ("chargpt", "hybrid") else gpt2c.DataLoader(data, B, T, shuffle=True)
         more = dict(total_batch_size=BATCHES * B * T) | (dict(clip_value=0.02) if family == "trm" else {})
     config = gpt2c.TrainConfig(**HOW, **more, zero=zero)
     trainer = gpt2c.Trainer(model, loader, val_loader, config)
