@@ -145,10 +145,10 @@ def test_a_resumed_run_has_the_same_bits(mpi, trained):
 def test_a_run_goes_on_with_another_number_of_ranks(mpi, trained, ranks, made, words):
     """mingru's gradients reach back into a chunk that was computed elsewhere: at first they do so no longer."""
     again = trained(f"{made[0]}-on-{ranks}", ranks, trained(*made), *words)
-    assert_same_losses(trained("1", 1), again, 25, families=FAMILIES.keys() - {"mingru"})
-    assert_same_losses(trained("1", 1), again, 25, tolerance=1e-3, families=["mingru"])
+    assert_same_losses(trained("1", 1), again, 27, families=FAMILIES.keys() - {"mingru"})
+    assert_same_losses(trained("1", 1), again, 27, tolerance=1e-3, families=["mingru"])
     old, new = (json.loads((folder / "mingru.json").read_text()) for folder in (trained("1", 1), again))
-    np.testing.assert_allclose(new[0][0], old[25][0], rtol=1e-5)  # the state is whole
+    np.testing.assert_allclose(new[0][0], old[23][0], rtol=1e-5)  # the state is whole
 
 
 # ---- the program
