@@ -16,6 +16,7 @@ from gpt2c.data.documents import text_files, total_bytes
 from gpt2c.data.records import records
 from gpt2c.data.texts import tokenizer_for
 from gpt2c.errors import DataError, UsageError
+from gpt2c.files import shipped_data
 from gpt2c.flags import flag
 from gpt2c.models import usual
 from gpt2c.sampling import Sampling
@@ -69,7 +70,7 @@ def shipped(phases):
         raise UsageError("--pretrain and --instruct go together: name a file for each phase, or none for those that ship")
     if phases.pretrain:
         return phases
-    pretrain, instruct, asked = (str(Path(__file__).parents[1] / "data" / name) for name in SHIPPED)
+    pretrain, instruct, asked = (str(shipped_data() / name) for name in SHIPPED)
     return dataclasses.replace(phases, pretrain=pretrain, instruct=instruct, test_questions=phases.test_questions or asked)
 
 

@@ -18,6 +18,7 @@ from gpt2c.data import tokenizer_of_model
 from gpt2c.data.reading import Reading
 from gpt2c.data.sources import DataConfig, choose_source
 from gpt2c.errors import UsageError
+from gpt2c.files import shipped_data
 from gpt2c.flags import flag
 from gpt2c.loop import Loop
 from gpt2c.machine import in_units, require_memory
@@ -203,7 +204,7 @@ def family_of_flags(argv, start):
 
 def data_folder():
     """data/ of the current folder, else the one that comes with gpt2c."""
-    return "data" if os.path.isdir("data") else Path(gpt2c.__file__).parents[1] / "data"
+    return "data" if os.path.isdir("data") else shipped_data()
 
 
 def initial_model(run, shape, given, anew):
