@@ -3,6 +3,7 @@ import bisect
 import math
 import mmap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,11 +47,12 @@ def aligned(size, dtype=np.float32):
     """An array of zeros at an aligned address. Its pages come from the system when they are first touched.
 
     Large ones ask for huge pages: a step walks through all of them, and small pages cost it and the first touch time.
+    Systems rarely grant those to memory that could be shared between processes, as mmap makes it unless told otherwise.
     """
     size_bytes = size * np.dtype(dtype).itemsize
-    if size_bytes >= LARGE:
-        block = mmap.mmap(-1, size_bytes)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+    if size_bytes >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        block = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a system that has none
             block.madvise(mmap.MADV_HUGEPAGE)
         return np.frombuffer(block, dtype, size)
     block = np.zeros(size_bytes + ALIGNMENT, np.uint8)

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 import gpt2c
-from gpt2c import benchmarks, flags, kernel_cases, tables
+from gpt2c import benchmarks, cluster, flags, kernel_cases, tables
 from gpt2c.cli import run_program
 from gpt2c.errors import Gpt2cError, UsageError
 from gpt2c.flags import flag
+from gpt2c.trainer import TrainConfig, Trainer
+from gpt2c.world import world
 
 RIVALS = ("torch", "numpy")
 
@@ -33,7 +35,12 @@ class BenchConfig:
     )
     torch_python: str = flag("", "the Python that has PyTorch", metavar="PATH", default_text="this one")
     profile: bool = flag(False, "show instead where the time of a training step goes")
-    shape: str = flag(benchmarks.SHAPES[0], "the model of --profile", choices=benchmarks.SHAPES)
+    shape: str = flag(benchmarks.SHAPES[0], "the model of --profile and --mpi", choices=benchmarks.SHAPES)
+    mpi: bool = flag(False, "show instead what the ranks that mpirun has started cost and gain, and what more of them would, one "
+                     "to a node")
+    batches: int = flag(4, "with --mpi: batches of each rank in an update")
+    link_gbit: float = flag(10.0, "and what the link between nodes carries each way, in Gbit/s")
+    link_us: float = flag(50.0, "and how long a message takes on it, in microseconds")
     out: str = flag(
         "", "folder for <date>-<machine>.json and .csv", "-o", metavar="DIR", default_text="none is written"
     )
@@ -41,6 +48,8 @@ class BenchConfig:
 
 def main(argv):
     (config,), _ = flags.parse(argv, [BenchConfig], "gpt2c bench", __doc__.partition("\n\n")[2], ["what"])
+    if config.mpi:
+        return measure_ranks(config)
     if config.threads:
         gpt2c.set_num_threads(config.threads)
     isas, rivals = chosen_isas(split(config.isa)), split(config.compare)
@@ -72,6 +81,47 @@ def main(argv):
     finally:  # what was measured before an interrupt is worth keeping
         if config.out and rows:
             print("\nwritten: " + ", ".join(map(str, tables.save(machine, rows, config.out))))
+
+
+def measure_ranks(config):
+    """Prints what gpt2c.cluster measures and predicts."""
+    if min(config.batches, config.link_gbit, config.link_us) <= 0:
+        raise UsageError("--batches, --link-gbit and --link-us must be above 0")
+    ranks, case = world(), benchmarks.MODEL_CASES[f"train-{config.shape}"]
+    ranks.quiet()
+    ranks.settle(config.threads)
+    threads = gpt2c.info()["threads"]
+    print(f"{ranks.size} ranks, {ranks.neighbours} of them here with {threads} threads each; {case.shape}, batches of {case.B} x "
+          f"{case.T}, {config.batches} of each rank in an update", flush=True)
+    model = case.create()
+    S, costs = model.params.nbytes, cluster.costs(case, model, ranks)
+    print(f"a batch {1e3 * costs.batch:.1f} ms, an update {1e3 * costs.update:.1f} ms, adding {costs.summing / 1e9:.1f} GB/s")
+    if ranks.size > 1:
+        compare_ranks(config, case, model, costs, ranks)
+    link = cluster.Link(config.link_gbit * 1e9 / 8, config.link_us * 1e-6)
+    print(f"\npredicted, with {config.link_gbit:g} Gbit/s and {config.link_us:g} us between nodes:\n"
+          f"{'nodes':>6} {'tokens':>9} {'ms':>9} {'exchanging':>11} {'tok/s':>10} {'efficiency':>11}")
+    for N, tokens, seconds, exchanging, speed, efficiency in cluster.predictions(S, case.B * case.T, config.batches, costs, link):
+        print(f"{N:6d} {tokens:9d} {1e3 * seconds:9.1f} {1e3 * exchanging:11.1f} {speed:10.0f} {efficiency:11.1%}")
+
+
+def compare_ranks(config, case, model, costs, ranks):
+    """Sums over the ranks that are there, and an update as it is and as it was to be expected."""
+    measured = []
+    print(f"\nsums over all ranks:\n{'bytes':>12} {'ms':>10} {'GB/s':>8}")
+    for floats, seconds in cluster.sums(ranks):
+        measured.append((floats, seconds))
+        print(f"{4 * floats:12d} {1e3 * seconds:10.3f} {8 * floats * (1 - 1 / ranks.size) / seconds / 1e9:8.2f}", flush=True)
+    link = cluster.fitted(measured, ranks, costs.summing)
+    S = model.params.nbytes
+    print(f"the link: {8e-9 * link.bandwidth:.1f} Gbit/s each way, {1e6 * link.latency:.1f} us a message\n"
+          f"hidden behind the computation of a batch: {cluster.hidden(case, model, ranks):.0%} of a sum by MPI alone", flush=True)
+    loader = benchmarks.one_batch(case)
+    trainer = Trainer(model, loader, config=TrainConfig(
+        max_steps=sys.maxsize, total_batch_size=config.batches * ranks.size * case.B * case.T))
+    now, expected = cluster.median(trainer.update, ranks, 3), cluster.step(S, ranks.size, config.batches, costs, link)
+    print(f"an update: {1e3 * now:.1f} ms, predicted {1e3 * expected:.1f} ms ({expected / now - 1:+.1%}); "
+          f"{trainer.tokens_per_step / now:.0f} tok/s")
 
 
 def split(words):

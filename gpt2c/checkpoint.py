@@ -46,10 +46,9 @@ class RunState:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def save(path, model, run: RunState | None = None, step=None, best=None):
-    """Writes a checkpoint; with a run, the optimizer's moments and the run's state go with it."""
-    arenas = (model.params, model.m, model.v) if run else (model.params,)
-    tensors = {arena.prefix + name: arena[name] for arena in arenas if arena is model.params or arena.allocated for name in arena}
+def save(path, model, run: RunState | None = None, moments=(), step=None, best=None):
+    """Writes a checkpoint; with a run, its state and the optimizer's moments, Arenas, go with it."""
+    tensors = {arena.prefix + name: arena[name] for arena in (model.params, *moments) for name in arena}
     if run:
         tensors |= {f"run.{name}": np.ascontiguousarray(array) for name, array in run.arrays.items()}
     table, end = {}, 0
@@ -153,20 +152,24 @@ class Content:
     run: RunState | None
     said: dict = field(default_factory=dict)  # of SAID
 
-    def build(self, **switches):
-        """(Model, RunState or None)."""
+    def build(self, part=None, **switches):
+        """(Model, RunState or None). `part` as in copy_to."""
         model = Model(self.family, self.config, self.tokenizer, **switches)
         for name, value in self.said.items():
             setattr(model, name, value)
-        return model, self.copy_to(model)
+        return model, self.copy_to(model, part)
 
-    def copy_to(self, model):
+    def copy_to(self, model, part=None):
         """Fills a model of this family and configuration, and lets the file go: a deleted file that is still mapped keeps
-        its room on the disk. The RunState, or None."""
+        its room on the disk. Of the moments only what lies in part(their size), (first, last), if it is given: no memory
+        is taken for the rest. The RunState, or None."""
         tensors, self.tensors = self.tensors, {}
-        for prefix, arena in (("", model.params), ("m.", model.m), ("v.", model.v)):
-            for name in arena if prefix + next(iter(arena)) in tensors else ():
-                arena[name][...] = tensors[prefix + name]
+        for arena in (model.params, model.m, model.v):
+            begin, end = part(arena.size) if part and arena is not model.params else (0, arena.size)
+            for name in arena if arena.prefix + next(iter(arena)) in tensors else ():
+                first, last = arena.range(name)
+                wanted = slice(max(first, begin), max(first, begin, min(last, end)))
+                arena.flat[wanted] = tensors[arena.prefix + name].reshape(-1)[wanted.start - first : wanted.stop - first]
         if not self.run:
             return None
         arrays = {name.removeprefix("run."): array.copy() for name, array in tensors.items() if name.startswith("run.")}

@@ -53,6 +53,13 @@ def atomic_write(path, size=None):
         raise
 
 
+def shipped_data():
+    """The folder of the data that come with gpt2c: data/ of the source tree, or its copy in a wheel."""
+    package = Path(__file__).parent
+    source = package.parent / "data"
+    return source if (source / "make_stories.py").exists() else package / "shipped"
+
+
 def second_name(path, name):
     """Gives a file another name in its folder as well, which takes no room; a copy where the file system has no links."""
     path = Path(path)

@@ -27,6 +27,7 @@ from gpt2c.model import Model
 from gpt2c.models import max_seq_len
 from gpt2c.optim import Optimizer
 from gpt2c.tasks import ENDS, Task
+from gpt2c.world import world
 
 PROGRAM = "rlvr"  # whose runs these are, as checkpoints say
 SAME = 1e-8  # rewards that deviate less than this are equal
@@ -106,8 +107,19 @@ def objective(logp, old, ref, advantage, config):
     return value, slope, flat
 
 
+class Coins(NamedTuple):
+    """A generator's numbers for some rows of a batch: what a row gets does not depend on who completes it."""
+
+    rows: np.ndarray  # (rows, numbers)
+
+    def random(self, shape):
+        return self.rows
+
+
 class Grpo:
     """Trains a model on a Task. `update` as often as you like; `warnings` says what the model's vocabulary lacks.
+
+    Where MPI has started several ranks, they take the prompts in turn, and all have the same parameters after each update.
 
     With the RunState of a checkpoint that `save` wrote, it goes on where that was, with the same bits.
     """
@@ -116,13 +128,13 @@ class Grpo:
         self.model, self.task, self.config, self.tokenizer = model, task, config or GrpoConfig(), model.tokenizer
         if self.tokenizer is None:
             raise UsageError("the model has no tokenizer: set model.tokenizer")
-        self.step, self.warnings = 0, []
+        self.step, self.warnings, self.world = 0, [], world()
         self._t = 0  # updates of the optimizer
         self.recorded = {}  # more that checkpoints should say of how the run was made
         for moments in (model.m, model.v):  # those of another objective
             if moments.allocated and not run:
                 moments.flat[...] = 0
-        self._optimizer = Optimizer(model, weight_decay=self.config.weight_decay)
+        self._optimizer = Optimizer(model, weight_decay=self.config.weight_decay, world=self.world)
         self._rng = np.random.default_rng(self.config.seed)
         self._sampler = BatchSampler(model)
         self._reference = None
@@ -163,11 +175,18 @@ class Grpo:
         pairs = [self.task.make(rng) for _ in range(count)]
         return [("".join(c for c in prompt if c not in self._missing), answer) for prompt, answer in pairs]
 
-    def complete(self, pairs, rng, temperature=1.0):
-        """A Completion for each (prompt, answer). Temperature 1 is the policy itself."""
-        prompts = [self.tokenizer.encode(prompt) for prompt, _ in pairs]
-        written = self._sampler.sample(prompts, self.config.max_new_tokens, rng, self._stops, temperature)
-        return [self._judge(prompt, answer, ids, new) for (prompt, answer), ids, new in zip(pairs, prompts, written)]
+    def complete(self, pairs, rng, temperature=1.0, group=1):
+        """(a Completion for each (prompt, answer) of this rank's, the rewards of all). `group` pairs in a row are one rank's.
+        Temperature 1 is the policy itself."""
+        coins, rewards = rng.random((len(pairs), self.config.max_new_tokens)), np.zeros(len(pairs))
+        mine = [row for row in range(len(pairs)) if row // group % self.world.size == self.world.rank]
+        done = []
+        if mine:
+            prompts = [self.tokenizer.encode(pairs[row][0]) for row in mine]
+            written = self._sampler.sample(prompts, coins.shape[1], Coins(coins[mine]), self._stops, temperature)
+            done = [self._judge(*pairs[row], ids, new) for row, ids, new in zip(mine, prompts, written)]
+            rewards[mine] = [completion.reward for completion in done]
+        return done, self.world.sum(rewards)
 
     def _judge(self, prompt, answer, prompt_ids, ids):
         text = self.tokenizer.decode([i for i in ids if i != self.tokenizer.eot])
@@ -177,10 +196,10 @@ class Grpo:
         return Completion(prompt, text, float(self.task.reward(text, answer)), prompt_ids, ids)
 
     def evaluate(self, prompts=200, temperature=1.0):
-        """(mean reward, part that is right, completions) of one completion of each of these many prompts, always the same."""
+        """(mean reward, part that is right, this rank's completions) of one completion of each of these many prompts, always
+        the same."""
         rng = np.random.default_rng([self.config.seed, 1])
-        done = self.complete(self.draw(prompts, rng), rng, temperature)
-        rewards = np.array([c.reward for c in done])
+        done, rewards = self.complete(self.draw(prompts, rng), rng, temperature)
         return float(rewards.mean()), float((rewards >= 1).mean()), done
 
     # ---- learning
@@ -189,21 +208,23 @@ class Grpo:
         """One batch of completions, and the updates with it; none where all groups have equal rewards."""
         start, config = time.perf_counter(), self.config
         pairs = [pair for pair in self.draw(config.prompts, self._rng) for _ in range(config.group_size)]
-        done = self.complete(pairs, self._rng)
-        rewards = np.array([c.reward for c in done]).reshape(config.prompts, config.group_size)
-        told = self.learn(done, advantages(rewards))
+        done, rewards = self.complete(pairs, self._rng, group=config.group_size)
+        told = self.learn(done, advantages(rewards.reshape(config.prompts, config.group_size)))
+        tokens, = self.world.sum([sum(len(c.ids) for c in done)])
         self.step += 1
-        return Step(self.step - 1, float(rewards.mean()), float((rewards >= 1).mean()), **told,
-                    tokens=sum(len(c.ids) for c in done), best=done[int(rewards.argmax())],
-                    ms=1000 * (time.perf_counter() - start))
+        return Step(self.step - 1, float(rewards.mean()), float((rewards >= 1).mean()), **told, tokens=int(tokens),
+                    best=max(done, key=lambda c: c.reward, default=None), ms=1000 * (time.perf_counter() - start))
 
     def learn(self, completions, advantage):
-        """Updates with these completions; advantage is (P, G). What a Step says of it."""
-        x, y, weight = self._batch(completions, advantage)
+        """Updates with these completions, this rank's; advantage is (P, G), of all. What a Step says of it."""
         told = dict(loss=0.0, kl=0.0, entropy=0.0, grad_norm=0.0, clipped=0.0, skipped=int((~advantage.any(axis=1)).sum()))
-        if not weight.any():
+        if not advantage.any():
             return told
-        counted, spread = weight > 0, advantage.reshape(-1, 1)
+        ours = advantage[self.world.rank :: self.world.size]
+        x, y, weight = self._batch(completions, ours)
+        weight *= ours.any(axis=1).sum() / advantage.any(axis=1).sum()  # a part of the mean over those of all ranks
+        counted, spread = weight > 0, ours.reshape(-1, 1)
+        tokens, = self.world.sum([counted.sum()])
         ref = self._log_probabilities(self._reference, x, y) if self._reference else None
         for number in range(self.config.updates):
             logp = self._log_probabilities(self.model, x, y)
@@ -211,18 +232,18 @@ class Grpo:
                 old = logp
             value, slope, flat = objective(logp, old, ref, spread, self.config)
             norm = self._step(slope * weight * (y >= 0).sum())
-            told["clipped"] = float(flat[counted].mean())
+            d = (ref - logp)[counted] if ref is not None else np.zeros(0)
+            clipped, gain, likelihood, kl = self.world.sum([flat[counted].sum(), (value * weight).sum(), logp[counted].sum(),
+                                                            (np.exp(d) - d - 1).sum()]).tolist()
+            told["clipped"] = clipped / tokens
             if number == 0:
-                told |= dict(loss=-float((value * weight).sum()), entropy=-float(logp[counted].mean()), grad_norm=norm)
-                if ref is not None:
-                    d = (ref - logp)[counted]
-                    told["kl"] = float((np.exp(d) - d - 1).mean())
+                told |= dict(loss=-gain, entropy=-likelihood / tokens, grad_norm=norm, kl=kl / tokens)
         return told
 
     def _batch(self, completions, advantage):
         """Inputs and targets (B, T), -1 outside of completions, and the weight (B, T) of each token in the mean over
         completions of the mean over their tokens; 0 in groups that are skipped."""
-        T = max(len(c.prompt_ids) + len(c.ids) for c in completions) - 1
+        T = max((len(c.prompt_ids) + len(c.ids) for c in completions), default=2) - 1
         T = min(-(-T // ROUND) * ROUND, max_seq_len(self.model.config))
         x, y = np.zeros((len(completions), T), np.int32), np.full((len(completions), T), -1, np.int32)
         weight = np.zeros(x.shape)
@@ -235,6 +256,8 @@ class Grpo:
         return x, y, weight
 
     def _log_probabilities(self, model, x, y):
+        if not len(x):  # there are fewer prompts than ranks
+            return np.zeros(x.shape)
         model.reset_state()
         model.forward(x, y)
         return -model.losses.astype(np.float64)
@@ -242,7 +265,9 @@ class Grpo:
     def _step(self, weights):
         """One step of the optimizer with the gradient of the mean of weights * losses; its norm."""
         self.model.zero_grad()
-        self.model.backward(weights)
+        if len(weights):
+            self.model.backward(weights)
+        self._optimizer.reduce()
         norm, limit = self._optimizer.norm(), self.config.grad_clip
         if not math.isfinite(norm):
             raise DivergedError(f"at step {self.step} the gradient norm is {norm}: lower the learning rate")
@@ -259,7 +284,11 @@ class Grpo:
         values = {"program": PROGRAM, "step": self.step, "updates": self._t, "random": self._rng.bit_generator.state,
                   "config": dataclasses.asdict(self.config) | self.recorded}
         arrays = {"reference": self._reference.params.flat} if self._reference else {}
-        save(path, self.model, RunState(values, arrays), step=self.step)
+        try:
+            if self.world.rank == 0:
+                save(path, self.model, RunState(values, arrays), self._optimizer.moments(), self.step)
+        finally:
+            self.world.wait()
 
     def _go_on(self, run):
         values = run.values

@@ -7,7 +7,7 @@ import time
 
 import gpt2c
 from gpt2c import pictures, runs
-from gpt2c.checkpoint import newest
+from gpt2c.checkpoint import newest, read
 from gpt2c.errors import DivergedError, Gpt2cError, UsageError
 from gpt2c.machine import in_units
 from gpt2c.peak import measured_peak
@@ -26,11 +26,13 @@ class Loop:
 
     def __init__(self, trainer, flags, run, stop, console):
         self.trainer, self.flags, self.run, self.stop, self.console = trainer, flags, run, stop, console
+        self.world = trainer.world
         self.by_epoch = bool(trainer.epochs)  # what --save-every and --log-every count
         self._lines = LINES | getattr(trainer.model.module, "LINES", {})
         self._told = time.monotonic()
         self._best_epoch = math.inf  # the least loss of one
         self._board = None
+        self._leaving = False  # because a rank was told to
         self._validated = None  # the step of the last validation
         self._rolled_back = {}  # how often, by the step gone back to
         tokenizer = trainer.model.tokenizer
@@ -44,25 +46,28 @@ class Loop:
         trainer, console = self.trainer, self.console
         self._began, self._first = time.monotonic(), trainer.step
         self.stop.training = True
-        self._board = board(self.flags.report_to, self.run, trainer.step)
+        self._board = board(self.flags.report_to, self.run, trainer.step) if self.world.rank == 0 else None
         self._retain()  # a disk that was full may have room then
         self._peak, self._work = measured_peak(gpt2c.info()["isa"]), trainer.flops_per_step
-        console.info(f"run: {trainer.total_steps} updates of {trainer.micro_steps * trainer.loader.B * trainer.loader.T} "
-                     f"tokens, {self._work / 1e9:.1f} GFLOP each; peak {self._peak:.0f} GFLOP/s; files in {self.run}")
+        console.info(f"run: {trainer.total_steps} updates of {trainer.tokens_per_step} tokens, {self._work / 1e9:.1f} GFLOP "
+                     f"each; peak {self._peak:.0f} GFLOP/s{' per rank' * (self.world.size > 1)}; files in {self.run}")
         console.start_bar(trainer.total_steps, trainer.step)
-        while trainer.going and not self.stop:
+        while trainer.going:
             val_loss = self.validate() if trainer.validation_due else None
             if self._due(self.flags.sample_every) and not trainer.stopped:
                 self.sample()
-            if trainer.stopped or self.stop:
+            self._leaving, save = self.stop.agreed(self.world)
+            if trainer.stopped or self._leaving:
                 break
+            if save:
+                self.save_on_the_way()
             try:
                 step = trainer.update(val_loss)
             except DivergedError as error:
                 self.roll_back(error)
                 continue
             self.tell(step)
-            if (trainer.going or self.run.save_path) and (self._save_due(step) or self.stop.save):
+            if (trainer.going or self.flags.save_path) and self._save_due(step):
                 self.save_on_the_way()
         console.end_bar()
         return self.finish()
@@ -70,7 +75,7 @@ class Loop:
     def finish(self):
         """The last checkpoint, then what is to be seen of it."""
         trainer, path, why = self.trainer, self.run.last(self.trainer.step), self.trainer.stopped
-        if self.flags.save_on_complete or self.stop:
+        if self.flags.save_on_complete or self._leaving:
             trainer.save(path)
             self._name_too(path, "last", "epoch")
             self._retain()
@@ -94,7 +99,7 @@ class Loop:
         trainer, stop, step = self.trainer, self.stop, self.trainer.step
         stop.training = True
         wanted = trainer.val_loader and trainer.config.val_steps and self._validated != step
-        if wanted and not stop and not self.run.has_validation(step):
+        if wanted and not self.world.most(bool(stop) or self.run.has_validation(step))[0]:
             self.validate()
         if self.flags.sample_every and not stop and not self.run.has_sample(step):
             self.sample()
@@ -133,7 +138,9 @@ class Loop:
         return every > 0 and self.trainer.step and self.trainer.step % every == 0
 
     def sample(self):
-        """Prints a sample as llm.c does and adds it to samples.txt; ids where there is no tokenizer."""
+        """Prints a sample as llm.c does and adds it to samples.txt; ids where there is no tokenizer. Rank 0 alone does so."""
+        if self.stop or self.world.rank:
+            return
         flags, tokenizer = self.flags, self.trainer.model.tokenizer
         ids = self.trainer.sample(self._prompt, flags.sample_len, flags.temperature, flags.sample_top_k, flags.sample_top_p)
         if self.stop:
@@ -180,8 +187,9 @@ class Loop:
         left = (total - done) * (time.monotonic() - self._began) / max(1, done - self._first)
         loss, norm = (f"{value} ({z:+.2f}z)" if z == z else value for value, z in (
             (f"{step.loss:.6f}", step.loss_z), (f"{step.grad_norm:.4f}", step.norm_z)))
+        peak = self._peak * self.world.size
         return (f"step {done:4d}/{total} | loss {loss} | norm {norm} | lr {step.lr:.2e} | {step.ms:.2f} ms | "
-                f"{100 * self._work / (1e6 * step.ms * self._peak):.1f}% of fp32 peak | {step.tok_s:.0f} tok/s | "
+                f"{100 * self._work / (1e6 * step.ms * peak):.1f}% of fp32 peak | {step.tok_s:.0f} tok/s | "
                 f"eta {duration(left)}")
 
     def _log(self, step, val_loss, **row):
@@ -238,10 +246,12 @@ class Loop:
         trainer = self.trainer
         if trainer.config.on_anomaly != "rollback":
             raise error
-        content = newest(self.run.checkpoints(), self.console.warning)
-        if content is None:
+        found = newest(self.run.checkpoints(), self.console.warning)
+        path = self.world.text(str(found.path) if found else "")
+        if not path:
             raise DivergedError(f"{error}; there is no checkpoint to roll back to: choose a --save-every")
-        trainer.restore(content.copy_to(trainer.model), data_position=False)
+        content = found or read(path)
+        trainer.restore(content.copy_to(trainer.model, trainer.part_of_moments), data_position=False)
         times = self._rolled_back[trainer.step] = self._rolled_back.get(trainer.step, 0) + 1
         if times > ROLLBACKS:
             raise DivergedError(f"{error}; rolled back to {content.path} {ROLLBACKS} times already")

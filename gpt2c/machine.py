@@ -30,13 +30,17 @@ def _cgroup_files(name):
                 break
 
 
-def cores():
-    """Cores worth a thread each: physical ones, of those this process may run on, within its CPU quota."""
+def allowed_cores():
+    """The numbers of the logical cores that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def cores(allowed=None):
+    """Cores worth a thread each: physical ones, of those this process may run on or the `allowed`, within its CPU quota."""
     import psutil
 
-    logical = os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    count = min(allowed, psutil.cpu_count(logical=False) or logical)
+    allowed = allowed_cores() if allowed is None else allowed
+    count = min(len(allowed), psutil.cpu_count(logical=False) or len(allowed))
     limits = [_read(path) for path in _cgroup_files("cpu.max")]
     limits += [_read(path) + _read(path.with_name("cpu.cfs_period_us")) for path in _cgroup_files("cpu.cfs_quota_us")]
     for limit in limits:

@@ -1,10 +1,13 @@
-"""Optimizers over a model's flat blocks: what PyTorch calls AdamW, Adam and SGD."""
+"""Optimizers over a model's flat blocks: what PyTorch calls AdamW, Adam and SGD; on one process or several."""
 import math
 
 import numpy as np
 
+from gpt2c.anomalies import largest
+from gpt2c.arena import Arena
 from gpt2c.errors import UsageError
 from gpt2c.flags import nearest
+from gpt2c.world import World
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 
@@ -18,11 +21,17 @@ class Optimizer:
 
     A tensor in `rates` has that learning rate in the place of the one that `update` is given; one in `bounds` is brought back
     between its (low, high) after each update.
+
+    With several ranks, `reduce` comes before all else: it sums their gradients, and of the sum each rank has its own part.
+    Then `update` brings all of it to every rank, or with `sharded` each updates its part of the parameters, which are
+    brought to all instead: a rank keeps and touches its part of the moments alone. Both give the same bits.
     """
 
     def __init__(self, model, name="adamw", *, beta1=0.9, beta2=0.999, eps=1e-8, momentum=0.0, dampening=0.0, nesterov=False,
-                 weight_decay=0.0, decay_all=False, rates=None, bounds=None):
+                 weight_decay=0.0, decay_all=False, rates=None, bounds=None, world=None, sharded=False):
         self.model, self.name = model, name
+        self.world, self.sharded = world or World(), sharded
+        self._own = slice(*self.world.part(model.params.size))
         rates, self._bounds = rates or {}, bounds or {}
         known = {tensor: tensor for tensor in model.params}
         for tensor in [*rates, *self._bounds]:
@@ -34,33 +43,65 @@ class Optimizer:
         self._ranges = []  # (first, last, (decay, rate of its own or None)), neighbours of equal treatment together
         for spec in model.params.specs:
             first, last = model.params.range(spec.name)
+            if sharded:
+                first, last = max(first, self._own.start), min(last, self._own.stop)
+            if first >= last:
+                continue
             treatment = weight_decay if spec.decay or decay_all else 0.0, rates.get(spec.name)
             if self._ranges and self._ranges[-1][2] == treatment:
                 first = self._ranges.pop()[0]
             self._ranges.append((first, last, treatment))
 
+    def reduce(self):
+        """Sums the gradients of all ranks."""
+        self.world.reduce(self.model.grads.flat)
+
+    def gather(self):
+        """Brings the sums to every rank."""
+        self.world.gather(self.model.grads.flat)
+
     def norm(self):
         """The L2 norm of all gradients together."""
-        return self._norm_of(self.model.grads)
+        squares = np.zeros(self.world.size)
+        squares[self.world.rank] = self._norm_of(self.model.grads.flat[self._own]) ** 2
+        return math.sqrt(sum(self.world.sum(squares).tolist()))
+
+    def largest(self):
+        """The largest magnitude of an element of the gradients."""
+        return self.world.most(largest(self.model.grads.flat[self._own]))[0]
 
     def parameter_norm(self):
         """The L2 norm of all parameters together: finite exactly where the model is still sound."""
-        return self._norm_of(self.model.params)
+        return self._norm_of(self.model.params.flat)
 
-    def _norm_of(self, arena):
-        self.model.stream.global_norm(self._norm, arena.flat)
+    def _norm_of(self, flat):
+        self.model.stream.global_norm(self._norm, flat)
         return float(self._norm[0])
 
     def clamp(self, limit):
         """Each element of the gradients to at most `limit`, in either direction."""
-        self.model.stream.clamp(self.model.grads.flat, limit)
+        self.model.stream.clamp(self.model.grads.flat[self._own], limit)
 
     def update(self, lr, t, scale=1.0):
         """One step with the gradients times `scale`; t counts updates from 1."""
+        if not self.sharded:
+            self.gather()
         for first, last, (decay, rate) in self._ranges:
             self._update_range(slice(first, last), decay, lr if rate is None else rate, t, scale)
+        if self.sharded:
+            self.world.gather(self.model.params.flat)
         for name, (low, high) in self._bounds.items():
             np.clip(self.model.params[name], low, high, out=self.model.params[name])
+
+    def moments(self):
+        """The model's m and v for a checkpoint, which rank 0 writes: whole there, wherever their parts are kept."""
+        arenas = [arena for arena in (self.model.m, self.model.v) if arena.allocated]
+        return [self._whole(arena) for arena in arenas] if self.sharded else arenas
+
+    def _whole(self, arena):
+        whole = Arena(arena.specs, arena.prefix)
+        self.world.collect(arena.flat, whole.flat if self.world.rank == 0 else None)
+        return whole
 
     def _update_range(self, part, decay, lr, t, scale):
         model, stream = self.model, self.model.stream

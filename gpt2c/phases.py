@@ -16,9 +16,11 @@ from gpt2c.data.documents import text_files, total_bytes
 from gpt2c.data.records import records
 from gpt2c.data.texts import tokenizer_for
 from gpt2c.errors import DataError, UsageError
+from gpt2c.files import shipped_data
 from gpt2c.flags import flag
 from gpt2c.models import usual
 from gpt2c.sampling import Sampling
+from gpt2c.world import world
 
 # What a phase starts from where the command line says nothing else: small texts are learned by heart, in a few minutes, by
 # Adam at a constant rate. Numbers that go wrong and files that are far too large end the run.
@@ -68,7 +70,7 @@ def shipped(phases):
         raise UsageError("--pretrain and --instruct go together: name a file for each phase, or none for those that ship")
     if phases.pretrain:
         return phases
-    pretrain, instruct, asked = (str(Path(__file__).parents[1] / "data" / name) for name in SHIPPED)
+    pretrain, instruct, asked = (str(shipped_data() / name) for name in SHIPPED)
     return dataclasses.replace(phases, pretrain=pretrain, instruct=instruct, test_questions=phases.test_questions or asked)
 
 
@@ -79,9 +81,10 @@ def run_phases(train, argv, phases, run, chosen, reading, stop, console):
                          "--instruct")
     if run.save_path or not run.out_dir and run.resume:
         raise UsageError("two phases need a folder for their runs: use --out-dir, without --save-path")
-    folder = Path(run.out_dir or f"runs/{datetime.now():%Y%m%d-%H%M%S}-phases")
+    ranks = world()
+    folder = Path(ranks.text(run.out_dir or f"runs/{datetime.now():%Y%m%d-%H%M%S}-phases"))
     kind = chosen.tokenizer or ("bpe" if chosen.use_bpe else "word")
-    path = vocabulary(folder, phases, reading, kind, run.resume)
+    path = ranks.first(lambda: vocabulary(folder, phases, reading, kind, run.resume or ranks.rank))
     start = run.init_from or "scratch"
     for number, (name, data) in enumerate({"pretrain": phases.pretrain, "instruct": phases.instruct}.items(), 1):
         epochs, rate = getattr(phases, f"{name}_epochs"), getattr(phases, f"{name}_lr")
@@ -92,10 +95,13 @@ def run_phases(train, argv, phases, run, chosen, reading, stop, console):
                          "--learning-rate", str(rate), "--out-dir", str(folder / name), "--held-out", "0", "--val-every", "0",
                          "--mask-prompt", str(chosen.mask_prompt and name == "instruct"), "--init-from", start,
                          "--pretrain=", "--instruct="], stop, console)
-        if code or stop or run.dry_run:
+        leave, _ = stop.agreed(ranks)
+        if code or leave or run.dry_run:
             return code or stop.exit_code, None
         last = str(runs.Run(folder / name).checkpoints()[-1])
         start = last
+    if ranks.rank:
+        return 0, None
     model = load(last)
     for name, path in (("instruction questions", phases.instruct), ("paraphrased questions", phases.test_questions)):
         if path:

@@ -7,20 +7,24 @@ from gpt2c import runs
 from gpt2c.checkpoint import newest, read
 from gpt2c.errors import InputError, UsageError
 from gpt2c.files import open_input
+from gpt2c.world import world
 
 SHAPING = ("matmul_precision", "sample_every", "sample_len", "prompt", "temperature", "sample_top_k", "sample_top_p", "init_from")
 ATTENDING = ("save_every", "keep", "keep_major", "resumable_best", "log_every", "report_to")
 
 
 def checkpoint_to_resume(resume, out_dir, save_path, console, program="train"):
-    """The Content of the checkpoint that --resume means: this one, or the newest whole one of the run; else None. An error
-    if it is of a run of another program."""
+    """The Content of the checkpoint that --resume means: this one, or the newest whole one of the run, as rank 0 finds it;
+    else None. An error if it is of a run of another program."""
     if not resume:
         return None
     if isinstance(resume, str):
         content = read(resume)
     elif out_dir or save_path:
-        content = newest(runs.Run(out_dir, save_path).checkpoints(), console.warning)
+        ranks = world()
+        found = newest(runs.Run(out_dir, save_path).checkpoints(), console.warning) if ranks.rank == 0 else None
+        path = ranks.text(str(found.path) if found else "")
+        content = found or (read(path) if path else None)
     else:
         raise UsageError("--resume needs --out-dir, or the path of a checkpoint")
     if content is None:
@@ -39,7 +43,8 @@ def shaping_flags(run, data, reading):
 
 
 def recorded_flags(content, *classes):
-    """{flag: value} of these dataclasses as the checkpoint's run had them: what is not given anew stays so.
+    """{flag: value} of these dataclasses as the checkpoint's run had them: what is not given anew stays so. Lanes that go on
+    from batch to batch are shared out among the ranks.
 
     What only attends a run, such as how often it saves, is in config.toml beside the checkpoint, where there is one.
     """
@@ -59,6 +64,12 @@ def recorded_flags(content, *classes):
         value = known[field.name] = recorded[field.name]
         if type(value) not in ((int, float) if isinstance(field.default, float) else (type(field.default),)):
             raise InputError(f"{content.path} has {field.name} = {value!r}: use another checkpoint")
+    if "chunks" in content.run.values.get("loader", {}):
+        lanes, ranks = known["batch_size"], world().size
+        if lanes % ranks:
+            raise UsageError(f"{content.path} has {lanes} lanes, which {ranks} ranks cannot share evenly: use a "
+                             "number of ranks that divides them")
+        known["batch_size"] = lanes // ranks
     return known | dataclasses.asdict(content.config) | {"model": content.family}
 
 

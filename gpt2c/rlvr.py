@@ -7,7 +7,6 @@ import signal
 import time
 from dataclasses import dataclass
 
-import gpt2c
 from gpt2c import flags, runs
 from gpt2c.checkpoint import load
 from gpt2c.cli import run_program
@@ -21,6 +20,7 @@ from gpt2c.resume import checkpoint_to_resume, recorded_flags, tell_changes
 from gpt2c.sampler import generate
 from gpt2c.stopping import Stop
 from gpt2c.tasks import TASKS, task_named
+from gpt2c.world import world
 
 SHOWN = 3  # completions before and after
 RECORDED = ("checkpoint", "task", "prompt", "gen_length", "temperature", "eval_prompts")  # flags that a run that goes on keeps
@@ -49,6 +49,7 @@ class RlvrConfig:
 
 
 def main(argv):
+    world().quiet()
     with Stop() as stop:
         return rlvr(argv, stop, Console())
 
@@ -60,8 +61,8 @@ def rlvr(argv, stop, console):
         recorded_flags(old, RlvrConfig, GrpoConfig) if old else None)
     if not run.checkpoint:
         raise UsageError("name a checkpoint: gpt2c rlvr CKPT [flags]; gpt2c train --data task:NAME makes one")
-    if run.threads:
-        gpt2c.set_num_threads(run.threads)
+    ranks = world()
+    ranks.settle(run.threads)
     task = task_named(run.task)
     if old:
         tell_changes(old, given, vars(run) | vars(config), console)
@@ -71,7 +72,7 @@ def rlvr(argv, stop, console):
     grpo.recorded = {name: getattr(run, name) for name in RECORDED}
     for warning in grpo.warnings:
         console.warning(warning)
-    files = runs.Run(run.out_dir, run.save_path) if run.out_dir or run.save_path else runs.Run.new(model.family)
+    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks)
     if old and grpo.step >= config.steps:
         console.info(f"already at step {grpo.step} of {config.steps}: nothing to learn; ask for more with --steps")
         return 0
@@ -87,15 +88,16 @@ def rlvr(argv, stop, console):
     stop.training = True
     learn(grpo, run, files, stop, console)
     path = "nowhere, as asked"
-    if run.save_on_complete or stop:
+    leave, _ = stop.agreed(ranks)
+    if run.save_on_complete or leave:
         path = files.last(grpo.step)
         grpo.save(path)
-    if not stop:
+    if not leave:
         measure(grpo, run, console, "after")
-    if run.prompt and not stop:
+    if run.prompt and not leave and ranks.rank == 0:
         new = generate(model, model.tokenizer.encode(run.prompt), run.gen_length, run.temperature, seed=config.seed or 1)
         console.info(f"---\n{run.prompt}{model.tokenizer.decode(list(new))}\n---")
-    why = f"stopped: {signal.Signals(stop.signal).name}" if stop else "done"
+    why = f"stopped: {signal.Signals(stop.signal).name}" if leave else "done"
     console.info(f"{why}: step {grpo.step} of {config.steps} in {duration(time.monotonic() - began)}; checkpoint {path}")
     return stop.exit_code
 
@@ -114,10 +116,13 @@ def learn(grpo, run, files, stop, console):
     """Steps until all are done or it is told to stop."""
     total, first, began = grpo.config.steps, grpo.step, time.monotonic()
     console.start_bar(total, first)
-    while grpo.step < total and not stop:
+    while grpo.step < total:
+        leave, save = stop.agreed(grpo.world)
+        if leave:
+            break
         step = grpo.update()
         row = {name: value for name, value in step._asdict().items() if name not in ("step", "best")}
-        if not files.log(step.step, lr=grpo.config.learning_rate, best=[*step.best[:3]], **row):
+        if not files.log(step.step, lr=grpo.config.learning_rate, best=[*step.best[:3]] if step.best else [], **row):
             console.warning(f"the logs in {files} cannot be written for now: free some room on the disk")
         console.advance(grpo.step, f"reward {step.reward:.3f}, success {100 * step.success:.0f}%")
         if run.log_every and (step.step == 0 or grpo.step % run.log_every == 0 or grpo.step == total):
@@ -125,8 +130,9 @@ def learn(grpo, run, files, stop, console):
             console.info(f"step {grpo.step:4d}/{total} | reward {step.reward:.3f} | success {100 * step.success:.1f}% | "
                          f"entropy {step.entropy:.3f} | kl {step.kl:.4f} | norm {step.grad_norm:.3f} | "
                          f"skipped {step.skipped}/{grpo.config.prompts} | {step.ms:.0f} ms | eta {duration(left)}")
-            console.info(described(step.best))
-        if stop.save or run.save_every and grpo.step % run.save_every == 0 and grpo.step < total:
+            if step.best:
+                console.info(described(step.best))
+        if save or run.save_every and grpo.step % run.save_every == 0 and grpo.step < total:
             stop.save = False
             try:
                 grpo.save(files.on_the_way(grpo.step))

@@ -251,6 +251,33 @@ class Run:
         return all(written)
 
 
+class Elsewhere(Run):
+    """The run as ranks other than 0 have it: they write nothing."""
+
+    def take(self):
+        pass
+
+    def checkpoints(self):
+        return []
+
+    def last(self, step):
+        return None
+
+    def on_the_way(self, step, epoch=None):
+        return None
+
+    @property
+    def best(self):
+        return None
+
+
+def run_at(folder, save_path, family, ranks, names=None):
+    """The run in this folder or file, or in a new folder; rank 0 has it."""
+    if ranks.rank:
+        return Elsewhere()
+    return Run(folder, save_path, names) if folder or save_path else Run.new(family, names)
+
+
 def _number_of(path):
     """The number in a checkpoint's name."""
     return int(re.search(r"(\d+)\.", path.name)[1])

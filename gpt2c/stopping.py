@@ -44,6 +44,13 @@ class Stop:
     def __bool__(self):
         return self.signal is not None
 
+    def agreed(self, ranks):
+        """(whether to leave, whether to save), of all ranks together: what one of them is told, all do."""
+        leave, save = ranks.most(self.signal or 0, self.save)
+        if leave:
+            self.signal = self.signal or int(leave)
+        return bool(leave), bool(save)
+
     @property
     def exit_code(self):
         return 128 + self.signal if self.signal else 0

@@ -18,6 +18,7 @@ from gpt2c.data import tokenizer_of_model
 from gpt2c.data.reading import Reading
 from gpt2c.data.sources import DataConfig, choose_source
 from gpt2c.errors import UsageError
+from gpt2c.files import shipped_data
 from gpt2c.flags import flag
 from gpt2c.loop import Loop
 from gpt2c.machine import in_units, require_memory
@@ -28,6 +29,7 @@ from gpt2c.resume import check_flags, checkpoint_to_resume, recorded_flags, shap
 from gpt2c.sampling import Sampling
 from gpt2c.stopping import Stop
 from gpt2c.trainer import TrainConfig, Trainer
+from gpt2c.world import world
 
 PRETRAINED = "gpt2_124M.bin"
 
@@ -63,7 +65,7 @@ class RunConfig:
     report_to: str = flag("none", "write event files for TensorBoard as well", choices=("none", "tensorboard"))
     dry_run: bool = flag(False, "print what the run would take in memory and stop")
     device_id: int = flag(0, "accepted for old command lines: there is one device", hidden=True)
-    threads: int = flag(0, "threads to use", default_text="one per core")
+    threads: int = flag(0, "threads to use, of each rank where there are several", default_text="one per core")
     recompute: int = flag(0, "save memory by computing again in the backward pass: 1 norms and activations, 2 whole blocks",
                           "-r", choices=(0, 1, 2))
     matmul_precision: str = flag("fp32", "bf16 rounds the operands of matrix products: faster, nearly the same losses",
@@ -79,10 +81,11 @@ class RunConfig:
 
 
 def main(argv):
+    world().quiet()
     interactive, = flags.peek(argv, PhasesConfig, "interactive")
     with Stop() as stop:
         code, model = (train_in_phases if in_phases(argv) else train)(argv, stop, Console())
-    if interactive and model and not code:
+    if interactive and model and not code and world().rank == 0:
         how = Sampling(temperature=0.0 if model.turns else Sampling.temperature)
         chat(Conversation(model, tokenizer_of_model(model), how))
     return code
@@ -112,6 +115,7 @@ def train_in_phases(argv, stop, console):
 
 def train(argv, stop, console):
     """(the exit code, the model or None)"""
+    ranks = world()
     family, start, resume, *where = flags.peek(argv, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
     family = family or family_of_flags(argv, start)
     if not any(where):
@@ -138,17 +142,17 @@ def train(argv, stop, console):
     if chosen.list_datasets:
         console.info(data.list_datasets(data.find_datasets(data_folder())))
         return 0, None
-    if run.threads:
-        gpt2c.set_num_threads(run.threads)
+    ranks.settle(run.threads)
     gpt2c.set_matmul_precision(run.matmul_precision)
 
     if old:
         check_flags(old, given, shape, console, run, chosen, reading, config)
-        (model, state), origin = old.build(), f"resumed from {old.path} at step {old.run.values['step']}"
+        part = ranks.part if config.zero else None
+        (model, state), origin = old.build(part), f"resumed from {old.path} at step {old.run.values['step']}"
     else:
         anew = size or start in ("", "scratch") and (starter or not plain)
         model, state, origin = initial_model(run, shape, given, anew)
-    source = choose_source(chosen, reading, data_folder(), model, module)
+    source = ranks.first(lambda: choose_source(chosen, reading, data_folder(), model, module))
     model = model or new_model(family, shape, given, source)
     model.recompute = run.recompute
     model.tokenizer = model.tokenizer or source.tokenizer
@@ -158,22 +162,23 @@ def train(argv, stop, console):
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {most}")
 
     memory = model.memory(config.batch_size, config.seq_len, config.window(config.seq_len, source.lanes))
-    console.info(banner(model, origin or f"from scratch, seed {config.seed}", source, memory))
+    if config.zero:
+        memory["Adam moments"] //= ranks.size
+    console.info(banner(model, origin or f"from scratch, seed {config.seed}", source, memory, ranks))
     if run.dry_run:
         return 0, None
-    require_memory(sum(memory.values()) - (model.params.nbytes if model.params.allocated else 0), "this run",
+    require_memory(ranks.neighbours * (sum(memory.values()) - (model.params.nbytes if model.params.allocated else 0)), "this run",
                    "try a smaller --batch-size or --seq-len")
+    ranks.wait()  # none takes memory before all have looked
     if not origin:
         model.initialise(config.seed)
-    trainer = make_trainer(model, source, config)
+    trainer = make_trainer(model, source, config, ranks)
     run.init_from = run.init_from or (PRETRAINED if origin else "scratch")
     chosen = dataclasses.replace(chosen, **source.resolved)
     trainer.recorded = shaping_flags(run, chosen, reading)
     if state:
         trainer.restore(state)
-    names = getattr(module, "FILES", {})
-    files = (runs.Run(run.out_dir, run.save_path, names) if run.out_dir or run.save_path else
-             runs.Run.new(model.family, names))
+    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks, getattr(module, "FILES", {}))
     loop = Loop(trainer, run, files, stop, console)
     if state and not trainer.going:
         console.info(f"already at step {trainer.step} of {trainer.total_steps}: nothing to train; ask for more with --max-steps "
@@ -199,7 +204,7 @@ def family_of_flags(argv, start):
 
 def data_folder():
     """data/ of the current folder, else the one that comes with gpt2c."""
-    return "data" if os.path.isdir("data") else Path(gpt2c.__file__).parents[1] / "data"
+    return "data" if os.path.isdir("data") else shipped_data()
 
 
 def initial_model(run, shape, given, anew):
@@ -227,18 +232,21 @@ def new_model(family, shape, given, source):
     return Model(family, dataclasses.replace(shape, **changes))
 
 
-def make_trainer(model, source, config):
+def make_trainer(model, source, config, ranks):
     validate = bool(config.val_every and config.val_steps)
     size = config.batch_size, config.seq_len, model.config.vocab_size
-    return Trainer(model, *source.loaders(*size, config.seed, validate), config)
+    return Trainer(model, *source.loaders(*size, config.seed, validate, ranks), config)
 
 
-def banner(model, origin, source, memory):
+def banner(model, origin, source, memory, ranks):
     about, size = gpt2c.info(), ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(model.config).items())
     parts = " + ".join(f"{what} {in_units(n)}" for what, n in memory.items())
+    threads = f"{about['threads']} threads"
+    if ranks.size > 1:
+        threads = f"{ranks.size} ranks, {ranks.neighbours} of them here with {threads} each"
     active = f" ({model.num_active_parameters:,} active)" if model.num_active_parameters < model.num_parameters else ""
     return "\n".join([
-        f"gpt2c {about['version']} on {about['cpu']}: {about['isa']}, {about['threads']} threads ({about['cores']} cores)",
+        f"gpt2c {about['version']} on {about['cpu']}: {about['isa']}, {threads} ({about['cores']} cores)",
         f"model: {model.family}, {model.num_parameters:,} parameters{active}, {origin}",
         f"       {size}",
         f"data: {source.summary}",

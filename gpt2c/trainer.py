@@ -6,13 +6,12 @@
 import dataclasses
 import math
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-from gpt2c.anomalies import Window, first_bad_tensor, largest
+from gpt2c.anomalies import Window, first_bad_tensor
 from gpt2c.checkpoint import RunState, save
 from gpt2c.errors import DivergedError, GradientError, InputError, UsageError
 from gpt2c.flags import flag
@@ -21,6 +20,7 @@ from gpt2c.rng import Xorshift
 from gpt2c.sampler import generate
 from gpt2c.schedules import SCHEDULES, learning_rate, rate_of_epoch
 from gpt2c.work import flops
+from gpt2c.world import world
 
 SKIPS_IN_A_ROW = 10  # after so many updates left out one after the other, leaving out does not help
 
@@ -29,10 +29,11 @@ SKIPS_IN_A_ROW = 10  # after so many updates left out one after the other, leavi
 class TrainConfig:
     """How to train: what the Trainer needs to know besides the model and the data."""
 
-    batch_size: int = flag(4, "sequences per batch", "-b", group="batches")
+    batch_size: int = flag(4, "sequences per batch, of each rank where there are several", "-b", group="batches")
     seq_len: int = flag(64, "tokens per sequence", "-t", "--seq-length", "--block-size", "--chunk-size")
-    total_batch_size: int = flag(0, "tokens per update, a multiple of batch size x sequence length; gradients of several "
-                                 "batches are then averaged (0: one batch)", "-d", metavar="TOKENS")
+    total_batch_size: int = flag(0, "tokens per update of all ranks together, a multiple of batch size x sequence length; "
+                                 "gradients of several batches are then averaged (0: one batch of each rank)", "-d",
+                                 metavar="TOKENS")
     update_chunks: int = flag(1, "with lanes: batches per update", metavar="K1")
     update_tokens: int = flag(0, "the same in tokens of a lane", default_text="")
     backprop_chunks: int = flag(1, "with lanes: batches that a gradient reaches back through, the newest one included",
@@ -78,6 +79,8 @@ class TrainConfig:
     tensor_rates: str = flag("", "learning rates of single tensors, whatever the schedule says", metavar="NAME=RATE,...")
     tensor_bounds: str = flag("", "bounds that each update keeps the elements of single tensors in",
                               metavar="NAME=LOW:HIGH,...")
+
+    zero: int = flag(0, "1: of several ranks each keeps and updates its part of the optimizer's moments", "-z", choices=(0, 1))
 
     on_anomaly: str = flag("auto", "what to do when numbers go wrong: stop, skip the update, or roll back to the last "
                            "checkpoint and go on with the data that follow; auto stops, but skips for a z-score alone",
@@ -196,17 +199,21 @@ def seconds(text):
 class Trainer:
     """Trains a model on a DataLoader. Iterate over it, as often and as far as you like; `step` counts updates done.
 
+    Where MPI has started several ranks, each has a Trainer and calls the same methods, and all have the same parameters
+    after each update. A loader of world 1 is dealt out: the ranks take its batches in turn, so what an update sees does not
+    depend on their number. One whose world is theirs serves a rank's own.
+
     A validation belongs to the update that follows it. So a checkpoint holds the run as it was right after an update:
     what was measured and sampled since is measured and sampled again when it is resumed, with the same result.
     """
 
     def __init__(self, model, loader, val_loader=None, config=None):
-        self.model, self.loader, self.val_loader = model, loader, val_loader
+        self.model, self.loader, self.val_loader, self.world = model, loader, val_loader, world()
         self.config = config = config or TrainConfig()
         self.step = self.tokens = 0
         self.validations, self.epoch = Validations(), Epoch()
         self.stopped = ""  # why training ended before its time
-        self.should_stop = lambda: False  # asked on the way through validation and sampling, which are then abandoned
+        self.should_stop = lambda: False  # asked on the way through validation and sampling, which all ranks then abandon
         self.recorded = {}  # more that checkpoints should say of how the run was made
         self.sampling = Xorshift(config.seed)
         self._skipped_in_a_row = 0
@@ -219,12 +226,18 @@ class Trainer:
         self._optimizer = Optimizer(
             model, config.optimizer, beta1=config.beta1, beta2=config.beta2, eps=config.eps, momentum=config.momentum,
             dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all,
-            rates=tensor_rates(config.tensor_rates), bounds=tensor_bounds(config.tensor_bounds))
+            rates=tensor_rates(config.tensor_rates), bounds=tensor_bounds(config.tensor_bounds), world=self.world,
+            sharded=bool(config.zero))
         batch = loader.B * loader.T * loader.world
+        if self.world.size > 1 and loader.world not in (1, self.world.size):
+            raise UsageError(f"the loader is one of {loader.world} ranks, but there are {self.world.size}: give it world=1, and "
+                             f"its batches are dealt out, or world={self.world.size}")
+        self._dealt = loader.world < self.world.size
         lanes = hasattr(loader, "continues")
         self._goes_on, self._window = config.carries(lanes), config.window(loader.T, lanes)
         updates = math.ceil(config.update_tokens / loader.T) or config.update_chunks if lanes and not config.overfit else 1
-        self.micro_steps, rest = divmod(config.total_batch_size or batch * updates, batch)
+        default = batch * updates * (self.world.size if self._dealt else 1)
+        self.micro_steps, rest = divmod(config.total_batch_size or default, batch)  # of the loader's batches
         if rest or self.micro_steps < 1:
             raise UsageError(f"the total batch size of {config.total_batch_size} tokens is no multiple of the batch of "
                              f"{loader.B} x {loader.T} = {batch}")
@@ -254,10 +267,24 @@ class Trainer:
         return math.ceil(self.epochs or self.total_steps * self.micro_steps / self.loader.num_batches)
 
     @property
+    def _batches(self):
+        """Batches of all ranks in an update."""
+        return self.micro_steps if self._dealt else self.micro_steps * self.world.size
+
+    @property
+    def tokens_per_step(self):
+        return self._batches * self.loader.B * self.loader.T
+
+    @property
+    def part_of_moments(self):
+        """The part of the optimizer's moments that this rank keeps, as a function of their size; None for all of them."""
+        return self.world.part if self.config.zero else None
+
+    @property
     def flops_per_step(self):
-        """Useful floating-point operations of one update."""
+        """Useful floating-point operations of one update, of all ranks together."""
         work = self.model.program(self.loader.B, self.loader.T)
-        return self.micro_steps * (flops(work.forward_program) + flops(work.backward_program))
+        return self._batches * (flops(work.forward_program) + flops(work.backward_program))
 
     @property
     def going(self):
@@ -267,7 +294,7 @@ class Trainer:
     def __iter__(self):
         while self.going:
             val_loss = self.validate() if self.validation_due else None
-            if self.stopped or self.should_stop():
+            if self.stopped or self.world.most(self.should_stop())[0]:
                 return
             yield self.update(val_loss)
 
@@ -281,15 +308,28 @@ class Trainer:
     def evaluate(self):
         """The mean validation loss, always over the same batches; None where it was abandoned."""
         self.val_loader.reset()
-        batches, total = self.val_loader.num_batches, 0.0
+        batches, abandoned = self.val_loader.num_batches, False
         if self.config.val_steps >= 0:
             batches = min(batches, self.config.val_steps)
-        for _ in range(batches):
-            if self.should_stop():
-                return None
-            continues = self._goes_on and getattr(self.val_loader, "continues", False)
-            total += self.model.evaluate(*self.val_loader.next_batch(), continues)
-        return total / batches
+        lanes = self._goes_on and hasattr(self.val_loader, "continues")
+        own = lanes and self.val_loader.world == self.world.size  # each rank has lanes of its own, else rank 0 has all
+        losses = np.zeros((batches, self.world.size if own else 1))
+        turns = range(batches if own or self.world.rank == 0 else 0) if lanes else self._turns(self.val_loader, batches)
+        for number in turns:
+            if abandoned := self.should_stop():
+                break
+            continues = lanes and self.val_loader.continues
+            losses[number, self.world.rank if own else 0] = self.model.evaluate(*self.val_loader.next_batch(), continues)
+        *losses, abandoned = self.world.sum([*losses.ravel(), abandoned]).tolist()
+        return None if abandoned else sum(losses) / len(losses)
+
+    def _turns(self, loader, batches):
+        """The numbers of this rank's among so many batches; the loader leaves out the others."""
+        for number in range(batches):
+            if number % self.world.size == self.world.rank:
+                yield number
+            else:
+                loader.skip()
 
     def validate(self):
         """Evaluates and keeps account of it: `validations` has the best, `stopped` says whether that is enough."""
@@ -321,25 +361,48 @@ class Trainer:
 
     def update(self, val_loss=None):
         """One update: gradients over all its batches, then the optimizer. `val_loss` is only passed on."""
-        start = time.perf_counter()
-        optimizer, loss, parts = self._optimizer, 0.0, Counter()
-        for micro_step in range(self.micro_steps):
-            if not (self._goes_on and self.loader.continues):
-                self.model.reset_state()
-            x, y = self._first_batch or self.loader.next_batch()
-            loss += self.model.loss_and_grad(x, y, add=micro_step > 0, window=self._window, train=True) / self.micro_steps
-            parts.update({name: value / self.micro_steps for name, value in self.model.metrics.items()})
-        norm = optimizer.norm() / self.micro_steps
+        start, optimizer = time.perf_counter(), self._optimizer
+        loss, parts, late = self._agreed(self._losses_and_gradients())
+        optimizer.reduce()
+        norm = optimizer.norm() / self._batches
         loss_z, norm_z = self._losses.push(loss), self._norms.push(norm)
         skipped = self._anomaly(loss, norm, loss_z, norm_z)
         lr = self.learning_rate()
         if not skipped:
-            optimizer.update(lr, self.step + 1, self._clip(norm) / self.micro_steps)
+            optimizer.update(lr, self.step + 1, self._clip(norm) / self._batches)
         elapsed = time.perf_counter() - start
-        count = self.micro_steps * x.size
-        ended = self._account(loss, norm, count)
-        return Step(self.step - 1, loss, lr, norm, 1000 * elapsed, self.tokens, count / elapsed, val_loss, loss_z, norm_z,
-                    skipped, ended, dict(parts) if len(parts) > 1 else {})
+        ended = self._account(loss, norm, late)
+        return Step(self.step - 1, loss, lr, norm, 1000 * elapsed, self.tokens, self.tokens_per_step / elapsed, val_loss,
+                    loss_z, norm_z, skipped, ended, parts if len(parts) > 1 else {})
+
+    def _losses_and_gradients(self):
+        """{number: {"loss" and its parts by name: value}} of this rank's batches; the model has the sum of their gradients."""
+        model, told, dropout = self.model, {}, self.model.dropout_counter
+        dealt = self._dealt and not self._first_batch
+        for number in (self._turns(self.loader, self._batches) if dealt else
+                       range(self.world.rank, self._batches, self.world.size)):
+            if not (self._goes_on and self.loader.continues):
+                model.reset_state()
+            x, y = self._first_batch or self.loader.next_batch()
+            model.dropout_counter = dropout + number  # masks do not depend on who computes the batch
+            loss = model.loss_and_grad(x, y, add=bool(told), window=self._window, train=True)
+            told[number] = {"loss": loss} | model.metrics
+        model.dropout_counter = dropout + self._batches
+        if not told:  # there are fewer batches than ranks
+            model.zero_grad()
+        return told
+
+    def _agreed(self, told):
+        """(the mean loss, {part: its mean}, whether it is too late to go on), over the batches of all ranks, in their order.
+        The first batch is rank 0's, which so has all names."""
+        names = list(next(iter(told.values()), {}))
+        columns, = self.world.most(len(names))
+        table = np.zeros((self._batches, int(columns)))
+        for number, row in told.items():
+            table[number] = list(row.values())
+        *values, late = self.world.sum([*table.ravel(), time.monotonic() > self._deadline]).tolist()
+        loss, *parts = (sum(value / self._batches for value in values[at :: len(table.T)]) for at in range(len(table.T)))
+        return loss, dict(zip(names[1:], parts)), late
 
     def learning_rate(self):
         """The rate of the next update."""
@@ -358,8 +421,8 @@ class Trainer:
         """Clips single elements in place; what is left to multiply the gradients with for their norm's sake."""
         config = self.config
         if config.clip_value:
-            self._optimizer.clamp(config.clip_value * self.micro_steps)  # they are sums over the micro-steps
-            norm = self._optimizer.norm() / self.micro_steps
+            self._optimizer.clamp(config.clip_value * self._batches)  # they are sums over the batches
+            norm = self._optimizer.norm() / self._batches
         return min(1.0, config.grad_clip / norm) if config.grad_clip and norm else 1.0
 
     def _anomaly(self, loss, norm, loss_z, norm_z):
@@ -367,11 +430,13 @@ class Trainer:
         config, unusual, error = self.config, False, DivergedError
         limit = config.max_grad_value
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._optimizer.gather()
             why = f"the loss is {loss} and the gradient norm {norm}; {first_bad_tensor(self.model)}"
-        elif limit and largest(self.model.grads.flat) > limit * self.micro_steps:
-            found, error = first_bad_tensor(self.model, limit * self.micro_steps), GradientError
-            why = f"a gradient is larger than {limit:g}; {found}" + (f", the sum over {self.micro_steps} batches"
-                                                                      if self.micro_steps > 1 else "")
+        elif limit and self._optimizer.largest() > limit * self._batches:
+            self._optimizer.gather()
+            found, error = first_bad_tensor(self.model, limit * self._batches), GradientError
+            why = f"a gradient is larger than {limit:g}; {found}" + (f", the sum over {self._batches} batches"
+                                                                      if self._batches > 1 else "")
         elif config.max_loss and loss > config.max_loss:
             why = f"the loss is {loss:.6g}, more than {config.max_loss:g}"
         else:
@@ -390,17 +455,17 @@ class Trainer:
         again = f", and {SKIPS_IN_A_ROW} updates before it were skipped" if action == "skip" else ""
         raise error(f"at step {self.step} {why}{again}: lower the learning rate, warm up longer, or clip the gradients")
 
-    def _account(self, loss, norm, count):
+    def _account(self, loss, norm, late):
         """After an update: what a checkpoint goes back to, and reasons to stop. The Epoch that it ended, or None."""
         epochs, ended = self.epochs_done, None
         self.step += 1
-        self.tokens += count
+        self.tokens += self.tokens_per_step
         self.epoch = self.epoch.plus(loss, norm)
         if self.epochs_done > epochs:
             ended, self.epoch = self.epoch, Epoch()
         if loss <= self.config.target_train_loss:
             self.stopped = f"training loss {loss:.6f} reached the target {self.config.target_train_loss:.6f}"
-        elif time.monotonic() > self._deadline:
+        elif late:
             self.stopped = f"after {self.config.max_time}, as asked"
         self._after_update = self._progress()
         return ended
@@ -412,25 +477,60 @@ class Trainer:
                         dataclasses.replace(self.validations), self.epoch)
 
     def save(self, path):
-        """A checkpoint from which `restore` continues with the same bits. What diverged is not saved."""
+        """A checkpoint from which `restore` continues with the same bits, on any number of ranks; rank 0 writes it. What
+        diverged is not saved."""
         self._require_finite()
         done, loader = self._after_update, self.loader.state()
         arrays = {f"loader.{name}": value for name, value in loader.items() if not isinstance(value, int)}
         if self._goes_on and self.loader.continues:
-            arrays |= {f"carried.{name}": array for name, array in self.model.carried(self._window).items()}
+            arrays |= {f"carried.{name}": array for name, array in self._carried().items()}
         arrays |= {"window.loss": self._losses.values, "window.norm": self._norms.values}
-        save(path, self.model, RunState(
+        self._write(path, RunState(
             values=dataclasses.asdict(done) | {
                 "windows": [self._losses.count, self._norms.count],
                 "dropout": [self.model.seed, self.model.dropout_counter],
                 "loader": {name: value for name, value in loader.items() if isinstance(value, int)},
-                "config": dataclasses.asdict(self.config) | self.recorded},
-            arrays=arrays), step=done.step, best=self.validations.best)
+                "config": dataclasses.asdict(self.config) | self._batch_sizes() | self.recorded},
+            arrays=arrays), self._optimizer.moments(), done.step, self.validations.best)
+
+    def _write(self, path, *what):
+        """On rank 0. The others wait until the file is there, or is not."""
+        try:
+            if self.world.rank == 0:
+                save(path, self.model, *what)
+        finally:
+            self.world.wait()
+
+    def _batch_sizes(self):
+        """What has to be recorded for the updates to stay the same on another number of ranks: the tokens of an update, or
+        where each row is a lane that goes on, their number."""
+        if hasattr(self.loader, "continues"):
+            return {"batch_size": self.config.batch_size * self.world.size}
+        return {"total_batch_size": self.tokens_per_step}
+
+    def _carried(self):
+        """What the model takes over from one update to the next, of all ranks: their lanes side by side."""
+        carried = self.model.carried(self._window)
+        if self.world.size == 1:
+            return carried
+        lanes = {name: np.concatenate(self.world.stack(array), axis=1) for name, array in carried.items()
+                 if name.startswith("state.")}
+        return lanes | {f"ranks.{name}": self.world.stack(array) for name, array in carried.items() if name not in lanes}
+
+    def _carry(self, carried):
+        """Goes on from `_carried`, of any number of ranks. A window that reaches back into chunks that other ranks have
+        computed begins anew."""
+        rank, size, B = self.world.rank, self.world.size, self.loader.B
+        states = {name: array[:, rank * B : (rank + 1) * B] for name, array in carried.items() if name.startswith("state.")}
+        ours = "chain." if size == 1 else "ranks.chain."
+        chain = {name.removeprefix("ranks."): array if size == 1 else array[rank] for name, array in carried.items()
+                 if name.startswith(ours) and (size == 1 or len(array) == size)}
+        self.model.carry(states | chain)
 
     def save_weights(self, path):
         """The parameters alone, as they are now, with the step and the best validation loss beside them."""
         self._require_finite()
-        save(path, self.model, step=self.step, best=self.validations.best)
+        self._write(path, None, (), self.step, self.validations.best)
 
     def _require_finite(self):
         if not math.isfinite(self._optimizer.parameter_norm()):
@@ -460,8 +560,7 @@ class Trainer:
                                            if name.startswith("loader.")}
             if data_position:
                 self.loader.restore(position)
-            self.model.carry({name.removeprefix("carried."): array for name, array in arrays.items()
-                              if name.startswith("carried.")})
+            self._carry({name.removeprefix("carried."): array for name, array in arrays.items() if name.startswith("carried.")})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, (UsageError, InputError)):
                 raise

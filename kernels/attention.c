@@ -240,22 +240,35 @@ void K(attention_materialised_backward)(float* dqkv, const float* dout, const fl
 
 size_t K(attention_cached_scratch)(int64_t S, int64_t D) { return K(attention_scratch)(S, D) + 2 * S; }
 
-// One query against n keys and values: a row of scores, then a sum of rows. p has room for 2 n.
+// One query against n keys and values: a row of scores, then a sum of rows. p has room for 2 n. Keys and values come from
+// memory, since all weights of the model went through the caches after they were last used, and a head's part of them lies in
+// short pieces far apart, which hardware does not fetch ahead: the next keys and the values are asked for as scores are made.
 static void attend_one(float* out, const float* q, const float* k, const float* v, ptrdiff_t kv_row, int64_t n, int64_t D,
                        float* p) {
+    enum { LINE = 16, VECTORS = 4 };  // floats in a cache line; vectors of the sum that are made in one walk over the values
     float* s = p + n;
     for (int64_t j = 0; j < n; j += VL) {
         vf sum[VL] = {0};
-        for (int i = 0; i < VL && j + i < n; i++)
-            for (int64_t c = 0; c < D; c += VL)
-                sum[i] += vf_load_n(q + c, D - c) * vf_load_n(k + (j + i) * kv_row + c, D - c);
+        for (int i = 0; i < VL && j + i < n; i++) {
+            const float *kj = k + (j + i) * kv_row, *vj = v + (j + i) * kv_row;
+            for (int64_t c = 0; c < D; c += LINE) {
+                if (j + i + VL < n) __builtin_prefetch(kj + VL * kv_row + c);
+                __builtin_prefetch(vj + c);
+            }
+            for (int64_t c = 0; c < D; c += VL) sum[i] += vf_load_n(q + c, D - c) * vf_load_n(kj + c, D - c);
+        }
         vf_store_n(s + j, vf_sums(sum) * (1.0f / sqrtf(D)), n - j);
     }
     softmax(p, s, n);
-    for (int64_t c = 0; c < D; c += VL) {
-        vf sum = {0};
-        for (int64_t j = 0; j < n; j++) sum += p[j] * vf_load_n(v + j * kv_row + c, D - c);
-        vf_store_n(out + c, sum, D - c);
+    for (int64_t first = 0; first < D; first += VECTORS * VL) {
+        vf sum[VECTORS] = {0};
+        for (int64_t j = 0; j < n; j++)
+#pragma GCC unroll 4
+            for (int i = 0; i < VECTORS; i++) {
+                int64_t c = first + i * VL;
+                if (c < D) sum[i] += p[j] * vf_load_n(v + j * kv_row + c, D - c);
+            }
+        for (int64_t i = 0, c = first; i < VECTORS && c < D; i++, c += VL) vf_store_n(out + c, sum[i], D - c);
     }
 }
 
@@ -268,7 +281,7 @@ void K(attention_cached_forward)(float* out, float* kcache, float* vcache, const
         memcpy(kcache + at, qkv + bt * 3 * C + C, C * sizeof(float));
         memcpy(vcache + at, qkv + bt * 3 * C + 2 * C, C * sizeof(float));
     }
-    PARALLEL_FOR(B * T * (start + T) * C / 2)
+    PARALLEL_FOR(4 * B * T * (start + T) * C)
     for (int64_t bh = 0; bh < B * H; bh++) {
         int64_t b = bh / H, offset = bh % H * D;
         const float *q = qkv + b * T * 3 * C + offset, *k = kcache + b * S * C + offset, *v = vcache + b * S * C + offset;

@@ -99,3 +99,17 @@ def test_without_openmp_on_request(tree, compiler_without_openmp):
     assert info.stdout == "False\n"
     tests = run_kernel_tests(tree)
     assert tests.returncode == 0, tests.stdout
+
+
+@pytest.mark.slow
+def test_a_wheel_is_small_and_works_without_the_source(tmp_path):
+    source, installed = tmp_path / "source", tmp_path / "installed"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns("*.so", ".*", "__pycache__", "build", "runs"))
+    made = run(source, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path))
+    assert made.returncode == 0, made.stdout
+    wheel, = tmp_path.glob("*.whl")
+    assert "-cp311-abi3-" in wheel.name and wheel.stat().st_size < 5e6
+    shutil.unpack_archive(wheel, installed, "zip")
+    shutil.rmtree(source)
+    trained = run(tmp_path, "-m", "gpt2c.train", "-x", "2", "-o", "run", PYTHONPATH=str(installed), HOME=str(tmp_path))
+    assert trained.returncode == 0 and "done: step 2 of 2" in trained.stdout, trained.stdout

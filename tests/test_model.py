@@ -1,10 +1,15 @@
 """Models as a whole: against PyTorch's numbers, and against themselves run in every other way."""
+import os
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import reference as ref
 
 import gpt2c
 from gpt2c import ops
+from gpt2c.arena import LARGE, aligned
 from gpt2c.errors import UsageError
 from gpt2c.model import Model
 from gpt2c.models import make_config
@@ -245,6 +250,19 @@ def test_parameters_are_one_writable_block_in_file_order():
     m.params["lnfb"][...] += 1
     assert m.forward(x, y) != before
     assert m.params.flat.ctypes.data % 64 == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="the system has no huge pages")
+def test_large_arrays_are_of_the_kind_that_systems_grant_huge_pages():
+    array, mapping = aligned(LARGE), None
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if span := re.match(r"([0-9a-f]+)-([0-9a-f]+) (\S+)", line):
+            first, last = int(span[1], 16), int(span[2], 16)
+            mapping = span[3] if first <= array.ctypes.data < last else None
+        elif mapping and line.startswith("VmFlags:"):
+            assert mapping.endswith("p") and "hg" in line.split()  # private, and advised so
+            return
+    pytest.fail("the array lies in no mapping")
 
 
 def test_initial_weights_are_gpt2_s():

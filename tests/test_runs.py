@@ -131,7 +131,7 @@ def test_nothing_to_resume_and_nothing_to_train_are_said(folder):
 
 @pytest.mark.parametrize("words, code, message", [
     (["--channels", 32], 2, "--channels 32 does not fit out/ckpt_00000002.safetensors, where it is 16"),
-    (["-b", 4], 2, "the saved data position has B = 2, this run has 4"),
+    (["-b", 1], 2, "the saved data position has B = 2, this run has 1"),
     (["--optimizer", "sgd"], 2, "the checkpoint holds the moments of adamw, not of sgd"),
     (["--resume", "out/best.safetensors"], 4, "holds weights only, no run to resume"),
 ])

@@ -45,6 +45,10 @@ class Lanes(Positioned):
         rows = np.array([lane[chunk * self.T : (chunk + 1) * self.T + 1] for lane in self._lanes], np.int32)
         return rows[:, :-1].copy(), rows[:, 1:].copy()
 
+    def state(self):
+        """The position of all ranks together: that of one rank with all of their lanes."""
+        return super().state() | {"B": self.B * self.world, "rank": 0, "world": 1}
+
     def _begin(self, epoch):
         """The lanes of an epoch: views of the files."""
         words = random_words(self.seed, epoch, self.B * self.world)[self.rank * self.B : (self.rank + 1) * self.B]

@@ -47,17 +47,24 @@ class DataLoader:
 
     def next_batch(self):
         """Inputs and targets, new (B, T) int32 arrays; after the last batch of an epoch the next begins."""
+        size = self.B * self.T
+        start = self._next_window() * self._window + self.rank * size
+        x, y = (np.array(self._tokens[at : at + size], np.int32) for at in (start, start + 1))
+        return x.reshape(self.B, self.T), y.reshape(self.B, self.T)
+
+    def skip(self):
+        """Leaves out a batch."""
+        self._next_window()
+
+    def _next_window(self):
         if self._sample == len(self._order):
             if self._shard + 1 == len(self.paths):
                 self.reset()
             else:
                 self._shard, self._sample = self._shard + 1, 0
                 self._open_shard()
-        size = self.B * self.T
-        start = int(self._order[self._sample]) * self._window + self.rank * size
         self._sample += 1
-        x, y = (np.array(self._tokens[at : at + size], np.int32) for at in (start, start + 1))
-        return x.reshape(self.B, self.T), y.reshape(self.B, self.T)
+        return int(self._order[self._sample - 1])
 
     def state(self):
         """The position as a dict of ints and arrays; `restore` continues from it with the same batches."""

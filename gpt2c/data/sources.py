@@ -91,14 +91,14 @@ class TokenSource:
             B = (count - 1) // short
         return B, short
 
-    def loaders(self, B, T, vocab_size, seed, validate):
-        """(the training loader, the validation loader or None)"""
+    def loaders(self, B, T, vocab_size, seed, validate, world):
+        """(the training loader, the validation loader or None). Lanes are a rank's own, other batches those of all ranks."""
         options = dict(vocab_size=vocab_size, part=self._parts[0])
         if self._order == "random":
             loader = RandomWindows(self._dataset.train, B, T, seed=seed, **options)
         elif self.lanes:
             chunks = -(-self._config.context_length // T) or self._config.max_chunks_per_epoch
-            loader = Lanes(self._dataset.train, B, T, chunks, seed=seed, **options)
+            loader = Lanes(self._dataset.train, B, T, chunks, world.rank, world.size, seed=seed, **options)
         elif self._order == "documents":
             if not self.tokenizer or self.tokenizer.eot is None:
                 raise UsageError("--order documents needs a tokenizer with an end-of-text token; choose another --tokenizer or "
@@ -106,18 +106,21 @@ class TokenSource:
             loader = DocumentWindows(self._dataset.train, B, T, self.tokenizer.eot, seed=seed, **options)
         else:
             loader = DataLoader(self._dataset.train, B, T, shuffle=self._order == "shuffled", **options)
-        return loader, self._val_loader(B, T, vocab_size, seed) if validate else None
+        return loader, self._val_loader(B, T, vocab_size, seed, world) if validate else None
 
-    def _val_loader(self, B, T, vocab_size, seed):
+    def _val_loader(self, B, T, vocab_size, seed, world):
         count = _smallest(self._val, self._parts[1]) if self._val else 0
         if count < 2:
             warn(f"{self.name} has no text for validation: there will be none")
             return None
         T = min(T, count - 1)
-        B, options = min(B, (count - 1) // T), dict(vocab_size=vocab_size, part=self._parts[1])
-        if self.lanes:
-            return Lanes(self._val, B, T, (count - 1) // (B * T), seed=seed, **options)
-        return DataLoader(self._val, B, T, **options)
+        most, options = (count - 1) // T, dict(vocab_size=vocab_size, part=self._parts[1])
+        if not self.lanes:
+            return DataLoader(self._val, min(B, most), T, **options)
+        lanes = min(B * world.size, most)  # of all ranks together, or where there is not enough text of rank 0
+        shared = (B, world.rank, world.size) if lanes == B * world.size else (lanes, 0, 1)
+        B, rank, size = shared
+        return Lanes(self._val, B, T, (count - 1) // (lanes * T), rank, size, seed=seed, **options)
 
 
 class ItemSource:
@@ -143,7 +146,7 @@ class ItemSource:
         longest = max((len(item.ids) for item in (*self._items, *self._val_items)), default=0)
         return B, max(1, min(T, longest - 1))
 
-    def loaders(self, B, T, vocab_size, seed, validate):
+    def loaders(self, B, T, vocab_size, seed, validate, world):
         """(the training loader, the validation loader or None)"""
         loader = ItemLoader(self._items, B, T, seed=seed, shuffle=True)
         if loader.cut:

@@ -34,6 +34,10 @@ class Positioned:
         self._batch += 1
         return self._make(number)
 
+    def skip(self):
+        """Leaves out a batch."""
+        self._batch += 1
+
     def reset(self):
         """Back to the first batch."""
         self._batch = 0
@@ -44,12 +48,13 @@ class Positioned:
 
     def restore(self, state):
         """Go to a position saved by `state` of a loader over the same data with the same settings."""
-        if state.keys() != self.state().keys():
+        now = self.state()
+        if state.keys() != now.keys():
             raise UsageError("the saved data position is one of another --order; resume with the same one")
         for name in self.SETTINGS:
-            if int(state[name]) != getattr(self, name):
-                raise UsageError(f"the saved data position has {name} = {int(state[name])}, this run has "
-                                 f"{int(getattr(self, name))}; resume with the same data and batch settings")
+            if int(state[name]) != now[name]:
+                raise UsageError(f"the saved data position has {name} = {int(state[name])}, this run has {now[name]}; resume "
+                                 "with the same data and batch settings")
         if int(state["batch"]) < 0:
             raise DataError(f"the saved data position is damaged: batch {int(state['batch'])}")
         self._batch = int(state["batch"])
