@@ -13,13 +13,13 @@ import gpt2c
 from gpt2c.llmc import write_debug_state
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = {"README.md": slice(1), "docs/scripting.md": slice(None), "docs/gpt2.md": slice(None)}  # README's second: no such files
+PAGES = ["README.md", "data/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("page", BLOCKS)
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in (ROOT / page).read_text("utf-8")])
 def test_the_python_on_a_page_runs(page, tmp_path):
     (tmp_path / "data").symlink_to(ROOT / "data")
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)[BLOCKS[page]]
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert blocks
     write_llmc_s_files(tmp_path)
     (tmp_path / "page.py").write_text("\n".join(blocks), "utf-8")
@@ -38,10 +38,16 @@ def write_llmc_s_files(folder):
     write_debug_state(folder / "gpt2_124M_debug_state.bin", model.config, x, x + 1, logits, loss, model.grads)
 
 
-@pytest.mark.parametrize("page", ["README.md", "data/README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_files_that_a_page_names_are_there(page):
     named = re.findall(r"[`(]((?:gpt2c|kernels|tests|docs|benchmarks)/[\w/.-]*\.\w+)[`)]", (ROOT / page).read_text("utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_readme_leads_to_every_page_and_the_page_of_the_code_to_every_file():
+    readme, code = ((ROOT / page).read_text("utf-8") for page in ("README.md", "docs/code.md"))
+    assert [page for page in PAGES[1:] if f"]({page})" not in readme] == []
+    assert [path.name for path in (ROOT / "gpt2c").glob("[!_]*.py") if f"{path.name}`" not in code] == []
 
 
 def test_the_page_of_flags_is_what_the_programs_say():
