@@ -1,5 +1,6 @@
-"""The commands of the documents that gpt2c follows, as the tables of docs/commands.md give them: all of them in one folder, in
-their order, with fewer epochs, updates and episodes and with smaller models where the document does not say how large."""
+"""Commands as users are told them. Those of the documents that gpt2c follows, as the tables of docs/commands.md give them: all in
+one folder, in their order, with fewer epochs, updates and episodes and with smaller models where the document does not say how
+large. And those on the other pages, each page in a folder of its own, with two updates and small batches."""
 import io
 import json
 import re
@@ -30,7 +31,7 @@ SMALLER = {
     "GPT2Rust": "--max-steps 2 --sample-every 2 --sample-len 4 -b 2 -t 16",
 }
 TEXT = ("once upon a time 3 frogs + 4 foxes = 7 friends; they jumped over 12 dogs - and 5 * 8 = 40 hens.\n"
-        "jack: quick bees buzz > 1, and 9 | 6: why? hello mr. vex\n") * 8
+        "jack: quick bees buzz > 1, and 9 | 6: why? hello mr. vex\nROMEO: Once upon a time\n") * 8
 
 
 def sections():
@@ -59,8 +60,8 @@ def run(words):
 
 
 def shorter(command, smaller):
-    """The command with a hundredth of its epochs, updates and episodes."""
-    command = SHORTER.sub(lambda match: f"{match[1]}{max(1, int(match[2]) // 100)}", command)
+    """The command with few of its epochs, updates and episodes."""
+    command = SHORTER.sub(lambda match: f"{match[1]}{max(1, int(match[2]) // 250)}", command)
     words = shlex.split(command)
     if words[1:2] == ["rlvr"] or words[1:2] == ["rl"]:
         words.append("--eval-prompts=2")
@@ -77,8 +78,12 @@ def flags_at_once(rows):
     return [" ".join(["gpt2c", verb, *(code(flag) for flag, of, _ in rows if of == verb)]) for verb in verbs]
 
 
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # a program that was imported runs again as the main one
-def test_every_command_and_every_flag_of_the_documents(tmp_path, monkeypatch, capsys):
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # a program that was imported runs as the main one
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder: what the commands read is there, and a small pack for the script that fetches llm.c's files."""
     monkeypatch.setattr("gpt2c.loop.measured_peak", lambda isa: 1.0)  # this and pictures take longer than the runs
     monkeypatch.setattr("gpt2c.pictures.available", lambda: False)
     monkeypatch.setattr(sys, "argv", sys.argv)
@@ -88,6 +93,9 @@ def test_every_command_and_every_flag_of_the_documents(tmp_path, monkeypatch, ca
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     files_of_the_documents(tmp_path, monkeypatch)
+
+
+def test_every_command_and_every_flag_of_the_documents(folder, monkeypatch, capsys):
     count = 0
     for document, tables in sections().items():
         commands = [code(here) for _, here, _ in tables[0]]
@@ -120,9 +128,45 @@ def test_every_command_and_every_flag_of_the_documents(tmp_path, monkeypatch, ca
     assert "--trainBPE is deprecated" in said.err and "--doRL is deprecated" in said.err
 
 
+def commands_on(page):
+    """The commands in blocks of a page, and those in the README's table of families."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ").splitlines()
+    lines = [part.partition(" #")[0] for line in lines for part in line.split("&& ")]
+    lines += re.findall(r"\n\| \[`\w+`\].*?\| `(gpt2c [^`]*)` \|", text)
+    return [line.replace("python -m gpt2c.", "gpt2c ").strip() for line in lines]
+
+
+def smallest(command):
+    """The command with two updates and small batches."""
+    command = re.sub(r"--(num-)?epochs[ =]\S+", "", command).replace("ckpt_00000100", "ckpt_00000002")
+    words = shlex.split(command)
+    if "trm" in words:
+        return words + ["--pretrain=FACTS.json", "--instruct=ITEMS.jsonl", "--pretrain-epochs=1", "--instruct-epochs=1"]
+    if words[1] == "train":
+        words += ["--max-steps=2", "--batch-size=2", "--val-steps=1", "--sample-len=4"]
+        words += ["-t=16", "-d=64"] if "gpt2_124M.bin" in words or Path("gpt2_124M.bin").exists() else []
+    return words + ["--steps=2", "--eval-prompts=2"] * (words[1] == "rlvr")
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in (
+    "gpt2", "chargpt", "mingru", "hybrid", "trm", "data", "chat", "rlvr"))])
+def test_the_commands_on_a_page(folder, page, capsys):
+    for part in ("train.bin", "val.bin", "tokenizer.bin"):
+        Path(f"data/stories_{part}").symlink_to(ROOT / f"data/stories_{part}")
+    commands = [command for command in commands_on(page) if command and command.split()[0] not in ELSEWHERE]
+    assert commands
+    for command in commands:
+        if "my_run.bin" in command:
+            shutil.copy("checkpoint.bin", "my_run.bin")
+        if command.startswith("gpt2c"):
+            assert run(smallest(command)[1:]) in (0, None), (command, capsys.readouterr())
+        else:
+            subprocess.run(command, shell=True, check=True, timeout=30)
+
+
 def files_of_the_documents(tmp_path, monkeypatch):
-    """What the commands read, in the current folder; and a small pack for the script that fetches llm.c's files."""
-    for name in ("data.txt", "corpus.txt", "train.txt", "my_text.txt"):
+    for name in ("data.txt", "corpus.txt", "train.txt", "my_text.txt", "book.txt", "tinyshakespeare.txt"):
         Path(name).write_text(TEXT, encoding="utf-8")
     Path("data").mkdir()
     Path("data/tinyshakespeare.txt").write_text(TEXT, encoding="utf-8")
@@ -130,10 +174,13 @@ def files_of_the_documents(tmp_path, monkeypatch):
     Path("facts.json").write_text(json.dumps(facts), encoding="utf-8")
     questions = [{"prompt": "How do mountains form?", "completion": "Slowly."}] * 4
     Path("questions.json").write_text(json.dumps(questions), encoding="utf-8")
+    shutil.copy("facts.json", "FACTS.json")
+    Path("ITEMS.jsonl").write_text("\n".join(map(json.dumps, questions)), encoding="utf-8")
     pack = tmp_path / "pack"
     pack.mkdir()
-    model = gpt2c.create("gpt2", num_layers=1, num_heads=2, channels=16, vocab_size=50257, max_seq_len=16)
+    model = gpt2c.create("gpt2", num_layers=1, num_heads=2, channels=16, vocab_size=4096, max_seq_len=16)
     model.save(pack / "gpt2_124M.bin")
+    shutil.copy(ROOT / "data/stories_tokenizer.bin", pack / "gpt2_tokenizer.bin")
     for part in ("train", "val"):
         write_shard(pack / f"tiny_shakespeare_{part}.bin", np.arange(1000))
     table = "".join(f"{file.name} {'.' if file.name.startswith('gpt2') else 'data/tinyshakespeare'} {file.stat().st_size} "
