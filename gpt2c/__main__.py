@@ -19,6 +19,16 @@ VERBS = {
     "info": "this machine and build, or what a checkpoint or the folder of a run holds",
     "plot": "the loss curves of runs, or the roofline of a benchmark",
 }
+BEGIN = """gpt2c trains and runs small language models on the CPU. To begin with:
+
+  gpt2c train                            a small GPT-2 from scratch on the stories that ship, in a minute or two
+  gpt2c train --model trm --interactive  a model that learns facts and questions, then answers yours, in a few minutes
+  gpt2c train --data book.txt            on a text of yours
+
+README.md in the source leads to the pages about models, data, runs and scripting in docs/.
+
+usage: gpt2c VERB [flags]      (gpt2c VERB --help lists the flags)
+"""
 ALIASES = {"inference": "generate", "infer": "generate", "sample": "generate", "rl": "rlvr"}
 
 
@@ -27,7 +37,7 @@ def main():
 
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
-        print("usage: gpt2c VERB [flags]      (gpt2c VERB --help lists the flags)\n")
+        print(BEGIN)
         print("\n".join(f"  {verb:<16} {text}" for verb, text in VERBS.items()))
         sys.exit(0)
     if words[0].startswith("-"):

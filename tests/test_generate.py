@@ -1,4 +1,5 @@
 """Generating text: the cache against the full forward, the choice of tokens, the program."""
+import re
 import subprocess
 import sys
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 import gpt2c
+from gpt2c.__main__ import VERBS
 from gpt2c.byte_level import GPT2_BYTES
 from gpt2c.errors import UsageError
 from gpt2c.rng import Xorshift
@@ -155,6 +157,7 @@ def test_program_errors_are_one_line(words, code, message):
     assert done.returncode == code and message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_without_words_the_verbs_are_listed():
+def test_without_words_what_to_begin_with_and_the_verbs_are_listed():
     done = program()
-    assert done.returncode == 0 and "train" in done.stdout and "generate" in done.stdout
+    assert done.returncode == 0 and "\n  gpt2c train  " in done.stdout and "docs/" in done.stdout
+    assert re.findall(r"^  ([a-z-]+) ", done.stdout.partition("usage:")[2], re.MULTILINE) == list(VERBS)
