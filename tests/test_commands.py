@@ -134,9 +134,28 @@ def test_every_command_and_every_flag_of_the_documents(folder, monkeypatch, caps
     assert "--trainBPE is deprecated" in said.err and "--doRL is deprecated" in said.err
 
 
+def test_flags_have_the_names_that_the_tables_say():
+    """A flag of a document is a spelling of the flag in the last column, as the help of the verb shows it."""
+    help_of = runpy.run_path(str(ROOT / "docs/make_command_line.py"))["help_of"]
+    count = 0
+    for document, family in {"rnn-rust": "hybrid", "GRUfinity": "mingru"}.items():
+        for flag, verb, here in sections()[document][1]:
+            if name := re.match(r"`([a-z-]+)`", here):
+                verb = program.ALIASES.get(verb, verb)
+                entries = re.findall(r"^  (--.*)", help_of(verb, *["--model", family] * (verb == "train")), re.MULTILINE)
+                entry, = (re.findall(r"-[\w-]+", line) for line in entries if line.split()[0] == f"--{name[1]}")
+                assert plain(code(flag).partition("=")[0]) in map(plain, entry), (flag, entry)
+                count += 1
+    assert count > 50
+
+
+def plain(flag):
+    return flag.lower().replace("-", "")
+
+
 def commands_on(page):
-    """The commands in blocks of a page, and those in the README's table of families."""
-    text = (ROOT / page).read_text(encoding="utf-8")
+    """The commands in blocks of a page, and those in the README's table of families; a document's own are test_documents.py's."""
+    text = re.sub(r"## The document's commands.*?(?=\n## |$)", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
     lines = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ").splitlines()
     lines = [part.partition(" #")[0] for line in lines for part in line.split("&& ")]
     lines += re.findall(r"\n\| \[`\w+`\].*?\| `(gpt2c [^`]*)` \|", text)
