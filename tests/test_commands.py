@@ -18,6 +18,7 @@ import gpt2c
 from gpt2c import __main__ as program
 from gpt2c.data.shards import write_shard
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # a program that was imported runs as the main one
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
 ELSEWHERE = ("pip", "python", "ruff", "curl", "wget")  # what installs, checks and fetches
@@ -84,9 +85,6 @@ def flags_at_once(rows):
     return [" ".join(["gpt2c", verb, *(code(flag) for flag, of, _ in rows if of == verb)]) for verb in verbs]
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # a program that was imported runs as the main one
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The current folder: what the commands read is there, and a small pack for the script that fetches llm.c's files."""
@@ -99,6 +97,13 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     files_of_the_documents(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def with_stories(folder):
+    """The data set that ships is there too."""
+    for part in ("train.bin", "val.bin", "tokenizer.bin"):
+        Path(f"data/stories_{part}").symlink_to(ROOT / f"data/stories_{part}")
 
 
 def test_every_command_and_every_flag_of_the_documents(folder, monkeypatch, capsys):
@@ -162,6 +167,21 @@ def commands_on(page):
     return [line.replace("python -m gpt2c.", "gpt2c ").strip() for line in lines]
 
 
+def test_what_the_readme_says_that_it_does(with_stories, capsys):
+    """The commands in its second table, where names in capitals stand for files of this folder."""
+    here = {"mydata": "stories", "ckpt_00001000": "ckpt_00000002", "info FILE": "info CKPT", "FILE": "book.txt",
+            "CKPT": "runs/mine/ckpt_00000002.safetensors", "--interactive": "--model trm --interactive"}
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What it does\n")[2].partition("\n\n`")[0]
+    commands = re.findall(r"`(gpt2c [^`]*)`", table)
+    assert len(commands) > 10
+    for command in commands:
+        if command.split()[1] not in ("bench", "plot"):  # test_bench.py, test_plot.py
+            for there, name in here.items():
+                command = command.replace(there, name)
+            words = smallest(command) + ["--dry-run"] * (" -e " in command)
+            assert run(words[1:]) in (0, None), (words, capsys.readouterr())
+
+
 def smallest(command):
     """The command with two updates and small batches."""
     command = re.sub(r"--(num-)?epochs[ =]\S+", "", command).replace("ckpt_00000100", "ckpt_00000002")
@@ -176,9 +196,7 @@ def smallest(command):
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in (
     "gpt2", "chargpt", "mingru", "hybrid", "trm", "data", "chat", "rlvr"))])
-def test_the_commands_on_a_page(folder, page, capsys):
-    for part in ("train.bin", "val.bin", "tokenizer.bin"):
-        Path(f"data/stories_{part}").symlink_to(ROOT / f"data/stories_{part}")
+def test_the_commands_on_a_page(with_stories, page, capsys):
     commands = [command for command in commands_on(page) if command and command.split()[0] not in ELSEWHERE]
     assert commands
     for command in commands:
