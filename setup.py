@@ -56,6 +56,11 @@ class BuildKernels(build_ext):
         ext.extra_objects += [path for done in compiled for path in done.result()]
         super().build_extension(ext)
 
+    def copy_extensions_to_source(self):
+        super().copy_extensions_to_source()
+        for old in set(Path("gpt2c").glob("_core.*.so")) - {Path("gpt2c") / self.get_ext_filename("_core")}:
+            old.unlink()  # built for one version of Python only, it would be taken before this one
+
     def compiler_knows(self, flags):
         """Older compilers know all instruction sets but AMX."""
         with tempfile.TemporaryDirectory() as folder:
