@@ -1,4 +1,6 @@
-"""Writes the README's table of speeds and docs/roofline.png from the newest file in benchmarks/results.
+"""Writes the README's table of speeds and docs/roofline.png from the files in benchmarks/results.
+
+A session may take several runs: of all files of the newest one's day and processor, the newest row of each measurement counts.
 
     gpt2c bench --compare torch --out benchmarks/results && python benchmarks/readme_table.py
 """
@@ -14,9 +16,19 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- speed: written by benchmarks/readme_table.py -->", "<!-- end of speed -->"
 
 
-def newest():
-    """The newest results: their names begin with the date."""
-    return max(RESULTS.glob("*.json"), key=lambda path: path.name)
+def session():
+    """({"machine", "rows"} of the newest session, its newest file with kernels). Their names begin with the date."""
+    paths = sorted(RESULTS.glob("*.json"), key=lambda path: path.name)
+    newest = json.loads(paths[-1].read_text(encoding="utf-8"))["machine"]
+    rows, machine, kernels = {}, {}, None
+    for path in paths:
+        bench = json.loads(path.read_text(encoding="utf-8"))
+        if (bench["machine"]["cpu"], bench["machine"]["date"][:10]) == (newest["cpu"], newest["date"][:10]):
+            machine |= bench["machine"]
+            for row in bench["rows"]:
+                rows[tuple(row.get(name) for name in ("isa", "work", "model", "system", "kernel", "case"))] = row
+                kernels = path if row["section"] == "kernels" else kernels
+    return {"machine": machine, "rows": list(rows.values())}, kernels
 
 
 def section(bench):
@@ -56,13 +68,14 @@ def _rival(rows, wanted):
 
 
 def main():
-    path, readme = newest(), ROOT / "README.md"
-    bench = json.loads(path.read_text(encoding="utf-8"))
+    (bench, kernels), readme = session(), ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     written = f"{BEGIN}\n{section(bench)}\n{END}"
     readme.write_text(re.sub(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: written, text, flags=re.S), encoding="utf-8")
-    if any(row["section"] == "kernels" for row in bench["rows"]):
-        roofline(*load_kernels(path), ROOT / "docs" / "roofline.png")
+    if kernels:
+        machine, rows = load_kernels(kernels)
+        shown = [row for row in rows if row["isa"] == rows[0]["isa"] and not row["case"].endswith("T64")]  # few enough to read
+        roofline(machine, shown, ROOT / "docs" / "roofline.png")
 
 
 if __name__ == "__main__":
