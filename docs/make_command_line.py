@@ -4,10 +4,11 @@ The help comes from the fields of dataclasses (gpt2c/flags.py), and so does this
 """
 import contextlib
 import dataclasses
-import importlib
 import io
 import os
+import runpy
 import tempfile
+import warnings
 from pathlib import Path
 
 from gpt2c.__main__ import ALIASES, VERBS
@@ -41,12 +42,15 @@ def page():
 
 def help_of(verb, *words):
     """What the verb prints where no file is at hand that it would look at."""
-    said, module = io.StringIO(), importlib.import_module(f"gpt2c.{verb.replace('-', '_')}")
+    with warnings.catch_warnings():  # not imported: gpt2c.generate would become the module, where it is a function
+        warnings.simplefilter("ignore", RuntimeWarning)
+        main = runpy.run_module(f"gpt2c.{verb.replace('-', '_')}")["main"]
+    said = io.StringIO()
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(WIDTH)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(said):
         with contextlib.suppress(SystemExit):
-            module.main([*words, "--help"])
+            main([*words, "--help"])
     os.environ.pop("COLUMNS")
     if before is not None:
         os.environ["COLUMNS"] = before
