@@ -51,6 +51,7 @@ def run_kernel_tests(tree, *which, **variables):
     return run(tree, "-m", "pytest", "-q", "--tb=short", "tests/test_kernels.py", *which, **variables)
 
 
+@pytest.mark.slow  # it compiles every kernel
 def test_a_kernel_built_wrong_turns_the_tests_red(tree):
     built = build(tree, GPT2C_BREAK="1")
     assert built.returncode == 0, built.stdout
