@@ -127,7 +127,7 @@ class MpiWorld(World):
         self._near = self._all.Split_type(MPI.COMM_TYPE_SHARED)
         self.neighbours = self._near.size
         self._scratch = np.empty(0, np.float32)
-        self.library = MPI.Get_library_version().splitlines()[0]
+        self.implementation = MPI.Get_library_version().splitlines()[0]
         sys.excepthook = self._unexpected
 
     def _finish(self, request, floats=0):
@@ -228,8 +228,8 @@ def world():
         raise UsageError(f"mpi4py finds no MPI library ({error}): install the one that the launcher belongs to, or "
                          "pip install mpich") from None
     if os.environ.get(launched, str(ranks.size)) != str(ranks.size):
-        raise UsageError(f"the launcher has started {os.environ[launched]} ranks, but mpi4py uses {ranks.library}, which knows "
-                         f"of {ranks.size}: use the launcher that belongs to it")
+        raise UsageError(f"the launcher has started {os.environ[launched]} ranks, but mpi4py uses {ranks.implementation}, which "
+                         f"knows of {ranks.size}: use the launcher that belongs to it")
     return ranks if ranks.size > 1 else World()
 
 
