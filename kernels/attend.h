@@ -24,10 +24,7 @@ static inline void panel_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K
             vf_store(cr + VL, add ? vf_load(cr + VL) + sum[r][1] : sum[r][1]);  \
         }                                                                       \
     }
-    for (int64_t i = 0; i < M; i += TM) {
-        int rows = M - i < TM ? (int)(M - i) : TM;
-        TILE_DISPATCH(rows, TILE_ROWS)
-    }
+    FOR_TILES(M, TILE_ROWS)
 #undef TILE_ROWS
 }
 
@@ -49,10 +46,7 @@ static inline void narrow_product(float* c, ptrdiff_t c_row, int64_t M, int64_t 
             vf_store(cr, add ? vf_load(cr) + sum[r] : sum[r]);                  \
         }                                                                       \
     }
-    for (int64_t i = 0; i < M; i += TM) {
-        int rows = M - i < TM ? (int)(M - i) : TM;
-        TILE_DISPATCH(rows, TILE_ROWS)
-    }
+    FOR_TILES(M, TILE_ROWS)
 #undef TILE_ROWS
 }
 
@@ -83,6 +77,18 @@ static inline void store_lanes(float* dst, ptrdiff_t dst_row, const float* src_t
                 float* d = dst + (q + i) * dst_row + c;
                 vf_store_n(d, add ? vf_load_n(d, D - c) + r[i] : r[i], D - c);
             }
+        }
+}
+
+// dk and dv of one head, (T, W) each, to their places in dqkv, where rows of the head are `row` apart and k and v lie C and 2 C
+// behind q
+static inline void store_dk_dv(float* dqkv, ptrdiff_t row, const float* dk, const float* dv, int64_t T, int64_t C, int64_t D,
+                               int64_t W, int add) {
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t c = 0; c < D; c += VL) {
+            float *k = dqkv + t * row + C + c, *v = k + C;
+            vf_store_n(k, add ? vf_load_n(k, D - c) + vf_load(dk + t * W + c) : vf_load(dk + t * W + c), D - c);
+            vf_store_n(v, add ? vf_load_n(v, D - c) + vf_load(dv + t * W + c) : vf_load(dv + t * W + c), D - c);
         }
 }
 

@@ -151,13 +151,7 @@ void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, con
             rows_product(s.dv, s.W, n, TN, s.s, TN, 1, s.dout, s.W, s.W, 1);
             rows_product(s.dk, s.W, n, TN, s.ds, TN, 1, s.q, s.W, s.W, 1);
         }
-        for (int64_t t = 0; t < T; t++)
-            for (int64_t c = 0; c < D; c += VL) {
-                float *dk = dq + t * 3 * C + C + c, *dv = dk + C;
-                vf k = vf_load(s.dk + t * s.W + c), v = vf_load(s.dv + t * s.W + c);
-                vf_store_n(dk, add ? vf_load_n(dk, D - c) + k : k, D - c);
-                vf_store_n(dv, add ? vf_load_n(dv, D - c) + v : v, D - c);
-            }
+        store_dk_dv(dq, 3 * C, s.dk, s.dv, T, C, D, s.W, add);
     }
 }
 

@@ -270,13 +270,7 @@ static void backward_of_head(float* dq, float* dtable, const float* g, const flo
         rows_product(s.dk, s.W, n, lanes, s.ds, TN, 1, s.q, s.W, s.W, 1);
         rows_product(dtable, s.W, rows, lanes, s.dz, TN, 1, s.q, s.W, s.W, 1);
     }
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t c = 0; c < D; c += VL) {
-            float *dk = dq + t * 3 * C + C + c, *dv = dk + C;
-            vf k = vf_load(s.dk + t * s.W + c), v = vf_load(s.dv + t * s.W + c);
-            vf_store_n(dk, add ? vf_load_n(dk, D - c) + k : k, D - c);
-            vf_store_n(dv, add ? vf_load_n(dv, D - c) + v : v, D - c);
-        }
+    store_dk_dv(dq, 3 * C, s.dk, s.dv, T, C, D, s.W, add);
 }
 
 static int64_t num_groups(int64_t B) { return B < MAX_GROUPS ? B : MAX_GROUPS; }

@@ -71,6 +71,13 @@ tile_sums_bf16(vf sum[][2], int rows, int64_t pairs, const int32_t* a, const int
 #define TILE_DISPATCH(rows, TILE_ROWS) \
     switch (((rows) + 1) / 2) { TILE_CASES(TILE_ROWS) default: TILE_ROWS(TM); }
 
+// Calls TILE_ROWS(n) for each tile of M rows, which begins at row i and has `rows` of them.
+#define FOR_TILES(M, TILE_ROWS)                            \
+    for (int64_t i = 0; i < (M); i += TM) {                \
+        int rows = (M) - i < TM ? (int)((M) - i) : TM;     \
+        TILE_DISPATCH(rows, TILE_ROWS)                     \
+    }
+
 // dst[k][i] = src[i][k] for i < width, k < K: VL x VL squares transposed in registers. Rows of src from `rows` on
 // count as zero. `width` is a multiple of VL, or less than VL: then each row of dst is stored with surplus lanes that
 // the next row overwrites, and dst needs VL floats of slack at its end.
