@@ -243,18 +243,23 @@ def attention_materialised_backward(rng, B, T, H, D, scale=1):
 DECODED = [(0, 1, 1, 3, 0), (1, 1, 1, 1, 0), (2, 1, 3, 5, 8), (2, 3, 2, 8, 13), (1, 17, 1, 33, 2)]
 
 
-@case(*DECODED, large=(2, 65, 7, 33, 64))
-def attention_cached_forward(rng, B, T, H, D, pos):
-    """The last T of pos + T positions; the others are in the caches already, and beyond them lies rubbish."""
-    qkv, (out, *_), _, size_out, off = attention_inputs(rng, B, pos + T, H, D)
+def decoding(qkv, out, off, size_out, T, pos, last_argument):
+    """(args, expected) for the last T of pos + T positions; the others are in the caches already, beyond them lies rubbish."""
+    B, _, C = out.shape
     _, k, v = np.split(qkv, 3, axis=-1)
-    after = np.full((2, B, pos + T + 3, H * D), 1e30, np.float32)
+    after = np.full((2, B, pos + T + 3, C), 1e30, np.float32)
     after[:, :, : pos + T] = k, v
     before = after.copy()
     before[:, :, pos : pos + T] = 1e30
     bound = (2 * off + gamma(2 * (pos + T) + 8)) * size_out
-    args = unset(B, T, H * D), *before, qkv[:, pos:].copy(), np.array([pos], np.int32), H
+    args = unset(B, T, C), *before, qkv[:, pos:].copy(), np.array([pos], np.int32), last_argument
     return args, [(out[:, pos:], bound[:, pos:]), (after[0], 0), (after[1], 0)]
+
+
+@case(*DECODED, large=(2, 65, 7, 33, 64))
+def attention_cached_forward(rng, B, T, H, D, pos):
+    qkv, (out, *_), _, size_out, off = attention_inputs(rng, B, pos + T, H, D)
+    return decoding(qkv, out, off, size_out, T, pos, H)
 
 
 # ---- the Tiny Recursive Model: dynamic tanh
@@ -371,16 +376,8 @@ def cope_backward(rng, B, T, H, D, M, scale=1):
 
 @case(*[(B, T, H, D, pos, M) for (B, T, H, D, pos), M in zip(DECODED, (3, 1, 2, 30, 5))], large=(2, 65, 7, 33, 64, 40))
 def cope_cached_forward(rng, B, T, H, D, pos, M):
-    """As attention_cached_forward."""
     qkv, table, out, _, size_out, (_, _, _, off, _) = cope_inputs(rng, B, pos + T, H, D, M)
-    _, k, v = np.split(qkv, 3, axis=-1)
-    after = np.full((2, B, pos + T + 3, H * D), 1e30, np.float32)
-    after[:, :, : pos + T] = k, v
-    before = after.copy()
-    before[:, :, pos : pos + T] = 1e30
-    bound = (2 * off + gamma(2 * (pos + T) + 8)) * size_out
-    args = unset(B, T, H * D), *before, qkv[:, pos:].copy(), np.array([pos], np.int32), table
-    return args, [(out[:, pos:], bound[:, pos:]), (after[0], 0), (after[1], 0)]
+    return decoding(qkv, out, off, size_out, T, pos, table)
 
 
 # ---- residuals with a scale, and adaptive depth

@@ -1,7 +1,6 @@
 """Several ranks under MPI: the same losses on any number of them, the same bits on the same number, and every way to be
 stopped. GPT2C_RANK_KILLS sets how often ranks are killed; -m slow kills 20 times.
 """
-import functools
 import importlib.util
 import json
 import os
@@ -46,7 +45,6 @@ def launcher():
     return shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
-@functools.cache
 def why_not():
     """Why there is nothing to test here; "" where there is."""
     if importlib.util.find_spec("mpi4py") is None:
@@ -67,8 +65,9 @@ def anew():
     world.cache_clear()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mpi():
+    """MPI is optional: where it cannot be installed, or starts no ranks, there is nothing to test."""
     if why := why_not():
         pytest.skip(why)
 
@@ -155,10 +154,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(mpi, trained, ranks, made, w
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
+def straight(mpi, tmp_path_factory):
     """The checkpoint of 40 uninterrupted steps on two ranks."""
-    if why := why_not():
-        pytest.skip(why)
     folder = with_data(tmp_path_factory.mktemp("straight"))
     out, err = finish(2, "-m", "gpt2c.train", *TINY, "-o", "out", "-x", 40, folder=folder)
     assert out.count("step   40/40") == 1 and "2 ranks, 2 of them here with 1 threads each" in out and not err

@@ -352,14 +352,18 @@ def test_gpt2_agrees_with_pytorch(name):
         assert_close(grads[tensor], gradient)
 
 
-def test_gpt2_training_curve_agrees_with_pytorch():
-    golden = ref.golden("gpt2_curve")
+def assert_trains_as(golden, forward, backward):
+    """The losses of AdamW's updates on the golden's batch are those of its curve."""
     params = golden["params"]
     moments = {name: (np.zeros(p.shape), np.zeros(p.shape)) for name, p in params.items()}
     for step, expected in enumerate(golden["curve"]):
-        loss, _, cache = ref.gpt2_forward(params, golden["cfg"], golden["tokens"], golden["targets"])
+        loss, _, cache = forward(params, golden["cfg"], golden["tokens"], golden["targets"])
         assert loss == pytest.approx(expected, rel=TOLERANCE)
-        for name, gradient in ref.gpt2_backward(cache).items():
+        for name, gradient in backward(cache).items():
             params[name], *moments[name] = ref.adamw(
                 params[name], gradient, *moments[name], 1e-3, 0.9, 0.999, 1e-8, weight_decay=0.01, t=step + 1
             )
+
+
+def test_gpt2_training_curve_agrees_with_pytorch():
+    assert_trains_as(ref.golden("gpt2_curve"), ref.gpt2_forward, ref.gpt2_backward)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference as ref
 import reference_trm as trm
-from test_reference import TOLERANCE, H, assert_close, floating_point_errors_raise, numeric_gradient, rng  # noqa: F401
+from test_reference import TOLERANCE, H, assert_close, assert_trains_as, floating_point_errors_raise, numeric_gradient, rng  # noqa: F401
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 3, 7)])
@@ -120,16 +120,7 @@ def test_trm_agrees_with_pytorch(name):
 
 @pytest.mark.parametrize("name", ["trm_curve", "trm_adaptive"])
 def test_trm_training_curve_agrees_with_pytorch(name):
-    golden = trm.trm_golden(name)
-    params = golden["params"]
-    moments = {name: (np.zeros(p.shape), np.zeros(p.shape)) for name, p in params.items()}
-    for step, expected in enumerate(golden["curve"]):
-        loss, _, cache = trm.trm_forward(params, golden["cfg"], golden["tokens"], golden["targets"])
-        assert loss == pytest.approx(expected, rel=TOLERANCE)
-        for tensor, gradient in trm.trm_backward(cache).items():
-            params[tensor], *moments[tensor] = ref.adamw(
-                params[tensor], gradient, *moments[tensor], 1e-3, 0.9, 0.999, 1e-8, weight_decay=0.01, t=step + 1
-            )
+    assert_trains_as(trm.trm_golden(name), trm.trm_forward, trm.trm_backward)
 
 
 def test_trm_is_causal():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import reference as ref
 import reference_trm as trm
-from test_model import batch, gradients
+from test_model import assert_slope_is_the_oracle_s, batch, gradients
 from test_reference_trm import GOLDENS
 
 import gpt2c
@@ -117,18 +117,7 @@ def test_decoding_with_a_cache_is_the_full_forward(kind):
 
 
 def test_directional_derivative(kind):
-    """The gradient along a random direction is the slope of the float64 oracle's loss."""
-    m = lively(make_config("trm", SMALL | kind))
-    x, y = batch(m, 2, 9)
-    gradients(m, x, y)
-    cfg = {name: getattr(m.config, name) for name in m.config.__dataclass_fields__}
-    params = {name: m.params[name].astype(np.float64) for name in m.params}
-    rng = np.random.default_rng(5)
-    direction = {name: rng.standard_normal(p.shape) for name, p in params.items()}
-    along = sum((m.grads[name].astype(np.float64) * d).sum() for name, d in direction.items())
-    h = 1e-6
-    up, down = (trm.trm_forward({n: p + s * h * direction[n] for n, p in params.items()}, cfg, x, y)[0] for s in (1, -1))
-    assert along == pytest.approx((up - down) / (2 * h), rel=1e-3)
+    assert_slope_is_the_oracle_s(lively(make_config("trm", SMALL | kind)), trm.trm_forward, h=1e-6, tolerance=1e-3)
 
 
 def test_depth_one_is_one_plain_block():

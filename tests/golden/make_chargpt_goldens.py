@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from adamw_curve import adamw_curve
 
 CONFIG = {"max_seq_len": 16, "vocab_size": 31, "num_layers": 2, "num_heads": 4, "channels": 36}
 B, T, STEPS = 3, 13, 10
@@ -54,13 +55,7 @@ if __name__ == "__main__":
         **{f"params/{name}": single(w) for name, w in p.items()},
         **{f"grads/{name}": single(w.grad) for name, w in p.items()},
         "tokens": tokens.numpy().astype(np.int32), "targets": targets.numpy().astype(np.int32),
-        "loss": loss.item(), "logits": single(logits), "curve": np.zeros(STEPS),
+        "loss": loss.item(), "logits": single(logits),
     }  # fmt: skip
-    optimizer = torch.optim.AdamW(p.values(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        loss, _ = forward(p, CONFIG, tokens, targets)
-        arrays["curve"][step] = loss.item()
-        loss.backward()
-        optimizer.step()
+    arrays["curve"] = adamw_curve(p.values(), lambda: forward(p, CONFIG, tokens, targets)[0], STEPS)
     np.savez_compressed(Path(__file__).parent / "chargpt.npz", **arrays)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from adamw_curve import adamw_curve
 from torch import nn
 
 
@@ -92,15 +93,7 @@ def make(name, cfg, B, T, ignored=0, steps=0):
         "logits": logits.detach().numpy().astype(np.float32),
     }
     if steps:
-        recipe = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
-        optimizer = torch.optim.AdamW(model.parameters(), **recipe)
-        arrays["curve"] = np.zeros(steps)
-        for step in range(steps):
-            optimizer.zero_grad()
-            loss, _ = model(tokens, targets)
-            arrays["curve"][step] = loss.item()
-            loss.backward()
-            optimizer.step()
+        arrays["curve"] = adamw_curve(model.parameters(), lambda: model(tokens, targets)[0], steps)
     np.savez_compressed(Path(__file__).parent / f"{name}.npz", **arrays)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from adamw_curve import adamw_curve
 
 
 def shapes(cfg):
@@ -147,14 +148,7 @@ def make(name, B=3, T=6, ignored=2, **fields):
         "tokens": tokens.numpy().astype(np.int32), "targets": targets.numpy().astype(np.int32),
         "loss": loss.item(), "logits": logits.detach().numpy().astype(np.float32),
     }  # fmt: skip
-    optimizer = torch.optim.AdamW(params.values(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
-    arrays["curve"] = np.zeros(10)
-    for step in range(10):
-        optimizer.zero_grad()
-        loss, _ = forward(params, cfg, tokens, targets)
-        arrays["curve"][step] = loss.item()
-        loss.backward()
-        optimizer.step()
+    arrays["curve"] = adamw_curve(params.values(), lambda: forward(params, cfg, tokens, targets)[0], 10)
     np.savez_compressed(Path(__file__).parent / f"{name}.npz", **arrays)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from adamw_curve import adamw_curve
 
 
 def g(x):
@@ -82,14 +83,8 @@ def make(name, cfg, B, T, chunks=1, ignored=0, steps=0):
     arrays |= {"tokens": tokens.numpy().astype(np.int32), "targets": targets.numpy().astype(np.int32), "loss": loss,
                "logits": np.asarray(logits, np.float32), "h": torch.stack(states[1:]).numpy().astype(np.float32)}
     if steps:
-        optimizer = torch.optim.AdamW(p.values(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
-        arrays["curve"] = np.zeros(steps)
-        for step in range(steps):
-            optimizer.zero_grad()
-            loss = loss_of(forward(p, cfg, tokens[0], start)[0], targets[0])
-            arrays["curve"][step] = loss.item()
-            loss.backward()
-            optimizer.step()
+        arrays["curve"] = adamw_curve(
+            p.values(), lambda: loss_of(forward(p, cfg, tokens[0], start)[0], targets[0]), steps)
     np.savez_compressed(Path(__file__).parent / f"{name}.npz", **arrays)
 
 
