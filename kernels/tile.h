@@ -130,12 +130,9 @@ static inline void pack_transposed_bf16(int32_t* dst, int width, const float* sr
 }
 
 #define LANE_IN_BOTH_HALVES(i, s) ((i) * 0x10001)
-// Steps k and k + 1 of VL neighbouring columns as pairs, where k and k + 1 are two rows of src; zero beyond the K steps and
-// `columns` columns that are there.
-static inline __attribute__((always_inline)) vf vf_bf16_pairs(const float* src, ptrdiff_t src_row, int64_t K, int64_t columns) {
-    vf even = columns > 0 && K > 0 ? vf_load_n(src, columns) : (vf){0};
-    vf odd = columns > 0 && K > 1 ? vf_load_n(src + src_row, columns) : (vf){0};
-    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);  // 16 even ones, then 16 odd ones: the halves interleave
+// Lane i = the bf16 of low[i] and, in the upper half, of high[i]
+static inline vf vf_pairs_bf16(vf low, vf high) {
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);  // 16 low ones, then 16 high ones
     const __m512i order = _mm512_add_epi32(_mm512_set1_epi32(16 << 16), (__m512i)(LANES(LANE_IN_BOTH_HALVES, 0)));
     return (vf)_mm512_permutexvar_epi16(order, both);
 }
@@ -146,7 +143,11 @@ static inline void pack_straight_bf16(int32_t* dst, int width, const float* src,
         for (int64_t c = 0; c < columns; c += width)
             for (int64_t k = k0; k < 2 * pairs && k < k0 + PACK_ROWS; k += 2)
                 for (int i = 0; i < width; i += VL) {
-                    vf v = vf_bf16_pairs(src + k * src_row + c + i, src_row, K - k, columns - c - i);
+                    const float* from = src + k * src_row + c + i;
+                    int64_t left = columns - c - i;
+                    vf even = left > 0 && k < K ? vf_load_n(from, left) : (vf){0};
+                    vf odd = left > 0 && k + 1 < K ? vf_load_n(from + src_row, left) : (vf){0};
+                    vf v = vf_pairs_bf16(even, odd);
                     vf_store_n((float*)dst + c * pairs + k / 2 * width + i, v, k + 2 < 2 * pairs ? VL : width - i);
                 }
 }

@@ -1036,6 +1036,33 @@ def test_an_element_or_row_has_the_same_bits_wherever_it_stands(isa, name):
 # ---- what single kernels promise besides
 
 
+@pytest.mark.parametrize("R, C, N", [(33, 1, 35), (40, 70, 33)])
+def test_products_are_exact_at_every_scale(isa, rng, R, C, N):
+    """Each product within the rounding of its own terms, whatever lies beside it: no number loses bits to a larger one."""
+    def wide(*shape):
+        return (normal(rng, *shape) * np.exp2(rng.integers(-40, 40, shape))).astype(np.float32)
+
+    x, w, dout = wide(R, C), wide(N, C), wide(R, N)
+    found = [run("matmul_forward", unset(R, N), x, w, None)[0],
+             call("matmul_backward_x", (unset(R, C), dout, w, 0))[0],
+             call("matmul_backward_w", (unset(N, C), None, dout, x, 0))[0]]
+    exact = [ref.matmul_forward(x, w, 0), *ref.matmul_backward(dout, x, w)[:2]]
+    size = [ref.matmul_forward(abs(x), abs(w), 0), *ref.matmul_backward(abs(dout), abs(x), abs(w))[:2]]
+    assert_within(found, [(e, gamma(k + 2) * s) for e, s, k in zip(exact, size, (C, N, R))])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_spoils_its_row_of_a_product_and_no_other(isa, rng, precision, bad):
+    gpt2c.set_matmul_precision(precision)
+    x, w = normal(rng, 37, 45), normal(rng, 50, 45)
+    whole = run("matmul_forward", unset(37, 50), x, w, None)[0]
+    x[35, 44] = bad
+    spoilt = run("matmul_forward", unset(37, 50), x, w, None)[0]
+    assert not np.isfinite(spoilt[35]).any()
+    assert bits(np.delete(spoilt, 35, 0)) == bits(np.delete(whole, 35, 0))
+
+
 @pytest.mark.parametrize("name", ["gelu_forward", "gelu_forward_scalar"])
 def test_gelu_over_all_floats(isa, name):
     x = np.arange(0, 2**32, 2003).astype(np.uint32).view(np.float32)  # of either sign, subnormal, huge, NaN
