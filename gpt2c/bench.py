@@ -17,7 +17,8 @@ from gpt2c import benchmarks, cluster, flags, kernel_cases, tables
 from gpt2c.cli import run_program
 from gpt2c.errors import Gpt2cError, UsageError
 from gpt2c.flags import flag
-from gpt2c.trainer import TrainConfig, Trainer
+from gpt2c.train_config import TrainConfig
+from gpt2c.trainer import Trainer
 from gpt2c.world import world
 
 RIVALS = ("torch", "numpy")

@@ -29,7 +29,8 @@ from gpt2c.models import make_config
 from gpt2c.optim import Optimizer
 from gpt2c.peak import measured_bandwidth, measured_peak, measured_read_bandwidth
 from gpt2c.sampler import generate
-from gpt2c.trainer import TrainConfig, Trainer
+from gpt2c.train_config import TrainConfig
+from gpt2c.trainer import Trainer
 from gpt2c.work import FLOPS, flops
 
 RUNS = 5  # at least so many give a median

@@ -28,7 +28,8 @@ from gpt2c.phases import PHASED, PhasesConfig, has_phases, run_phases, shipped, 
 from gpt2c.resume import check_flags, checkpoint_to_resume, recorded_flags, shaping_flags
 from gpt2c.sampling import Sampling
 from gpt2c.stopping import Stop
-from gpt2c.trainer import TrainConfig, Trainer
+from gpt2c.train_config import TrainConfig
+from gpt2c.trainer import Trainer
 from gpt2c.world import world
 
 PRETRAINED = "gpt2_124M.bin"

@@ -11,7 +11,8 @@ from gpt2c.errors import UsageError
 from gpt2c.model import Model
 from gpt2c.models import make_config
 from gpt2c.sampler import Decoder
-from gpt2c.trainer import TrainConfig, Trainer
+from gpt2c.train_config import TrainConfig
+from gpt2c.trainer import Trainer
 
 GOLDENS = ["mingru_curve", "mingru_one_token", "mingru_ignored"]
 SMALL = dict(vocab_size=61, dim=48, depth=2)

@@ -13,7 +13,7 @@ import pytest
 import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.schedules import learning_rate
-from gpt2c.trainer import seconds
+from gpt2c.train_config import seconds
 
 SMALL = ["-e", "scratch", "--num-layers", "2", "--channels", "32", "--num-heads", "2", "--max-seq-len", "32",
          "--vocab-size", "97", "-b", "2", "-t", "16", "--log-every", "1", "-s", "0"]
