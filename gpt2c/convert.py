@@ -36,9 +36,9 @@ def main(argv):
     (config,), _ = flags.parse(argv, [ConvertConfig], "gpt2c convert", __doc__.partition("\n\n")[2], ["source", "target"])
     if not config.source or not config.target:
         raise UsageError("name two files: gpt2c convert FROM TO [flags]")
+    model = model_in(config)
     if os.path.exists(config.target) and os.path.samefile(config.source, config.target):
         raise UsageError(f"{config.target} is the file to convert: choose another name")
-    model = model_in(config)
     model.description = config.description or model.description
     if config.tokenizer:
         model.tokenizer = Tokenizer.load(config.tokenizer)

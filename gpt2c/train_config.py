@@ -3,7 +3,7 @@ import math
 from dataclasses import dataclass
 
 from gpt2c.errors import UsageError
-from gpt2c.flags import flag
+from gpt2c.flags import flag, require_at_least
 from gpt2c.optim import OPTIMIZERS
 from gpt2c.schedules import SCHEDULES
 
@@ -83,14 +83,15 @@ class TrainConfig:
     seed: int = flag(1337, "of the initial weights, of dropout and of sampling", group="randomness")
 
     def __post_init__(self):
-        for name in ("update_chunks", "backprop_chunks"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("update_tokens", "backprop_tokens", "learning_rate", "warmup_steps", "warmup_epochs", "weight_decay",
-                     "eps", "momentum", "grad_clip", "clip_value", "max_loss", "max_grad_value", "skip_loss_z", "skip_grad_z",
-                     "val_every", "patience", "plateau_factor", "plateau_falls", "balance_loss"):
-            if not getattr(self, name) >= 0:  # a NaN neither
-                raise UsageError(f"{name} is {getattr(self, name)}, expected at least 0")
+        require_at_least(
+            self, batch_size=1, seq_len=1, total_batch_size=0, update_chunks=1, update_tokens=0, backprop_chunks=1,
+            backprop_tokens=0, max_steps=-1, epochs=0, max_epochs=0, patience=0, learning_rate=0, warmup_steps=0, warmup_epochs=0,
+            final_lr_frac=0, plateau_factor=0, plateau_falls=0, weight_decay=0, beta1=0, beta2=0, eps=0, momentum=0, grad_clip=0,
+            clip_value=0, max_loss=0, max_grad_value=0, skip_loss_z=0, skip_grad_z=0, val_every=0, val_steps=-1, balance_loss=0)
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                raise UsageError(f"{name} is {getattr(self, name)}, expected less than 1")
+        seconds(self.max_time or "0")  # an error if it is no duration
         if self.nesterov and not (self.momentum and not self.dampening):
             raise UsageError(f"nesterov needs momentum and no dampening; momentum is {self.momentum}, dampening {self.dampening}")
         if self.warmup_steps and (self.warmup_epochs or self.lr_unit != "update"):

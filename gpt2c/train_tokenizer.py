@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gpt2c import flags
 from gpt2c.cli import run_program
 from gpt2c.errors import InputError, UsageError
-from gpt2c.files import open_input
+from gpt2c.files import open_input, require_place
 from gpt2c.flags import flag
 from gpt2c.tokenizer import Tokenizer
 
@@ -47,6 +47,7 @@ def main(argv):
     source, chunks = _source(config)
     if source is None and config.kind != "byte":
         raise UsageError("name a text: gpt2c train-tokenizer FILE [flags]")
+    require_place(config.save_path)
     started = time.perf_counter()
     sample = Sample(chunks)
     with warnings.catch_warnings(record=True) as caught:

@@ -111,6 +111,7 @@ def test_what_cannot_be_json(tmp_path):
 def test_the_file_itself_is_not_overwritten(tmp_path):
     small("gpt2").save(tmp_path / "a.bin")
     assert "choose another name" in convert(tmp_path / "a.bin", tmp_path / "a.bin", code=2).stderr
+    assert "cannot read" in convert(tmp_path / "missing.bin", tmp_path / "a.bin", code=4).stderr
 
 
 def test_a_checkpoint_keeps_what_was_said_of_its_model(tmp_path):

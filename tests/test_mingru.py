@@ -235,7 +235,7 @@ def test_a_long_prompt_is_read_in_pieces_with_the_same_result(chunk):
     (dict(dim=0), "dim is 0"), (dict(depth=0), "depth is 0"), (dict(dim=2, expansion=0.3), r"dim \* expansion is 0"),
 ])
 def test_shapes_that_cannot_be_are_refused(fields, message):
-    with pytest.raises(UsageError, match=f"mingru: {message}, expected at least 1"):
+    with pytest.raises(UsageError, match=f"{message}, expected at least 1"):
         gpt2c.create("mingru", **fields)
 
 

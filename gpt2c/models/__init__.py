@@ -39,6 +39,11 @@ def family_named(name) -> ModuleType:
     return FAMILIES[name]
 
 
+def other_configs(name):
+    """{the flag that chooses it: Config} of all families but this one."""
+    return {f"--model {other}": module.Config for other, module in FAMILIES.items() if other != name}
+
+
 def usual(name):
     """What training starts from in this family, by flag."""
     return getattr(family_named(name), "TRAINING", {})
