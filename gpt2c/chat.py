@@ -109,7 +109,7 @@ def chat(conversation):
     try:
         while (text := read_question(terminal, aside)) is not None:
             if text:
-                reply(conversation, text, terminal, aside)
+                reply(conversation, text, terminal)
     except BrokenPipeError:  # whoever reads the answers has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -153,7 +153,7 @@ def read_line(file):
     return line
 
 
-def reply(conversation, text, terminal, aside):
+def reply(conversation, text, terminal):
     """The answer, as it comes; Ctrl-C ends it."""
     answer = conversation.answer(text)
     begun = False

@@ -15,6 +15,8 @@ from gpt2c.flags import flag, require_at_least
 from gpt2c.sampler import CHUNK
 from gpt2c.sampling import Sampling, pieces
 
+# To be run, not imported: a module that is imported takes the place of the function gpt2c.generate on the package.
+
 
 @dataclass
 class GenerateConfig:

@@ -9,7 +9,7 @@ import numpy as np
 from gpt2c import kernel_setups as setups
 from gpt2c._core import Stream
 from gpt2c.errors import Gpt2cError
-from gpt2c.work import flops
+from gpt2c.flops import flops
 
 GPT2_124M = {
     "B": 4,
@@ -125,7 +125,7 @@ def bound_by_memory(case):
 
 
 # Operations of the cases that are bound by memory: each +, -, x, /, exp and sqrt of the formula in
-# kernels/gpt2c.h is one. gpt2c.work counts those of the others.
+# kernels/gpt2c.h is one. gpt2c.flops counts those of the others.
 OPERATIONS = {
     setups.matmul_one_row: lambda L, C, N, bias: L * N * (2 * C + bias),
     setups.attention_one_row: lambda L, S, C, H: 4 * L * S * C,

@@ -14,12 +14,12 @@ import numpy as np
 from gpt2c.anomalies import Window, first_bad_tensor
 from gpt2c.checkpoint import RunState, save
 from gpt2c.errors import DivergedError, GradientError, InputError, UsageError
+from gpt2c.flops import flops
 from gpt2c.optim import Optimizer, tensor_bounds, tensor_rates
 from gpt2c.rng import Xorshift
 from gpt2c.sampler import generate
 from gpt2c.schedules import learning_rate, rate_of_epoch
 from gpt2c.train_config import TrainConfig, seconds
-from gpt2c.work import flops
 from gpt2c.world import world
 
 SKIPS_IN_A_ROW = 10  # after so many updates left out one after the other, leaving out does not help

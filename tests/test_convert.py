@@ -75,6 +75,8 @@ def test_randygpt_s_checkpoints(tmp_path):
     assert m.tokenizer.encode("<>zé") == [known.index(c) for c in "<>zé"] == [0, 1, known.index("z"), known.index("é")]
     (tmp_path / "text.txt").write_text(text + "!", encoding="utf-8")
     convert(tmp_path / "old.bin", tmp_path / "x", "--training-text", tmp_path / "text.txt", code=2)
+    other = convert(tmp_path / "new.safetensors", tmp_path / "x", "--training-text", tmp_path / "text.txt", code=2)
+    assert "is for randyGPT's checkpoints" in other.stderr
 
 
 @pytest.mark.parametrize("change", [
