@@ -80,7 +80,7 @@ def parse(argv, classes, prog, description="", positional=(), defaults=None, els
 
     positional: the fields that take the words without a flag, in order; a repeatable last one takes the rest.
     defaults: {field name: value} that goes before the dataclasses' own. A field without any default is None.
-    elsewhere: {where: a dataclass} whose flags count there only: who uses one here is told so.
+    elsewhere: (a flag, {value of it: a dataclass whose flags count only then}): who uses one all the same is told so.
     """
     flags, words = _table([*classes, General], defaults)
     for word in itertools.takewhile(lambda word: word != "--", argv):
@@ -88,7 +88,7 @@ def parse(argv, classes, prog, description="", positional=(), defaults=None, els
         if asked and asked.name == "help":
             print(help_text(prog, description, classes, positional, defaults))
             raise SystemExit(0)
-    values, rest = _from_argv(argv, words, prog, elsewhere or {})
+    values, rest = _from_argv(argv, words, prog, *elsewhere or ())
     _from_rest(rest, _named(positional, flags), values, prog)
     values = _with_file(values, words, len(classes))
     instances = [cls(**{f.name: values.get((i, f.name), f.default) for f in flags if f.owner == i})
@@ -250,7 +250,7 @@ def _put(values, f, value):
     values[at] = f.many([*values.get(at, ()), value]) if f.many else value
 
 
-def _from_argv(argv, words, prog=None, elsewhere=None):
+def _from_argv(argv, words, prog=None, chooser="", elsewhere=None):
     """({(owner, name): value}, the words that belong to no flag); without `prog` skips unknown flags."""
     values, rest, queue = {}, [], list(argv)
     while queue:
@@ -268,8 +268,8 @@ def _from_argv(argv, words, prog=None, elsewhere=None):
             f, equals, text = off, "=", "false"
         if f is None:
             if prog:
-                owners = [where for where, cls in elsewhere.items() if key in _table([cls])[1]]
-                hint = (f", which goes with {' or '.join(owners)}" if owners else
+                owners = [value for value, cls in (elsewhere or {}).items() if key in _table([cls])[1]]
+                hint = (f", which goes with {chooser} {' or '.join(owners)}" if owners else
                         nearest(spelling, {known: f.spellings[0] for known, f in words.items()}))
                 raise UsageError(f"unknown flag {spelling}{hint} ({prog} --help lists all)")
             continue

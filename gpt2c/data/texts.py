@@ -14,9 +14,8 @@ from gpt2c.errors import DataError, Gpt2cError, InputError, UsageError
 from gpt2c.files import atomic_write, open_input
 from gpt2c.flags import flag
 from gpt2c.progress import Progress
-from gpt2c.tokenizer import Tokenizer
+from gpt2c.tokenizer import KINDS, Tokenizer
 
-KINDS = ("char", "byte", "word", "bpe", "gpt2")
 CACHE_FORMAT = "gpt2c text 2"  # changes when the same text would give other ids
 NAME = "text"
 

@@ -40,8 +40,8 @@ def family_named(name) -> ModuleType:
 
 
 def other_configs(name):
-    """{the flag that chooses it: Config} of all families but this one."""
-    return {f"--model {other}": module.Config for other, module in FAMILIES.items() if other != name}
+    """The flag that chooses a family, and {family: Config} of all but this one."""
+    return "--model", {other: module.Config for other, module in FAMILIES.items() if other != name}
 
 
 def usual(name):
