@@ -78,8 +78,8 @@ class Epoch:
 
 
 @dataclass
-class Progress:
-    """What a run knows besides the model and the data's position."""
+class Snapshot:
+    """What a checkpoint says of a run besides the model and the data's position."""
 
     step: int = 0  # updates done
     tokens: int = 0
@@ -139,7 +139,7 @@ class Trainer:
         self.total_steps = self._steps_in(self.epochs) if self.epochs else config.max_steps
         self._deadline = time.monotonic() + seconds(config.max_time) if config.max_time else math.inf
         self._first_batch = loader.next_batch() if config.overfit else None
-        self._after_update = self._progress()
+        self._after_update = self._snapshot()
 
     def _steps_in(self, epochs):
         """The updates after which so many epochs are over, to the nearest whole one."""
@@ -360,13 +360,13 @@ class Trainer:
             self.stopped = f"training loss {loss:.6f} reached the target {self.config.target_train_loss:.6f}"
         elif late:
             self.stopped = f"after {self.config.max_time}, as asked"
-        self._after_update = self._progress()
+        self._after_update = self._snapshot()
         return ended
 
     # ---- checkpoints
 
-    def _progress(self):
-        return Progress(self.step, self.tokens, self._skipped_in_a_row, self.sampling.state,
+    def _snapshot(self):
+        return Snapshot(self.step, self.tokens, self._skipped_in_a_row, self.sampling.state,
                         dataclasses.replace(self.validations), self.epoch)
 
     def save(self, path):
@@ -463,4 +463,4 @@ class Trainer:
         self.model.seed, self.model.dropout_counter = int(seed), int(counter)
         for window, (count, past) in zip((self._losses, self._norms), windows):
             window.count, window.values = count, past
-        self._after_update = self._progress()
+        self._after_update = self._snapshot()
