@@ -136,18 +136,17 @@ class Run:
 
     def take(self):
         """Makes the folder this process's own, and removes what a killed one has left half written."""
-        if self.save_path:
+        if self.folder:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"cannot make the run's folder {self.folder}: {error.strerror}; choose another "
+                                 "--out-dir") from None
+            self._lock()
+            remove_leftovers(self.folder)
+        if self.save_path:  # which may lie in the folder
             require_place(self.save_path)
             remove_leftovers(self.save_path.parent, self.save_path.stem)
-        if not self.folder:
-            return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot make the run's folder {self.folder}: {error.strerror}; choose another "
-                             "--out-dir") from None
-        self._lock()
-        remove_leftovers(self.folder)
 
     def begin(self, config_text, step, tokenizer=None):
         """Writes the configuration and drops what the logs say of updates from `step` on. Words about checkpoints that had
