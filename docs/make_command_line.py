@@ -14,7 +14,7 @@ from pathlib import Path
 from gpt2c.__main__ import ALIASES, VERBS
 from gpt2c.models import FAMILIES, gpt2, usual
 from gpt2c.train import STARTER, RunConfig
-from gpt2c.trainer import TrainConfig
+from gpt2c.train_config import TrainConfig
 
 PAGE = Path(__file__).with_name("command_line.md")
 WIDTH = 110  # of the page

@@ -20,7 +20,8 @@ from gpt2c.machine import cores, cpu_name
 from gpt2c.model import Model, create
 from gpt2c.sampler import generate
 from gpt2c.tokenizer import Tokenizer
-from gpt2c.trainer import TrainConfig, Trainer
+from gpt2c.train_config import TrainConfig
+from gpt2c.trainer import Trainer
 
 __version__ = "0.1.0"
 __all__ = ["DataLoader", "DivergedError", "Gpt2cError", "InputError", "Model", "ResourceError", "Tokenizer",

@@ -40,6 +40,11 @@ def main():
         print(BEGIN)
         print("\n".join(f"  {verb:<16} {text}" for verb, text in VERBS.items()))
         sys.exit(0)
+    if words == ["--version"]:
+        from gpt2c import __version__
+
+        print(f"gpt2c {__version__}")
+        sys.exit(0)
     if words[0].startswith("-"):
         from gpt2c.verbless import main as verbless
 

@@ -23,9 +23,9 @@ def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, 
     the likeliest per token.
     """
     prompt = checked_prompt(model, prompt_ids)
-    if max_new_tokens < 1 or width < 1 or not length_penalty >= 0:
-        raise InferenceError(f"max_new_tokens {max_new_tokens}, beam width {width}, length penalty {length_penalty}: expected at "
-                             "least 1, 1 and 0")
+    for name, value, least in ("max_new_tokens", max_new_tokens, 1), ("width", width, 1), ("length_penalty", length_penalty, 0):
+        if not value >= least:
+            raise InferenceError(f"{name} is {value}, expected at least {least}")
     beams, ended = [Beam([], 0.0)], []
     decoders = [Decoder(model, len(prompt) + max_new_tokens)]
     log_probs = [log_softmax(decoders[0].feed(prompt))]

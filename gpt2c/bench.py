@@ -16,8 +16,9 @@ import gpt2c
 from gpt2c import benchmarks, cluster, flags, kernel_cases, tables
 from gpt2c.cli import run_program
 from gpt2c.errors import Gpt2cError, UsageError
-from gpt2c.flags import flag
-from gpt2c.trainer import TrainConfig, Trainer
+from gpt2c.flags import flag, require_at_least
+from gpt2c.train_config import TrainConfig
+from gpt2c.trainer import Trainer
 from gpt2c.world import world
 
 RIVALS = ("torch", "numpy")
@@ -44,6 +45,11 @@ class BenchConfig:
     out: str = flag(
         "", "folder for <date>-<machine>.json and .csv", "-o", metavar="DIR", default_text="none is written"
     )
+
+    def __post_init__(self):
+        require_at_least(self, seconds=0, batches=1)
+        if min(self.link_gbit, self.link_us) <= 0:
+            raise UsageError(f"link_gbit is {self.link_gbit:g} and link_us {self.link_us:g}, expected more than 0")
 
 
 def main(argv):
@@ -85,8 +91,6 @@ def main(argv):
 
 def measure_ranks(config):
     """Prints what gpt2c.cluster measures and predicts."""
-    if min(config.batches, config.link_gbit, config.link_us) <= 0:
-        raise UsageError("--batches, --link-gbit and --link-us must be above 0")
     ranks, case = world(), benchmarks.MODEL_CASES[f"train-{config.shape}"]
     ranks.quiet()
     ranks.settle(config.threads)

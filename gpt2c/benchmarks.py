@@ -24,13 +24,14 @@ from gpt2c._core import Stream
 from gpt2c.cli import run_program
 from gpt2c.engine import Runner, Work
 from gpt2c.errors import Gpt2cError, UsageError
+from gpt2c.flops import FLOPS, flops
 from gpt2c.model import Model, create
 from gpt2c.models import make_config
 from gpt2c.optim import Optimizer
 from gpt2c.peak import measured_bandwidth, measured_peak, measured_read_bandwidth
 from gpt2c.sampler import generate
-from gpt2c.trainer import TrainConfig, Trainer
-from gpt2c.work import FLOPS, flops
+from gpt2c.train_config import TrainConfig
+from gpt2c.trainer import Trainer
 
 RUNS = 5  # at least so many give a median
 PAUSE = 0.2  # seconds until the threads of who ran last sleep; OpenBLAS lets its own spin for half of that

@@ -15,7 +15,7 @@ from gpt2c.cli import run_program
 from gpt2c.data import tokenizer_of_model
 from gpt2c.data.conversations import NAMES, question
 from gpt2c.errors import InputError, UsageError
-from gpt2c.flags import flag
+from gpt2c.flags import flag, require_at_least
 from gpt2c.models import max_seq_len
 from gpt2c.rng import Xorshift
 from gpt2c.sampling import Sampling, pieces
@@ -34,6 +34,9 @@ class ChatConfig:
                           metavar="PATH", default_text="gpt2_tokenizer.bin here or in data/")
     threads: int = flag(0, "threads to use", default_text="one per core")
 
+    def __post_init__(self):
+        require_at_least(self, max_new_tokens=1, turns=0)
+
 
 def main(argv):
     (config, how), given = flags.parse(argv, [ChatConfig, Sampling], "gpt2c chat", __doc__.partition("\n\n")[2], ["checkpoint"])
@@ -51,8 +54,6 @@ class Conversation:
     """What was said, and the model that answers. `turns`: questions that it knows of at a time (0: as it has learned)."""
 
     def __init__(self, model, tokenizer, how: Sampling, max_new_tokens=256, turns=0):
-        if max_new_tokens < 1 or turns < 0:
-            raise UsageError(f"--max-new-tokens {max_new_tokens}, --turns {turns}: expected at least 1 and 0")
         if isinstance(how.seed, str):
             raise UsageError(f"--seed is {how.seed!r}, expected a whole number")
         self.model, self.tokenizer, self.how, self.max_new_tokens = model, tokenizer, how, max_new_tokens
@@ -109,7 +110,7 @@ def chat(conversation):
     try:
         while (text := read_question(terminal, aside)) is not None:
             if text:
-                reply(conversation, text, terminal, aside)
+                reply(conversation, text, terminal)
     except BrokenPipeError:  # whoever reads the answers has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -153,7 +154,7 @@ def read_line(file):
     return line
 
 
-def reply(conversation, text, terminal, aside):
+def reply(conversation, text, terminal):
     """The answer, as it comes; Ctrl-C ends it."""
     answer = conversation.answer(text)
     begun = False

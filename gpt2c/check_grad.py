@@ -14,12 +14,11 @@ from gpt2c import flags
 from gpt2c.checkpoint import load
 from gpt2c.cli import run_program
 from gpt2c.errors import UsageError
-from gpt2c.flags import flag
+from gpt2c.flags import flag, require_at_least
 from gpt2c.model import Model
-from gpt2c.models import FAMILIES, family_named, max_seq_len
+from gpt2c.models import FAMILIES, family_named, max_seq_len, other_configs
 
-TINY = dict(vocab_size=31, num_layers=2, depth=2, channels=16, dim=16, hidden=32, num_heads=2, max_seq_len=16, dropout=0.0,
-            embed_size=16, hidden_size=16)
+TINY = dict(vocab_size=31, num_layers=2, depth=2, channels=16, dim=16, hidden=32, num_heads=2, max_seq_len=16, dropout=0.0)
 NOISE = 1.2e-7  # of a loss in float32, as a part of it
 STEPS = 1.0, 1 / 8, 1 / 64
 FLAT = 0.1  # of a slope: with more rounding than this nothing is proved
@@ -37,15 +36,18 @@ class CheckConfig:
     seed: int = flag(1337, "of the weights, the data and the directions")
     threads: int = flag(0, "threads to use", default_text="one per core")
 
+    def __post_init__(self):
+        require_at_least(self, batch_size=1, seq_len=1, directions=1, tolerance=0)
+        if not self.step > 0:
+            raise UsageError(f"step is {self.step}, expected more than 0")
+
 
 def main(argv):
     path, family = flags.peek(argv, CheckConfig, "checkpoint", "model")
     module = family_named(family)
     tiny = {field.name: TINY[field.name] for field in dataclasses.fields(module.Config) if field.name in TINY}
     (config, shape), _ = flags.parse(argv, [CheckConfig, module.Config], "gpt2c check-grad", __doc__.partition("\n\n")[2],
-                                     ["checkpoint"], tiny)
-    if min(config.batch_size, config.seq_len, config.directions) < 1 or not (config.step > 0 and config.tolerance > 0):
-        raise UsageError("--batch-size, --seq-len and --directions must be at least 1, --step and --tolerance above 0")
+                                     ["checkpoint"], tiny, other_configs(family))
     if config.threads:
         gpt2c.set_num_threads(config.threads)
     model = load(config.checkpoint) if config.checkpoint else Model(family, shape).initialise(config.seed)

@@ -228,7 +228,7 @@ def _opened(path):
     except InputError:
         raise
     except (safetensors.SafetensorError, Gpt2cError, KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise SerializationError(f"{path} is not a valid checkpoint: {error}") from None
+        raise SerializationError(f"{path} is not a valid checkpoint ({error}): it is damaged or cut short; use another") from None
 
 
 def _view(data, dtype, shape, data_offsets):

@@ -14,9 +14,7 @@ from gpt2c.data.reading import Reading, decoded_blocks
 from gpt2c.errors import UsageError
 from gpt2c.files import open_input
 from gpt2c.flags import flag
-from gpt2c.model import Model
-from gpt2c.models import make_config
-from gpt2c.rgpt import characters, is_rgpt, read_rgpt
+from gpt2c.rgpt import characters, is_rgpt
 from gpt2c.tokenizer import Tokenizer
 from gpt2c.vocabularies import over_characters
 
@@ -36,9 +34,9 @@ def main(argv):
     (config,), _ = flags.parse(argv, [ConvertConfig], "gpt2c convert", __doc__.partition("\n\n")[2], ["source", "target"])
     if not config.source or not config.target:
         raise UsageError("name two files: gpt2c convert FROM TO [flags]")
+    model = model_in(config)
     if os.path.exists(config.target) and os.path.samefile(config.source, config.target):
         raise UsageError(f"{config.target} is the file to convert: choose another name")
-    model = model_in(config)
     model.description = config.description or model.description
     if config.tokenizer:
         model.tokenizer = Tokenizer.load(config.tokenizer)
@@ -50,22 +48,17 @@ def main(argv):
 
 def model_in(config):
     """The Model to convert."""
-    with open_input(config.source) as file:
-        head = file.read(8)
-    if not is_rgpt(head):
-        return load(config.source)
-    old = read_rgpt(config.source)
-    tokenizer = None
+    model = load(config.source)
     if config.training_text:
+        with open_input(config.source) as file:
+            if not is_rgpt(file.read(8)):
+                raise UsageError(f"--training-text is for randyGPT's checkpoints, and {config.source} is none: leave it out")
         text = "".join(text for text, _ in decoded_blocks(config.training_text, Reading()))
         known = characters(text)
-        if len(known) != old.config["vocab_size"]:
-            raise UsageError(f"{config.training_text} gives {len(known)} characters, the model has {old.config['vocab_size']}: "
-                             "it is not the text that the model was trained on")
-        tokenizer = Tokenizer.from_json(over_characters(known).to_str())
-    model = Model("chargpt", make_config("chargpt", old.config), tokenizer)
-    for name, array in old.params.items():
-        model.params[name][...] = array
+        if len(known) != model.config.vocab_size:
+            raise UsageError(f"{config.training_text} gives {len(known)} characters, the model has {model.config.vocab_size}: it "
+                             "is not the text that the model was trained on")
+        model.tokenizer = Tokenizer.from_json(over_characters(known).to_str())
     return model
 
 

@@ -17,7 +17,7 @@ from gpt2c.data import is_choice_file, is_token_file, read_choices, read_shard, 
 from gpt2c.data.reading import Reading
 from gpt2c.data.shards import expand
 from gpt2c.errors import InputError, UsageError
-from gpt2c.flags import flag
+from gpt2c.flags import flag, require_at_least
 from gpt2c.models import max_seq_len
 from gpt2c.tokenizer import Tokenizer
 
@@ -34,14 +34,16 @@ class EvalConfig:
                           default_text="gpt2_tokenizer.bin here or in data/")
     threads: int = flag(0, "threads to use", default_text="one per core")
 
+    def __post_init__(self):
+        require_at_least(self, batch_size=1, seq_len=0, val_steps=-1, limit=0)
+        if not self.val_steps:
+            raise UsageError("val_steps is 0, so there would be nothing to evaluate; expected at least 1, or -1 for all")
+
 
 def main(argv):
     (config, reading), _ = flags.parse(argv, [EvalConfig, Reading], "gpt2c eval", __doc__.partition("\n\n")[2], ["checkpoint"])
     if not config.checkpoint or not config.data:
         raise UsageError("name a checkpoint and a file: gpt2c eval CKPT --data FILE [flags]")
-    if config.batch_size < 1 or config.seq_len < 0 or config.val_steps < -1 or config.limit < 0:
-        raise UsageError(f"--batch-size {config.batch_size}, --seq-len {config.seq_len}, --val-steps {config.val_steps}, --limit "
-                         f"{config.limit}: expected at least 1, 0, -1 and 0")
     if config.threads:
         gpt2c.set_num_threads(config.threads)
     model = load(config.checkpoint)

@@ -22,6 +22,15 @@ def open_input(path):
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
+def require_place(path):
+    """An error if no file can be written at `path`: to know before the work for it begins."""
+    path = Path(os.path.realpath(path))
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"cannot write {path}: it exists and is not a regular file; choose another name")
+
+
 @contextmanager
 def atomic_write(path, size=None):
     """Yield a file to write bytes to, which takes the place of `path` once it is whole and on the disk.
@@ -29,12 +38,9 @@ def atomic_write(path, size=None):
     If anything goes wrong before, `path` stays as it was and nothing is left behind. `size` is the number of
     bytes to come, where it is known: a disk without that much room is refused at once.
     """
+    require_place(path)
     path = Path(os.path.realpath(path))  # through symbolic links, so that the link stays a link
     folder = path.parent
-    if not folder.is_dir():
-        raise UsageError(f"cannot write {path}: there is no folder {folder}; create it first")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"cannot write {path}: it exists and is not a regular file; choose another name")
     if size is not None and (free := shutil.disk_usage(folder).free) < size:
         raise ResourceError(f"cannot write {path}: {size:,} bytes are needed, {free:,} available; free some")
 

@@ -44,6 +44,13 @@ def flag(default, help, *names, metavar=None, choices=None, default_text=None, h
         "hidden": hidden, "group": group, "deprecated": deprecated or {}})
 
 
+def require_at_least(instance, **least):
+    """An error for the first of these fields that is less than what it is given here; a NaN is."""
+    for name, bound in least.items():
+        if not getattr(instance, name) >= bound:
+            raise UsageError(f"{name} is {getattr(instance, name)}, expected at least {bound}")
+
+
 class Flag(typing.NamedTuple):
     """One field of one dataclass, seen from the command line."""
 
@@ -68,11 +75,12 @@ class General:
     help: bool = flag(False, "print this help", "-h", default_text="")
 
 
-def parse(argv, classes, prog, description="", positional=(), defaults=None):
+def parse(argv, classes, prog, description="", positional=(), defaults=None, elsewhere=None):
     """([one instance per dataclass], the set of field names that were given), or print the help and exit.
 
     positional: the fields that take the words without a flag, in order; a repeatable last one takes the rest.
     defaults: {field name: value} that goes before the dataclasses' own. A field without any default is None.
+    elsewhere: (a flag, {value of it: a dataclass whose flags count only then}): who uses one all the same is told so.
     """
     flags, words = _table([*classes, General], defaults)
     for word in itertools.takewhile(lambda word: word != "--", argv):
@@ -80,7 +88,7 @@ def parse(argv, classes, prog, description="", positional=(), defaults=None):
         if asked and asked.name == "help":
             print(help_text(prog, description, classes, positional, defaults))
             raise SystemExit(0)
-    values, rest = _from_argv(argv, words, prog)
+    values, rest = _from_argv(argv, words, prog, *elsewhere or ())
     _from_rest(rest, _named(positional, flags), values, prog)
     values = _with_file(values, words, len(classes))
     instances = [cls(**{f.name: values.get((i, f.name), f.default) for f in flags if f.owner == i})
@@ -242,7 +250,7 @@ def _put(values, f, value):
     values[at] = f.many([*values.get(at, ()), value]) if f.many else value
 
 
-def _from_argv(argv, words, prog=None):
+def _from_argv(argv, words, prog=None, chooser="", elsewhere=None):
     """({(owner, name): value}, the words that belong to no flag); without `prog` skips unknown flags."""
     values, rest, queue = {}, [], list(argv)
     while queue:
@@ -260,8 +268,10 @@ def _from_argv(argv, words, prog=None):
             f, equals, text = off, "=", "false"
         if f is None:
             if prog:
-                near = nearest(spelling, {known: f.spellings[0] for known, f in words.items()})
-                raise UsageError(f"unknown flag {spelling}{near} ({prog} --help lists all)")
+                owners = [value for value, cls in (elsewhere or {}).items() if key in _table([cls])[1]]
+                hint = (f", which goes with {chooser} {' or '.join(owners)}" if owners else
+                        nearest(spelling, {known: f.spellings[0] for known, f in words.items()}))
+                raise UsageError(f"unknown flag {spelling}{hint} ({prog} --help lists all)")
             continue
         if not equals:
             follows = queue[0] if queue and not _is_flag(queue[0]) else None

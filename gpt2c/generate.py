@@ -11,9 +11,11 @@ from gpt2c.checkpoint import load
 from gpt2c.cli import run_program
 from gpt2c.data import VocabularySource, tokenizer_of_model
 from gpt2c.errors import UsageError
-from gpt2c.flags import flag
+from gpt2c.flags import flag, require_at_least
 from gpt2c.sampler import CHUNK
 from gpt2c.sampling import Sampling, pieces
+
+# To be run, not imported: a module that is imported takes the place of the function gpt2c.generate on the package.
 
 
 @dataclass
@@ -27,6 +29,9 @@ class GenerateConfig:
     chunk_size: int = flag(CHUNK, "tokens of the prompt that are read at a time")
     threads: int = flag(0, "threads to use", default_text="one per core")
     device: str = flag("", "", hidden=True, deprecated={"--device-id": "gpt2c runs on the CPU; it changes nothing"})
+
+    def __post_init__(self):
+        require_at_least(self, max_new_tokens=0, chunk_size=1)
 
 
 def main(argv):
@@ -48,11 +53,12 @@ def main(argv):
     tokenizer = tokenizer_of_model(model, config.tokenizer)
     prompt = tokenizer.encode(config.prompt) if config.prompt else [tokenizer.eot or 0]
     ends = () if config.ignore_eot or tokenizer.eot is None else (tokenizer.eot,)
-    sys.stdout.write(config.prompt)
+    before = config.prompt  # not written yet: what cannot be generated from is an error alone
     for text in pieces(model, tokenizer, prompt, config.max_new_tokens, how, stop_tokens=ends, chunk=config.chunk_size):
-        sys.stdout.write(text)
+        sys.stdout.write(before + text)
         sys.stdout.flush()
-    print()
+        before = ""
+    print(before)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 from gpt2c.batch_sampler import BatchSampler
 from gpt2c.checkpoint import RunState, save
 from gpt2c.errors import DivergedError, Gpt2cError, InputError, UsageError
-from gpt2c.flags import flag
+from gpt2c.flags import flag, require_at_least
 from gpt2c.model import Model
 from gpt2c.models import max_seq_len
 from gpt2c.optim import Optimizer
@@ -55,10 +55,8 @@ class GrpoConfig:
     seed: int = flag(1337, "of prompts and completions")
 
     def __post_init__(self):
-        for name, least in dict(steps=0, prompts=1, group_size=2, max_new_tokens=1, updates=1, learning_rate=0, weight_decay=0,
-                                grad_clip=0, clip=0, kl=0, entropy=0, seed=0).items():
-            if not getattr(self, name) >= least:  # a NaN neither
-                raise UsageError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        require_at_least(self, steps=0, prompts=1, group_size=2, max_new_tokens=1, updates=1, learning_rate=0, weight_decay=0,
+                         grad_clip=0, clip=0, kl=0, entropy=0, seed=0)
 
 
 class Completion(NamedTuple):

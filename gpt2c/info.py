@@ -21,6 +21,8 @@ from gpt2c.machine import available_memory, in_units
 from gpt2c.models import idle_parameters
 from gpt2c.rgpt import is_rgpt, read_rgpt
 
+# To be run, not imported: a module that is imported takes the place of the function gpt2c.info on the package.
+
 
 @dataclass
 class InfoConfig:

@@ -11,6 +11,7 @@ from gpt2c.checkpoint import newest, read
 from gpt2c.errors import DivergedError, Gpt2cError, UsageError
 from gpt2c.machine import in_units
 from gpt2c.peak import measured_peak
+from gpt2c.progress import duration
 
 # What is said of an epoch, of a run in epochs that is saved at the end, and of a sample. A family's document may have others.
 LINES = dict(
@@ -271,9 +272,3 @@ def board(report_to, run, step):
     if not run.folder:
         raise UsageError("--report-to tensorboard needs a folder for its files: add --out-dir")
     return SummaryWriter(str(run.folder / "tensorboard"), purge_step=step)
-
-
-def duration(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"

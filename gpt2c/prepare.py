@@ -17,12 +17,13 @@ from gpt2c.data.choices import write_choices
 from gpt2c.data.documents import read_pieces, text_files, total_bytes
 from gpt2c.data.encoding import encode_pieces
 from gpt2c.data.reading import Reading
-from gpt2c.data.texts import KINDS, default_tokenizer, tokenizer_for
+from gpt2c.data.texts import default_tokenizer, tokenizer_for
 from gpt2c.data.writer import SHARD_TOKENS, dataset_writer, save_tokenizer
 from gpt2c.errors import UsageError
-from gpt2c.flags import flag
+from gpt2c.flags import flag, require_at_least
 from gpt2c.machine import in_units
 from gpt2c.progress import Progress, duration
+from gpt2c.tokenizer import KINDS
 
 LAYOUTS = {"tinyshakespeare": "tiny_shakespeare", "tinystories": "TinyStories", "hellaswag": "hellaswag", "mmlu": "mmlu"}
 CHOICES = {"hellaswag": layouts.hellaswag, "mmlu": layouts.mmlu}
@@ -41,14 +42,16 @@ class PrepareConfig:
     vocab_size: int = flag(0, "of a word or bpe tokenizer made here", default_text="the kind's own")
     workers: int = flag(0, "processes that encode", "--threads", default_text="one per core, at most 8")
 
+    def __post_init__(self):
+        require_at_least(self, val_fraction=0, shard_tokens=1, vocab_size=0, workers=0)
+        if self.val_fraction >= 1:
+            raise UsageError(f"val_fraction is {self.val_fraction}, expected a fraction below 1")
+
 
 def main(argv):
     (config, reading), _ = flags.parse(argv, [PrepareConfig, Reading], "gpt2c prepare", __doc__.partition("\n\n")[2], ["inputs"])
     if not config.inputs:
         raise UsageError("name the text: gpt2c prepare FILE... [flags]")
-    if not 0 <= config.val_fraction < 1 or config.shard_tokens < 1 or config.workers < 0:
-        raise UsageError(f"--val-fraction {config.val_fraction}, --shard-tokens {config.shard_tokens}, --workers "
-                         f"{config.workers}: expected a fraction below 1, at least 1, and at least 0")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # cleans up on the way out
     reading.split_on = reading.split_on.replace("\\n", "\n")
     files = text_files(config.inputs)

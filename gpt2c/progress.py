@@ -6,6 +6,7 @@ from gpt2c.machine import in_units
 
 
 def duration(seconds):
+    """Seconds for people, as 1h05m, 3m07s or 42s."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"

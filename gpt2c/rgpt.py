@@ -61,8 +61,7 @@ def read_rgpt(path):
         if shape is None:
             sizes = ", ".join(f"{_file_size(magic, vocab, s):,} ({name})" for name, s in SHAPES.items())
             raise SerializationError(f"{path} has {size:,} bytes; for {vocab} tokens a model of randyGPT takes {sizes}: it is "
-                                     "cut "
-                                     "short, or of another size")
+                                     "cut short, or of another size")
         copies = [_empty_tensors(vocab, shape) for _ in range(COPIES[magic])]
         parts = [list(_parts(tensors, shape)) for tensors in copies]  # in the order of the weights
         if magic == b"RGPT0001":

@@ -13,7 +13,7 @@ from gpt2c.cli import run_program
 from gpt2c.console import Console
 from gpt2c.data import VocabularySource, tokenizer_of_model
 from gpt2c.errors import Gpt2cError, UsageError
-from gpt2c.flags import flag
+from gpt2c.flags import flag, require_at_least
 from gpt2c.grpo import PROGRAM, Grpo, GrpoConfig
 from gpt2c.progress import duration
 from gpt2c.resume import checkpoint_to_resume, recorded_flags, tell_changes
@@ -46,6 +46,9 @@ class RlvrConfig:
     tokenizer: str = flag("", "tokenizer file, for checkpoints that have none of their own", "--bpe-load-path", metavar="PATH",
                           default_text="gpt2_tokenizer.bin here or in data/")
     threads: int = flag(0, "threads to use", default_text="one per core")
+
+    def __post_init__(self):
+        require_at_least(self, save_every=0, log_every=0, eval_prompts=0, gen_length=0, temperature=0)
 
 
 def main(argv):

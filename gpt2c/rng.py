@@ -1,6 +1,6 @@
 """Two random number generators whose streams match other programs bit for bit.
 
-`Mt19937` is PyTorch's Mersenne twister: initial weights and the order of shuffled data. `Xorshift` with
+`Mt19937` is PyTorch's Mersenne twister, with which llm.c shuffles data: the same seed gives the same order. `Xorshift` with
 `multinomial` is llm.c's sampler: the same probabilities and the same state give the same tokens.
 """
 
@@ -34,10 +34,6 @@ class Mt19937:
     def randint32(self):
         """The next 32-bit word, as a Python int."""
         return self._bits.random_raw()
-
-    def random_float32(self):
-        """A number in [0, 1) with 24 random bits, exact in float32."""
-        return (self.randint32() & 0xFFFFFF) / 2**24
 
     def random_permutation(self, n, dtype=np.int32):
         """0..n-1 shuffled: for i from n-1 down to 1, entry i is swapped with entry randint32() % (i + 1)."""

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from gpt2c import checkpoint
 from gpt2c.errors import InputError, UsageError
-from gpt2c.files import atomic_write, open_input, remove_leftovers, second_name
+from gpt2c.files import atomic_write, open_input, remove_leftovers, require_place, second_name
 
 
 class Run:
@@ -136,17 +136,17 @@ class Run:
 
     def take(self):
         """Makes the folder this process's own, and removes what a killed one has left half written."""
-        if self.save_path:
+        if self.folder:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"cannot make the run's folder {self.folder}: {error.strerror}; choose another "
+                                 "--out-dir") from None
+            self._lock()
+            remove_leftovers(self.folder)
+        if self.save_path:  # which may lie in the folder
+            require_place(self.save_path)
             remove_leftovers(self.save_path.parent, self.save_path.stem)
-        if not self.folder:
-            return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot make the run's folder {self.folder}: {error.strerror}; choose another "
-                             "--out-dir") from None
-        self._lock()
-        remove_leftovers(self.folder)
 
     def begin(self, config_text, step, tokenizer=None):
         """Writes the configuration and drops what the logs say of updates from `step` on. Words about checkpoints that had
@@ -297,6 +297,8 @@ def _step_of(path):
 def read_metrics(folder):
     """The rows of a run's metrics.jsonl. A last line cut short does not count: the run may be going on."""
     path = Path(folder) / "metrics.jsonl"
+    if not path.exists():
+        raise InputError(f"{folder} is not the folder of a run: there is no {path}")
     with open_input(path) as file:
         lines = file.read().split(b"\n")[:-1]
     rows = []

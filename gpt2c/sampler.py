@@ -88,11 +88,14 @@ def checked_prompt(model, prompt_ids):
     return prompt
 
 
-def check_choice(temperature, top_k, top_p, min_p, repetition_penalty):
+def check_choice(temperature, top_k, top_p, min_p=0.0, repetition_penalty=1.0):
     """An error unless tokens can be chosen so."""
-    if not (temperature >= 0 and top_k >= 0 and 0 < top_p <= 1 and 0 <= min_p <= 1 and repetition_penalty > 0):
-        raise InferenceError(f"temperature {temperature}, top_k {top_k}, top_p {top_p}, min_p {min_p}, repetition_penalty "
-                             f"{repetition_penalty}: expected at least 0, at least 0, above 0 up to 1, 0 to 1, above 0")
+    for name, value, fits, expected in (
+            ("temperature", temperature, temperature >= 0, "at least 0"), ("top_k", top_k, top_k >= 0, "at least 0"),
+            ("top_p", top_p, 0 < top_p <= 1, "more than 0 and at most 1"), ("min_p", min_p, 0 <= min_p <= 1, "0 to 1"),
+            ("repetition_penalty", repetition_penalty, repetition_penalty > 0, "more than 0")):
+        if not fits:
+            raise InferenceError(f"{name} is {value}, expected {expected}")
 
 
 def generate(model, prompt_ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=1337, *, min_p=0.0,

@@ -3,8 +3,8 @@ from dataclasses import dataclass
 
 from gpt2c.beam import beam_search
 from gpt2c.errors import UsageError
-from gpt2c.flags import flag
-from gpt2c.sampler import CHUNK, generate
+from gpt2c.flags import flag, require_at_least
+from gpt2c.sampler import CHUNK, check_choice, generate
 
 
 @dataclass
@@ -19,6 +19,10 @@ class Sampling:
     beams: int = flag(0, "search for the likeliest text along so many beginnings, instead of drawing tokens (0: draw)",
                       "--beam-width")
     length_penalty: float = flag(1.0, "with --beams: 0 prefers short texts, 1 the likeliest per token")
+
+    def __post_init__(self):
+        check_choice(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+        require_at_least(self, beams=0, length_penalty=0)
 
 
 def pieces(model, tokenizer, prompt_ids, max_new_tokens, how: Sampling, rng=None, stop_tokens=(), stop=(), chunk=CHUNK):

@@ -273,8 +273,7 @@ class Tokenizer:
 
     def _refuse(self, text, at):
         raise TokenizationError(f"the character {text[at]!r} at offset {at} of the text is not in the vocabulary of this "
-                                "tokenizer; "
-                                "make one from text that has it, or with <unk>")
+                                "tokenizer; make one from text that has it, or with <unk>")
 
     def decode_bytes(self, ids):
         ids = [int(i) for i in ids]
@@ -291,10 +290,10 @@ class Tokenizer:
 
     def stream(self, after=()):
         """A decoder for ids that arrive one at a time, after these, whose text is there already."""
-        return Stream(self, after)
+        return TextStream(self, after)
 
 
-class Stream:
+class TextStream:
     """Gives the text of each id as it comes and holds back a character until all its bytes are there."""
 
     def __init__(self, tokenizer, after=()):

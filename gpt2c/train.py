@@ -19,16 +19,18 @@ from gpt2c.data.reading import Reading
 from gpt2c.data.sources import DataConfig, choose_source
 from gpt2c.errors import UsageError
 from gpt2c.files import shipped_data
-from gpt2c.flags import flag
+from gpt2c.flags import flag, require_at_least
 from gpt2c.loop import Loop
 from gpt2c.machine import in_units, require_memory
 from gpt2c.model import Model
-from gpt2c.models import FAMILIES, family_named, max_seq_len, usual
+from gpt2c.models import FAMILIES, family_named, max_seq_len, other_configs, usual
 from gpt2c.phases import PHASED, PhasesConfig, has_phases, run_phases, shipped, usual_phase
 from gpt2c.resume import check_flags, checkpoint_to_resume, recorded_flags, shaping_flags
+from gpt2c.sampler import check_choice
 from gpt2c.sampling import Sampling
 from gpt2c.stopping import Stop
-from gpt2c.trainer import TrainConfig, Trainer
+from gpt2c.train_config import TrainConfig
+from gpt2c.trainer import Trainer
 from gpt2c.world import world
 
 PRETRAINED = "gpt2_124M.bin"
@@ -43,7 +45,8 @@ STARTER = dict(num_layers=4, num_heads=4, channels=128, max_seq_len=128, batch_s
 class RunConfig:
     """What to train, on what, and where it goes."""
 
-    model: str = flag("", "the model family", choices=("", *FAMILIES), metavar="|".join(FAMILIES), group="model",
+    model: str = flag("", "the model family, whose sizes are flags too: --model FAMILY --help lists them",
+                      choices=("", *FAMILIES), metavar="|".join(FAMILIES), group="model",
                       default_text="gpt2, or the family that alone has flags that are given")
     init_from: str = flag("", "scratch, a checkpoint to take the weights from, or for gpt2 a size such as d12", "-e",
                           metavar="scratch|PATH|dN", default_text=f"{PRETRAINED} if it is there, else scratch")
@@ -79,6 +82,10 @@ class RunConfig:
     sample_top_k: int = flag(0, "choose among the k likeliest tokens (0: all)", "--top-k")
     sample_top_p: float = flag(1.0, "choose among the likeliest tokens that together have this probability", "--top-p")
 
+    def __post_init__(self):
+        require_at_least(self, save_every=0, keep=0, keep_major=0, log_every=0, sample_every=-1, sample_len=0)
+        check_choice(self.temperature, self.sample_top_k, self.sample_top_p)
+
 
 def main(argv):
     world().quiet()
@@ -109,7 +116,7 @@ def train_in_phases(argv, stop, console):
     module = family_named(family)
     (run, phases, chosen, reading, *_), _ = flags.parse(
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
-        __doc__.partition("\n\n")[2], defaults=usual_phase(family))
+        __doc__.partition("\n\n")[2], defaults=usual_phase(family), elsewhere=other_configs(family))
     return run_phases(train, argv, shipped(phases), run, chosen, reading, stop, console)
 
 
@@ -130,7 +137,8 @@ def train(argv, stop, console):
         argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
         __doc__.partition("\n\n")[2],
         defaults={"model": family} | usual(family) | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
-                                                      STARTER if starter else size or {}))
+                                                      STARTER if starter else size or {}),
+        elsewhere=other_configs(family))
     if not (run.out_dir or run.save_path):
         run.save_path = getattr(module, "SAVE_PATH", "")
     if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
@@ -157,8 +165,11 @@ def train(argv, stop, console):
     model.recompute = run.recompute
     model.tokenizer = model.tokenizer or source.tokenizer
     model.turns, model.description = max(model.turns, source.turns), run.description or model.description
+    most = max_seq_len(model.config)
+    if "seq_len" not in given:
+        config.seq_len = min(config.seq_len, most)
     config.batch_size, config.seq_len = source.fit(config.batch_size, config.seq_len)
-    if config.seq_len > (most := max_seq_len(model.config)):
+    if config.seq_len > most:
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {most}")
 
     memory = model.memory(config.batch_size, config.seq_len, config.window(config.seq_len, source.lanes))

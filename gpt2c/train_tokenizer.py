@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from gpt2c import flags
 from gpt2c.cli import run_program
 from gpt2c.errors import InputError, UsageError
-from gpt2c.files import open_input
+from gpt2c.files import open_input, require_place
 from gpt2c.flags import flag
+from gpt2c.progress import Progress
 from gpt2c.tokenizer import Tokenizer
 
 KINDS = ("char", "byte", "word", "bpe")
@@ -47,6 +48,7 @@ def main(argv):
     source, chunks = _source(config)
     if source is None and config.kind != "byte":
         raise UsageError("name a text: gpt2c train-tokenizer FILE [flags]")
+    require_place(config.save_path)
     started = time.perf_counter()
     sample = Sample(chunks)
     with warnings.catch_warnings(record=True) as caught:
@@ -92,18 +94,19 @@ def _source(config):
 
 
 def read_files(paths):
-    """The text of files, in chunks that do not divide a word; on a terminal with progress on standard error."""
+    """The text of files, in chunks that do not divide a word."""
     from gpt2c.vocabularies import cut
 
-    progress = Progress(paths) if sys.stderr.isatty() else None
+    progress, done = Progress("reading", sum(os.path.getsize(path) for path in paths if os.path.isfile(path))), 0
     for path in paths:
         rest = ""
         for text in _decoded(path):
             *chunks, rest = cut(rest + text, BLOCK)
             yield from chunks
-            if progress:
-                progress.show(len(text.encode()))
+            done += len(text.encode())
+            progress.update(done)
         yield rest
+    progress.end()
 
 
 def _decoded(path):
@@ -123,20 +126,6 @@ def _decode(decoder, block, at, path):
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: byte {at - begun + error.start} is 0x{error.object[error.start]:02x}; "
                          "convert it to UTF-8") from None
-
-
-class Progress:
-    """How much of the files is read and how long the rest will take, on one line that is written over."""
-
-    def __init__(self, paths):
-        self.total = sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
-        self.done, self.started = 0, time.perf_counter()
-
-    def show(self, size):
-        self.done += size
-        left = (time.perf_counter() - self.started) * (self.total - self.done) / max(self.done, 1)
-        end = "\n" if self.done >= self.total else ""
-        print(f"\rreading: {self.done / max(self.total, 1):4.0%}, {left:.0f} s left ", end=end, file=sys.stderr, flush=True)
 
 
 class Sample:

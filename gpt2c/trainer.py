@@ -14,112 +14,15 @@ import numpy as np
 from gpt2c.anomalies import Window, first_bad_tensor
 from gpt2c.checkpoint import RunState, save
 from gpt2c.errors import DivergedError, GradientError, InputError, UsageError
-from gpt2c.flags import flag
-from gpt2c.optim import OPTIMIZERS, Optimizer, tensor_bounds, tensor_rates
+from gpt2c.flops import flops
+from gpt2c.optim import Optimizer, tensor_bounds, tensor_rates
 from gpt2c.rng import Xorshift
 from gpt2c.sampler import generate
-from gpt2c.schedules import SCHEDULES, learning_rate, rate_of_epoch
-from gpt2c.work import flops
+from gpt2c.schedules import learning_rate, rate_of_epoch
+from gpt2c.train_config import TrainConfig, seconds
 from gpt2c.world import world
 
 SKIPS_IN_A_ROW = 10  # after so many updates left out one after the other, leaving out does not help
-
-
-@dataclass
-class TrainConfig:
-    """How to train: what the Trainer needs to know besides the model and the data."""
-
-    batch_size: int = flag(4, "sequences per batch, of each rank where there are several", "-b", group="batches")
-    seq_len: int = flag(64, "tokens per sequence", "-t", "--seq-length", "--block-size", "--chunk-size")
-    total_batch_size: int = flag(0, "tokens per update of all ranks together, a multiple of batch size x sequence length; "
-                                 "gradients of several batches are then averaged (0: one batch of each rank)", "-d",
-                                 metavar="TOKENS")
-    update_chunks: int = flag(1, "with lanes: batches per update", metavar="K1")
-    update_tokens: int = flag(0, "the same in tokens of a lane", default_text="")
-    backprop_chunks: int = flag(1, "with lanes: batches that a gradient reaches back through, the newest one included",
-                                metavar="K2")
-    backprop_tokens: int = flag(0, "the same in tokens of a lane", default_text="")
-    preserve_hidden_states: bool = flag(True, "with lanes: carry the state from batch to batch")
-    overfit: bool = flag(False, "train on the first batch only", "-a", "--overfit-single-batch")
-
-    max_steps: int = flag(40, "updates in all, counted from the start of training; -1: one epoch", "-x", "--iters",
-                          "--max-iters", group="length")
-    epochs: float = flag(0.0, "passes over the training data in all, instead of --max-steps", "--num-epochs",
-                         default_text="")
-    max_epochs: float = flag(0.0, "instead of --epochs where a target loss is given", default_text="")
-    max_time: str = flag("", "stop cleanly after this long, e.g. 90s, 10m or 2h", metavar="TIME")
-    target_val_loss: float = flag(0.0, "stop when the validation loss is this low", "--target-valid-loss", default_text="")
-    target_train_loss: float = flag(0.0, "stop when the loss of an update is this low", "--target-test-loss", default_text="")
-    patience: int = flag(0, "stop after this many validations without a better one (0: never)")
-
-    learning_rate: float = flag(1e-4, "the highest learning rate", "-l", "--lr", group="learning rate")
-    lr_schedule: str = flag("constant", "how the rate falls", "-k", "--lr-scheduler", choices=SCHEDULES)
-    lr_unit: str = flag("update", "whether the rate changes with each update, or with each epoch, so that the first epoch "
-                        "after the warm-up has the highest rate (epoch) or the last one the lowest (epoch-end)",
-                        choices=("update", "epoch", "epoch-end"))
-    warmup_steps: int = flag(0, "updates over which the rate rises to its highest", "-u", "--warmup-iters")
-    warmup_epochs: float = flag(0.0, "the same in epochs", default_text="")
-    final_lr_frac: float = flag(1.0, "where a falling rate ends, as a part of the highest", "-q", "--min-lr-factor")
-    plateau_patience: int = flag(30, "validations without a better one after which the schedule plateau lowers the rate")
-    plateau_factor: float = flag(0.5, "what it multiplies the rate with")
-    plateau_falls: int = flag(3, "how often, at most")
-
-    optimizer: str = flag("adamw", "how gradients become updates", choices=OPTIMIZERS, group="optimizer")
-    weight_decay: float = flag(0.0, "decay of matrices: beside the step of adamw, in the gradients of the others", "-c")
-    decay_all: bool = flag(False, "let weights of all shapes decay, biases and norms too")
-    beta1: float = flag(0.9, "Adam's decay of the mean of gradients", "--adam-beta1")
-    beta2: float = flag(0.999, "Adam's decay of the mean of their squares", "--adam-beta2")
-    eps: float = flag(1e-8, "Adam's epsilon", "--adam-epsilon")
-    momentum: float = flag(0.0, "of sgd")
-    dampening: float = flag(0.0, "of sgd's momentum")
-    nesterov: bool = flag(False, "look one step ahead along sgd's momentum")
-    grad_clip: float = flag(0.0, "largest L2 norm of all gradients together (0: no limit)", "--max-grad-norm")
-    clip_value: float = flag(0.0, "largest magnitude of each gradient element, applied first (0: no limit)",
-                             "--grad-clip-value")
-    tensor_rates: str = flag("", "learning rates of single tensors, whatever the schedule says", metavar="NAME=RATE,...")
-    tensor_bounds: str = flag("", "bounds that each update keeps the elements of single tensors in",
-                              metavar="NAME=LOW:HIGH,...")
-
-    zero: int = flag(0, "1: of several ranks each keeps and updates its part of the optimizer's moments", "-z", choices=(0, 1))
-
-    on_anomaly: str = flag("auto", "what to do when numbers go wrong: stop, skip the update, or roll back to the last "
-                           "checkpoint and go on with the data that follow; auto stops, but skips for a z-score alone",
-                           choices=("auto", "stop", "skip", "rollback"), group="when numbers go wrong")
-    max_loss: float = flag(0.0, "a loss beyond this is wrong (0: any finite one is right)")
-    max_grad_value: float = flag(0.0, "a gradient element of a larger magnitude is wrong (0: any finite one is right)",
-                                 "--grad-threshold")
-    skip_loss_z: float = flag(0.0, "so is a loss with a higher z-score among the last 128 (0: never)", "-sl", default_text="")
-    skip_grad_z: float = flag(0.0, "and a gradient norm with a higher one (0: never)", "-sg", default_text="")
-
-    val_every: int = flag(10, "validate before every Nth update (0: never)", "-v", "--eval-interval", group="validation")
-    val_steps: int = flag(10, "batches per validation (-1: all, 0: never validate)", "-m", "--val-num-batches", "--eval-iters")
-
-    balance_loss: float = flag(0.0, "weight of the balance loss of a mixture of experts: what uneven use of them costs (0: it is "
-                               "not counted)", group="experts")
-
-    seed: int = flag(1337, "of the initial weights, of dropout and of sampling", group="randomness")
-
-    def __post_init__(self):
-        for name in ("update_chunks", "backprop_chunks"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("update_tokens", "backprop_tokens", "learning_rate", "warmup_steps", "warmup_epochs", "weight_decay",
-                     "eps", "momentum", "grad_clip", "clip_value", "max_loss", "max_grad_value", "skip_loss_z", "skip_grad_z",
-                     "val_every", "patience", "plateau_factor", "plateau_falls", "balance_loss"):
-            if not getattr(self, name) >= 0:  # a NaN neither
-                raise UsageError(f"{name} is {getattr(self, name)}, expected at least 0")
-        if self.nesterov and not (self.momentum and not self.dampening):
-            raise UsageError(f"nesterov needs momentum and no dampening; momentum is {self.momentum}, dampening {self.dampening}")
-        if self.warmup_steps and (self.warmup_epochs or self.lr_unit != "update"):
-            raise UsageError("a warm-up is given in updates or in epochs: with epochs, use warmup_epochs alone")
-
-    def carries(self, lanes):
-        """Whether the state goes on from batch to batch, where the data do (`lanes`)."""
-        return lanes and self.preserve_hidden_states and not self.overfit
-
-    def window(self, T, lanes):
-        """The chunks of T tokens that a gradient reaches back through."""
-        return math.ceil(self.backprop_tokens / T) or self.backprop_chunks if self.carries(lanes) else 1
 
 
 class Step(NamedTuple):
@@ -175,8 +78,8 @@ class Epoch:
 
 
 @dataclass
-class Progress:
-    """What a run knows besides the model and the data's position."""
+class Snapshot:
+    """What a checkpoint says of a run besides the model and the data's position."""
 
     step: int = 0  # updates done
     tokens: int = 0
@@ -184,16 +87,6 @@ class Progress:
     sampling: int = 0  # the state of the sampling generator
     validations: Validations = field(default_factory=Validations)
     epoch: Epoch = field(default_factory=Epoch)
-
-
-def seconds(text):
-    """A duration such as 90, 90s, 10m, 2h or 1.5d in seconds."""
-    unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    number, factor = (text[:-1], unit[text[-1]]) if text[-1:] in unit else (text, 1)
-    try:
-        return float(number) * factor
-    except ValueError:
-        raise UsageError(f"{text!r} is not a duration; write 90s, 10m, 2h or 1d") from None
 
 
 class Trainer:
@@ -246,7 +139,7 @@ class Trainer:
         self.total_steps = self._steps_in(self.epochs) if self.epochs else config.max_steps
         self._deadline = time.monotonic() + seconds(config.max_time) if config.max_time else math.inf
         self._first_batch = loader.next_batch() if config.overfit else None
-        self._after_update = self._progress()
+        self._after_update = self._snapshot()
 
     def _steps_in(self, epochs):
         """The updates after which so many epochs are over, to the nearest whole one."""
@@ -467,13 +360,13 @@ class Trainer:
             self.stopped = f"training loss {loss:.6f} reached the target {self.config.target_train_loss:.6f}"
         elif late:
             self.stopped = f"after {self.config.max_time}, as asked"
-        self._after_update = self._progress()
+        self._after_update = self._snapshot()
         return ended
 
     # ---- checkpoints
 
-    def _progress(self):
-        return Progress(self.step, self.tokens, self._skipped_in_a_row, self.sampling.state,
+    def _snapshot(self):
+        return Snapshot(self.step, self.tokens, self._skipped_in_a_row, self.sampling.state,
                         dataclasses.replace(self.validations), self.epoch)
 
     def save(self, path):
@@ -570,4 +463,4 @@ class Trainer:
         self.model.seed, self.model.dropout_counter = int(seed), int(counter)
         for window, (count, past) in zip((self._losses, self._norms), windows):
             window.count, window.values = count, past
-        self._after_update = self._progress()
+        self._after_update = self._snapshot()

@@ -22,7 +22,7 @@ LINES = pre_tokenizers.Split("\n", "isolated")
 WORDS = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")])
 
 # Which of the spaces between words do not belong: each is decided by the token after it and the two before it, which is
-# what a Stream keeps.
+# what a TextStream keeps.
 _NO_SPACE = "|".join([
     r"\A ",                                           # at the start
     r" (?=[.,!?;:%)\]}…”’/_-])",                      # before closing punctuation

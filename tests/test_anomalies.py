@@ -11,7 +11,8 @@ import gpt2c
 from gpt2c.anomalies import WINDOW, Window, first_bad_tensor
 from gpt2c.data import write_shard
 from gpt2c.errors import DivergedError
-from gpt2c.trainer import SKIPS_IN_A_ROW, TrainConfig, Trainer
+from gpt2c.train_config import TrainConfig
+from gpt2c.trainer import SKIPS_IN_A_ROW, Trainer
 
 SMALL = dict(num_layers=2, channels=16, num_heads=1, vocab_size=97, max_seq_len=16)
 

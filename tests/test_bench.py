@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gpt2c
-from gpt2c import benchmarks, kernel_cases
+from gpt2c import benchmarks, kernel_cases, kernel_setups
 from gpt2c._core import Stream
 from gpt2c.errors import Gpt2cError, UsageError
 
@@ -44,8 +44,8 @@ def test_every_kernel_of_a_training_step_is_measured():
 def test_a_wrong_result_is_not_timed():
     def off_by(relative):
         def setup(stream, R):
-            (check,), numpy = kernel_cases.residual_forward(stream, R)
-            return kernel_cases.Subject([check._replace(want=check.want * (1 + relative))], numpy)
+            (check,), numpy = kernel_setups.residual_forward(stream, R)
+            return kernel_setups.Subject([check._replace(want=check.want * (1 + relative))], numpy)
 
         return kernel_cases.Case(setup, "T1", {"R": 1000})
 
@@ -66,7 +66,7 @@ def test_numpy_is_given_the_same_work(name):
 
 
 def test_a_row_counts_operations_and_bytes():
-    case = kernel_cases.Case(kernel_cases.matmul_forward, "x", {"R": 2, "C": 3, "N": 5, "bias": 1})
+    case = kernel_cases.Case(kernel_setups.matmul_forward, "x", {"R": 2, "C": 3, "N": 5, "bias": 1})
     row = benchmarks.kernel_row(case, kernel_cases.prepare(case)[0], "avx2", MACHINE, 1e-9, 3e-9)
     assert row["shape"] == "R=2 C=3 N=5 bias=1" and row["bound"] == "arithmetic"
     assert row["gflop_s"] == pytest.approx(2 * 2 * 3 * 5) and row["gb_s"] == pytest.approx(
@@ -74,7 +74,7 @@ def test_a_row_counts_operations_and_bytes():
     )
     assert row["share"] == pytest.approx(60 / 200) and row["ratio"] == pytest.approx(3)
 
-    case = kernel_cases.Case(kernel_cases.residual_forward, "x", {"R": 10})
+    case = kernel_cases.Case(kernel_setups.residual_forward, "x", {"R": 10})
     row = benchmarks.kernel_row(case, kernel_cases.prepare(case)[0], "avx2", MACHINE, 1e-9)
     assert (row["bound"], row["ratio"]) == ("memory", None)
     assert row["share"] == pytest.approx(120 / 50) and row["intensity"] == pytest.approx(10 / 120)

@@ -26,7 +26,7 @@ def tree(tmp_path):
     for file in "setup.py", "pyproject.toml", "README.md":
         if (ROOT / file).exists():
             shutil.copy2(ROOT / file, tmp_path)
-    (tmp_path / "tests").mkdir()
+    shutil.copytree(ROOT / "tests/cases", tmp_path / "tests/cases", ignore=skip)
     for file in "conftest.py", "guarded.py", "test_kernels.py", *sorted(path.name for path in ROOT.glob("tests/reference*.py")):
         shutil.copy2(ROOT / "tests" / file, tmp_path / "tests")
     return tmp_path

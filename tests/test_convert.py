@@ -75,6 +75,8 @@ def test_randygpt_s_checkpoints(tmp_path):
     assert m.tokenizer.encode("<>zé") == [known.index(c) for c in "<>zé"] == [0, 1, known.index("z"), known.index("é")]
     (tmp_path / "text.txt").write_text(text + "!", encoding="utf-8")
     convert(tmp_path / "old.bin", tmp_path / "x", "--training-text", tmp_path / "text.txt", code=2)
+    other = convert(tmp_path / "new.safetensors", tmp_path / "x", "--training-text", tmp_path / "text.txt", code=2)
+    assert "is for randyGPT's checkpoints" in other.stderr
 
 
 @pytest.mark.parametrize("change", [
@@ -111,6 +113,7 @@ def test_what_cannot_be_json(tmp_path):
 def test_the_file_itself_is_not_overwritten(tmp_path):
     small("gpt2").save(tmp_path / "a.bin")
     assert "choose another name" in convert(tmp_path / "a.bin", tmp_path / "a.bin", code=2).stderr
+    assert "cannot read" in convert(tmp_path / "missing.bin", tmp_path / "a.bin", code=4).stderr
 
 
 def test_a_checkpoint_keeps_what_was_said_of_its_model(tmp_path):

@@ -101,6 +101,7 @@ def test_choices(model, tmp_path):
     (["m.safetensors"], 2, "name a checkpoint and a file"),
     (["m.safetensors", "--data", "missing.txt"], 4, "no file matches"),
     (["m.safetensors", "--data", "one.bin"], 4, "too few tokens"),
+    (["m.safetensors", "--data", "one.bin", "-m", 0], 2, "nothing to evaluate"),
     (["m.safetensors", "--data", "large.bin"], 4, "expected ids from 0 to 4095"),
     (["m.safetensors", "--data", "one.bin", "-t", 17], 2, "--seq-len 17 is more than"),
     (["m.safetensors", "--data", "choices.bin"], 4, "choices.bin has id 4096"),

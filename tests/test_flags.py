@@ -210,6 +210,11 @@ def test_unknown_flags_name_the_nearest():
     assert refused("--zzzzzz") == "unknown flag --zzzzzz (gpt2c train --help lists all)"
 
 
+def test_a_flag_that_counts_elsewhere_is_said_to():
+    with pytest.raises(UsageError, match=r"unknown flag --use-RWKV, which goes with --kind large or huge \("):
+        run("--use-RWKV", elsewhere=("--kind", {"large": Config, "huge": Config, "small": Options}))
+
+
 def test_nearest_serves_other_names_too():
     assert nearest("dimm", {"dim": "dim", "depth": "depth"}) == "; did you mean dim?"
     assert nearest("zzz", {"dim": "dim"}) == ""

@@ -20,7 +20,8 @@ from gpt2c.llmc import load_debug_state
 from gpt2c.models import make_config
 from gpt2c.rgpt import read_rgpt
 from gpt2c.tokenizer import Tokenizer
-from gpt2c.trainer import TrainConfig, Trainer
+from gpt2c.train_config import TrainConfig
+from gpt2c.trainer import Trainer
 
 TRIES = int(os.environ.get("GPT2C_FUZZ", 300))
 ROOM = 2**20  # bytes beyond the file's own that reading it may take

@@ -110,8 +110,8 @@ def test_the_seed_decides(model):
 @pytest.mark.parametrize("prompt, how, message", [
     ([], {}, "the prompt is empty"),
     ([257], {}, "ids from 257 to 257, expected 0 to 256"),
-    ([1], dict(temperature=-1), "temperature -1"),
-    ([1], dict(top_p=0), "top_p 0"),
+    ([1], dict(temperature=-1), "temperature is -1"),
+    ([1], dict(top_p=0), "top_p is 0"),
     ([1], dict(seed=0), "the sampling seed is 0"),
 ])
 def test_misuse_is_explained(model, prompt, how, message):
@@ -149,12 +149,17 @@ def test_the_program_prints_the_text_alone(model, tmp_path):
 @pytest.mark.parametrize("words, code, message", [
     (["generate"], 2, "name a checkpoint"),
     (["generate", "missing.bin"], 4, "cannot read missing.bin"),
+    (["generate", "missing.bin", "--top-p", "0"], 2, "top_p is 0.0, expected more than 0 and at most 1"),
+    (["generate", "missing.bin", "-n", "-3"], 2, "max_new_tokens is -3, expected at least 0"),
+    (["generate", "missing.bin", "--beams", "-1"], 2, "beams is -1, expected at least 0"),
+    (["chat", "missing.bin", "-n", "0"], 2, "max_new_tokens is 0, expected at least 1"),
+    (["bench", "--seconds", "-1"], 2, "seconds is -1.0, expected at least 0"),
     (["generate", "x", "--temprature", "1"], 2, "unknown flag --temprature; did you mean --temperature?"),
     (["generat"], 2, "there is no verb 'generat'; did you mean generate"),
 ])
 def test_program_errors_are_one_line(words, code, message):
     done = program(*words)
-    assert done.returncode == code and message in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == code and message in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
 
 
 def test_without_words_what_to_begin_with_and_the_verbs_are_listed():

@@ -10,7 +10,8 @@ from gpt2c.data import write_shard
 from gpt2c.eval import EvalConfig, batches, measure
 from gpt2c.models import make_config
 from gpt2c.sampling import Sampling, pieces
-from gpt2c.trainer import TrainConfig, Trainer
+from gpt2c.train_config import TrainConfig
+from gpt2c.trainer import Trainer
 
 SMALL = {"mingru": dict(vocab_size=256, dim=32, depth=2), "hybrid": dict(vocab_size=256, hidden=16, num_layers=2)}
 

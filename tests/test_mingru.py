@@ -11,7 +11,8 @@ from gpt2c.errors import UsageError
 from gpt2c.model import Model
 from gpt2c.models import make_config
 from gpt2c.sampler import Decoder
-from gpt2c.trainer import TrainConfig, Trainer
+from gpt2c.train_config import TrainConfig
+from gpt2c.trainer import Trainer
 
 GOLDENS = ["mingru_curve", "mingru_one_token", "mingru_ignored"]
 SMALL = dict(vocab_size=61, dim=48, depth=2)
@@ -234,7 +235,7 @@ def test_a_long_prompt_is_read_in_pieces_with_the_same_result(chunk):
     (dict(dim=0), "dim is 0"), (dict(depth=0), "depth is 0"), (dict(dim=2, expansion=0.3), r"dim \* expansion is 0"),
 ])
 def test_shapes_that_cannot_be_are_refused(fields, message):
-    with pytest.raises(UsageError, match=f"mingru: {message}, expected at least 1"):
+    with pytest.raises(UsageError, match=f"{message}, expected at least 1"):
         gpt2c.create("mingru", **fields)
 
 

@@ -26,7 +26,8 @@ from gpt2c.models import FAMILIES
 from gpt2c.resume import recorded_flags
 from gpt2c.runs import read_metrics
 from gpt2c.tokenizer import Tokenizer
-from gpt2c.trainer import TrainConfig, Trainer
+from gpt2c.train_config import TrainConfig
+from gpt2c.trainer import Trainer
 from gpt2c.world import MpiWorld, World, world
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,8 @@ from gpt2c.errors import UsageError
 from gpt2c.models import trm
 from gpt2c.optim import Optimizer, tensor_bounds, tensor_rates
 from gpt2c.schedules import learning_rate, rate_of_epoch
-from gpt2c.trainer import TrainConfig, Trainer, Validations
+from gpt2c.train_config import TrainConfig
+from gpt2c.trainer import Trainer, Validations
 
 SMALL = dict(num_layers=1, channels=16, num_heads=1, vocab_size=97, max_seq_len=16)
 

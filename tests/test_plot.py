@@ -163,7 +163,7 @@ def test_what_is_no_benchmark_is_refused(tmp_path, change, message):
 @pytest.mark.parametrize("words, code, message", [
     ([], 2, "name the folders of runs, or a benchmark with --roofline"),
     (["first", "--roofline", "b.json"], 2, "name the folders of runs, or a benchmark with --roofline"),
-    (["missing"], 4, "cannot read missing/metrics.jsonl: No such file"),
+    (["missing"], 4, "missing is not the folder of a run: there is no missing/metrics.jsonl"),
     (["empty"], 4, "metrics.jsonl has no rows yet"),
     (["--roofline", "first/metrics.jsonl"], 4, "is not a benchmark"),
 ])  # fmt: skip

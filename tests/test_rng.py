@@ -51,14 +51,6 @@ def test_words_over_several_blocks_of_624(seed):
     assert all(rng.randint32() == next(naive) for _ in range(2000))
 
 
-def test_float32_has_the_low_24_bits():
-    rng, naive = Mt19937(5), naive_mt19937(5)
-    for _ in range(1000):
-        value = rng.random_float32()
-        assert value == (next(naive) % 2**24) / 2**24
-        assert value == np.float32(value)
-
-
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 12, 625, 5000])
 def test_permutation(n):
     rng, naive = Mt19937(42), naive_mt19937(42)

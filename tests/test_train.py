@@ -13,7 +13,7 @@ import pytest
 import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.schedules import learning_rate
-from gpt2c.trainer import seconds
+from gpt2c.train_config import seconds
 
 SMALL = ["-e", "scratch", "--num-layers", "2", "--channels", "32", "--num-heads", "2", "--max-seq-len", "32",
          "--vocab-size", "97", "-b", "2", "-t", "16", "--log-every", "1", "-s", "0"]
@@ -183,6 +183,19 @@ def test_data_sets_are_found_listed_and_chosen(folder):
     (["-t", "33"], 2, "--seq-len 33 is more than the model's max_seq_len of 32"),
     (["--channels", "33"], 2, "channels (33) must be a multiple of num_heads (2)"),
     (["--learnin-rate", "1"], 2, "unknown flag --learnin-rate; did you mean --learning-rate"),
+    (["--dim", "8"], 2, "unknown flag --dim, which goes with --model mingru"),
+    (["-b", "-4"], 2, "batch_size is -4, expected at least 1"),
+    (["-t", "0"], 2, "seq_len is 0, expected at least 1"),
+    (["-x", "-5"], 2, "max_steps is -5, expected at least -1"),
+    (["--epochs", "-1"], 2, "epochs is -1.0, expected at least 0"),
+    (["-m", "-5"], 2, "val_steps is -5, expected at least -1"),
+    (["-g", "-1"], 2, "sample_len is -1, expected at least 0"),
+    (["--temperature", "-1"], 2, "temperature is -1.0, expected at least 0"),
+    (["--top-p", "2"], 2, "top_p is 2.0, expected more than 0 and at most 1"),
+    (["--beta2", "1"], 2, "beta2 is 1.0, expected less than 1"),
+    (["--data", "missing.txt"], 4, "cannot read missing.txt: there is no such file, nor a data set of that name; there is noise"),
+    (["--data", "words.txt", "--tokenizer", "words"], 4, "expected a file, or one of char, byte, word, bpe, gpt2"),
+    (["--save-path", "missing/m.bin"], 2, "missing; create it first"),
     (["-e", "d7"], 2, "no GPT-2 of depth 7; the depths are d6, d12"),
     (["--model", "gpt3"], 2, "--model: expected one of gpt2"),
     (["-e", "missing.bin"], 4, "cannot read missing.bin"),
@@ -196,9 +209,10 @@ def test_data_sets_are_found_listed_and_chosen(folder):
     (["--channels", "65536", "--num-layers", "96", "--vocab-size", "97"], 5, "of memory"),
 ])
 def test_errors_are_one_sentence_with_the_right_code(folder, words, code, message):
+    (folder / "words.txt").write_text("some words")
     done = train(folder, *words)
     assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
-    assert message in done.stderr
+    assert message in done.stderr and "step    1" not in done.stdout
 
 
 def test_a_failed_save_on_the_way_is_a_warning(folder):

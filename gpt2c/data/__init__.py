@@ -4,8 +4,9 @@
     conversations, items           prompts and answers
     encoding, writer, texts        text to ids; data sets on disk; the cache of encoded text
     shards, choices                the token files
-    datasets                       what is below data/
+    datasets, layouts              what is below data/; data sets as llm.c's scripts make them
     loader, windows, lanes         batches
+    sources                        which of all these a run's flags ask for
 """
 from gpt2c.data.choices import is_choice_file, read_choices, write_choices
 from gpt2c.data.datasets import choose_dataset, dataset_of, find_datasets, find_gpt2_tokenizer, list_datasets

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2c.data.shards import GPT2_VOCAB, expand
-from gpt2c.errors import UsageError
+from gpt2c.errors import DataError, UsageError
 
 TRAIN = "_train.bin"
 NUMBER = "[0-9]" * 6
@@ -104,6 +104,8 @@ def choose_dataset(datasets, choice):
     names = [dataset.name for dataset in datasets]
     near = difflib.get_close_matches(choice, names)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there is {', '.join(names) or 'none'}"
+    if os.path.basename(choice) != choice or os.path.splitext(choice)[1]:
+        raise DataError(f"cannot read {choice}: there is no such file, nor a data set of that name; {hint}")
     raise UsageError(f"there is no data set {choice!r}; {hint}")
 
 

@@ -1,4 +1,4 @@
-"""Conversations as batches: one to a row, the loss on the answers only."""
+"""Conversations and other short texts as batches: one to a row; of conversations the loss may count answers only."""
 import itertools
 from typing import NamedTuple
 

@@ -141,5 +141,5 @@ def expand(files):
     else:
         paths = sorted(glob.glob(os.fspath(files)))
     if not paths:
-        raise DataError(f"no file matches {str(files)!r}; give a token file, a glob pattern or a list")
+        raise DataError(f"no file matches {str(files)!r}; name a file or a pattern")
     return paths

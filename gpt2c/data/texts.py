@@ -10,13 +10,12 @@ from gpt2c.data.documents import read_pieces, total_bytes
 from gpt2c.data.encoding import encode_pieces
 from gpt2c.data.shards import MAX_IDS
 from gpt2c.data.writer import dataset_writer
-from gpt2c.errors import DataError, Gpt2cError, UsageError
+from gpt2c.errors import DataError, Gpt2cError, InputError, UsageError
 from gpt2c.files import atomic_write, open_input
 from gpt2c.flags import flag
 from gpt2c.progress import Progress
-from gpt2c.tokenizer import Tokenizer
+from gpt2c.tokenizer import KINDS, Tokenizer
 
-KINDS = ("char", "byte", "word", "bpe", "gpt2")
 CACHE_FORMAT = "gpt2c text 2"  # changes when the same text would give other ids
 NAME = "text"
 
@@ -24,12 +23,19 @@ NAME = "text"
 def tokenizer_for(spec, files, reading, **options):
     """The tokenizer that `spec` says: a kind, made from these files where that takes a text, or a file to load."""
     if spec not in KINDS:
-        return Tokenizer.load(spec)
+        return Tokenizer.load(_tokenizer_file(spec))
     if spec in ("byte", "gpt2"):
         return Tokenizer.make(spec)
     if spec == "char":
         return Tokenizer.make("char", alphabet(files, reading), **options)
     return Tokenizer.make(spec, (piece.text for piece in read_pieces(files, reading)), **options)
+
+
+def _tokenizer_file(spec):
+    """The file that `spec` names, as it is none of KINDS."""
+    if not os.path.exists(spec):
+        raise InputError(f"cannot read the tokenizer {spec}: expected a file, or one of {', '.join(KINDS)}")
+    return spec
 
 
 def alphabet(files, reading):
@@ -99,7 +105,7 @@ def cache_folder():
 def _key(files, spec, reading, val_fraction, options):
     """The digest of the format, the settings, the tokenizer and the text."""
     digest = hashlib.sha256()
-    identity = spec.to_json() if isinstance(spec, Tokenizer) else spec if spec in KINDS else _digest(spec)
+    identity = spec.to_json() if isinstance(spec, Tokenizer) else spec if spec in KINDS else _digest(_tokenizer_file(spec))
     if spec == "gpt2" and (path := find_gpt2_tokenizer()):
         identity = _digest(path)
     settings = (CACHE_FORMAT, identity, sorted(options.items()), val_fraction, reading.split_on, reading.column,

@@ -39,6 +39,11 @@ def family_named(name) -> ModuleType:
     return FAMILIES[name]
 
 
+def other_configs(name):
+    """The flag that chooses a family, and {family: Config} of all but this one."""
+    return "--model", {other: module.Config for other, module in FAMILIES.items() if other != name}
+
+
 def usual(name):
     """What training starts from in this family, by flag."""
     return getattr(family_named(name), "TRAINING", {})

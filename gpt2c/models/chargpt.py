@@ -1,28 +1,23 @@
 """A small GPT for characters: RMS normalisation without gains, squared ReLU, no biases, dropout, an untied head."""
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gpt2c import ops
 from gpt2c.arena import ParamSpec, normal
 from gpt2c.errors import UsageError
-
-
-def _option(default, help):
-    return field(default=default, metadata={"help": help})
+from gpt2c.flags import flag, require_at_least
 
 
 @dataclass(frozen=True)
 class Config:
-    max_seq_len: int = _option(64, "longest sequence")
-    vocab_size: int = _option(67, "number of tokens")
-    num_layers: int = _option(6, "transformer blocks")
-    num_heads: int = _option(8, "attention heads")
-    channels: int = _option(128, "width")
-    dropout: float = _option(0.1, "part of what attention and the feed-forward layer add that is dropped in training")
+    max_seq_len: int = flag(64, "longest sequence")
+    vocab_size: int = flag(67, "number of tokens")
+    num_layers: int = flag(6, "transformer blocks")
+    num_heads: int = flag(8, "attention heads")
+    channels: int = flag(128, "width")
+    dropout: float = flag(0.1, "part of what attention and the feed-forward layer add that is dropped in training")
 
     def __post_init__(self):
-        for name in ("max_seq_len", "vocab_size", "num_layers", "num_heads", "channels"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"chargpt: {name} is {getattr(self, name)}, expected at least 1")
+        require_at_least(self, max_seq_len=1, vocab_size=1, num_layers=1, num_heads=1, channels=1)
         if self.channels % self.num_heads:
             raise UsageError(f"chargpt: channels ({self.channels}) must be a multiple of num_heads ({self.num_heads})")
         if not 0 <= self.dropout < 1:

@@ -1,32 +1,27 @@
 """GPT-2, with llm.c's tensor names and order: the parameter block is the body of an llm.c checkpoint."""
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gpt2c import ops
 from gpt2c.arena import ParamSpec, constant, normal
 from gpt2c.errors import UsageError
+from gpt2c.flags import flag, require_at_least
 from gpt2c.llmc import gpt2_shapes
-
-
-def _size(default, help):
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class Config:
-    max_seq_len: int = _size(1024, "longest sequence")
-    vocab_size: int = _size(50257, "number of tokens")
-    num_layers: int = _size(12, "transformer blocks")
-    num_heads: int = _size(12, "attention heads")
-    channels: int = _size(768, "width")
-    padded_vocab_size: int = _size(0, "rows of the token table (0: vocab_size rounded up to a multiple of 128)")
+    max_seq_len: int = flag(1024, "longest sequence")
+    vocab_size: int = flag(50257, "number of tokens")
+    num_layers: int = flag(12, "transformer blocks")
+    num_heads: int = flag(12, "attention heads")
+    channels: int = flag(768, "width")
+    padded_vocab_size: int = flag(0, "rows of the token table (0: vocab_size rounded up to a multiple of 128)")
 
     def __post_init__(self):
         if not self.padded_vocab_size:
             object.__setattr__(self, "padded_vocab_size", -(-self.vocab_size // 128) * 128)
-        for name in ("max_seq_len", "vocab_size", "num_layers", "num_heads", "channels"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"gpt2: {name} is {getattr(self, name)}, expected at least 1")
+        require_at_least(self, max_seq_len=1, vocab_size=1, num_layers=1, num_heads=1, channels=1)
         if self.channels % self.num_heads:
             raise UsageError(f"gpt2: channels ({self.channels}) must be a multiple of num_heads ({self.num_heads})")
         if self.padded_vocab_size < self.vocab_size:

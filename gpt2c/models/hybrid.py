@@ -14,7 +14,7 @@ import numpy as np
 from gpt2c import ops
 from gpt2c.arena import ParamSpec, constant, normal
 from gpt2c.errors import UsageError
-from gpt2c.flags import flag
+from gpt2c.flags import flag, require_at_least
 from gpt2c.recurrent import EPS, Gauge, gru, mixture
 
 TOKENIZER = "char"
@@ -48,9 +48,7 @@ class Config:
                       choices=("layer", "cell"))
 
     def __post_init__(self):
-        for name in ("vocab_size", "hidden", "num_layers", "embed", "num_heads", "num_experts", "top_k"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"hybrid: {name} is {getattr(self, name)}, expected at least 1")
+        require_at_least(self, vocab_size=1, hidden=1, num_layers=1, embed=1, num_heads=1, num_experts=1, top_k=1)
         if self.num_heads > self.hidden:
             raise UsageError(f"hybrid: num_heads ({self.num_heads}) is above hidden ({self.hidden})")
         if self.carry not in ("layer", "cell"):

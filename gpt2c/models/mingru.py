@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gpt2c import ops
 from gpt2c.arena import ParamSpec, constant, normal, uniform
 from gpt2c.errors import UsageError
-from gpt2c.flags import flag
+from gpt2c.flags import flag, require_at_least
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Config:
     ff_mult: float = flag(3.0, "width of the feed-forward layers, in widths", "--model-ff-mult")
 
     def __post_init__(self):
-        for name, value in (("vocab_size", self.vocab_size), ("dim", self.dim), ("depth", self.depth),
-                            ("dim * expansion", self.inner), ("dim * ff_mult", self.hidden)):
+        require_at_least(self, vocab_size=1, dim=1, depth=1)
+        for name, value in (("dim * expansion", self.inner), ("dim * ff_mult", self.hidden)):
             if value < 1:
                 raise UsageError(f"mingru: {name} is {value}, expected at least 1")
 

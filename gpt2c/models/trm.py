@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gpt2c import ops
 from gpt2c.arena import ParamSpec, constant, normal
 from gpt2c.errors import UsageError
-from gpt2c.flags import flag
+from gpt2c.flags import flag, require_at_least
 from gpt2c.recursive import Halting, cope_attention, dyt, scaled_residual
 
 TOKENIZER = "word"
@@ -38,9 +38,8 @@ class Config:
     ponder_weight: float = flag(0.05, "with --adaptive: what one application more adds to the loss")
 
     def __post_init__(self):
-        for name in ("vocab_size", "channels", "hidden", "num_heads", "max_seq_len", "depth", "cope_max_pos", "max_depth"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"trm: {name} is {getattr(self, name)}, expected at least 1")
+        require_at_least(self, vocab_size=1, channels=1, hidden=1, num_heads=1, max_seq_len=1, depth=1, cope_max_pos=1,
+                         max_depth=1)
         if self.channels % self.num_heads:
             raise UsageError(f"trm: channels ({self.channels}) must be a multiple of num_heads ({self.num_heads})")
         if self.pos_emb not in ("learned", "none"):

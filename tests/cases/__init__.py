@@ -1,0 +1,18 @@
+"""A case for every kernel, in a file for each file of kernels/: what test_kernels.py holds to the float64 oracle."""
+from cases import (  # noqa: F401  each registers its cases
+    activation,
+    attention,
+    cope,
+    dropout,
+    dyt,
+    elementwise,
+    embedding,
+    gru,
+    loss,
+    matmul,
+    moe,
+    norm,
+    optim,
+    recursion,
+    scan,
+)
