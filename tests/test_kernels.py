@@ -8,6 +8,10 @@ formula with every minus made a plus.
 """
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +24,7 @@ import gpt2c
 from gpt2c import _core
 from gpt2c.llmc import bf16_bits
 
+FENCED = Path(__file__).with_name("fenced.py")
 U = 2.0**-24  # half the distance from 1 to the next float32
 TINY = 2.0**-120  # numbers below 2^-126 count as zero: what a sum of 64 such can amount to
 
@@ -995,6 +1000,13 @@ def test_against_the_oracle(isa, threads, name, sizes):
     assert_within(run(name, *args), expected)
 
 
+def test_nothing_beside_an_array_is_touched():
+    """On any instruction set, in a process that dies of it."""
+    done = subprocess.run([sys.executable, str(FENCED)], env=os.environ | {"PYTHONPATH": str(FENCED.parents[1])},
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{done.stdout.splitlines()[-1:]}: {done.stderr}"
+
+
 @pytest.mark.parametrize("threads", [2, 3, 7], indirect=True)
 @pytest.mark.parametrize("name", CASES)
 def test_threads_change_no_bit(isa, threads, name):
@@ -1135,6 +1147,19 @@ def test_dropout_keeps_the_right_share_independently(isa):
             assert (one_mask & other).mean() == pytest.approx(p * p, abs=0.0005)
 
 
+@pytest.mark.parametrize("threshold, depth", [(0.5, 1), (1.0, 2), (1.25, 3)])
+def test_a_token_halts_once_the_sum_is_as_much_as_the_threshold(isa, rng, threshold, depth):
+    """Each step's probability is 1/2, so that the sums are exact."""
+    x, zero = normal(rng, 3, 5), np.zeros(5, np.float32)
+    total, found, mixed = (unset(*shape) for shape in ((3,), (3,), (3, 5)))
+    for step in 1, 2, 3, 4:
+        prob, _, total, found, mixed = run("halting_forward", unset(3), unset(3), total, found, mixed, x, zero, zero[:1], step, 4,
+                                           threshold)
+        np.testing.assert_array_equal(prob, 0.5)
+    np.testing.assert_array_equal(found, trm.halting_forward([x] * 4, zero, 0.0, threshold)[3])
+    np.testing.assert_array_equal(found, depth)
+
+
 @pytest.mark.parametrize("R", [1, 16383, 16385, 8 * 16384 + 5])
 def test_global_norm_of_whole_numbers_is_exact(isa, rng, R):
     """Every partial sum is exact, in whatever order: no element is left out."""
@@ -1158,6 +1183,15 @@ def test_crossentropy_backward_may_store_over_the_logits(isa, R, P, V, scale):
     (_, logits, *others), _ = made("crossentropy_backward", (R, P, V, scale, 1))
     apart = run("crossentropy_backward", unset(R, P), logits, *others)
     assert bits(apart) == bits(run("crossentropy_backward", logits, logits, *others))
+
+
+@pytest.mark.parametrize("V", [1, 19, 33])
+def test_crossentropy_where_one_logit_is_far_above_the_others(isa, V):
+    """In each column in turn, the last included: exp of it alone would leave float32's range."""
+    logits, targets = single(1e4 * np.eye(V, V + 2)), np.arange(V, dtype=np.int32)
+    logits[:, V:] = np.inf
+    losses, lse = run("crossentropy_forward", unset(V), unset(V), logits, targets, V)
+    np.testing.assert_array_equal((losses, lse), (0 * lse, 0 * lse + 1e4))
 
 
 def test_residual_of_a_tensor_with_itself_sends_it_both_gradients(isa, rng):
