@@ -167,6 +167,12 @@ def test_falling_schedules_are_their_formulas():
         np.testing.assert_allclose(rates(schedule, N, N, warmup=W, final_frac=0.1), [*rise, *expected], err_msg=schedule)
 
 
+def test_a_fall_begins_where_a_long_rise_ends():
+    """wsd, with a rise that takes more than four fifths of the updates: at its top first, then half of the root."""
+    rise = [2.0 * (step + 1) / 18 for step in range(18)]
+    np.testing.assert_allclose(rates("wsd", 20, 20, warmup=18, final_frac=0.1), [*rise, 2.0, 0.2 + 1.8 * (1 - 0.5**0.5)])
+
+
 def test_randygpt_s_schedule_is_its_formula():
     """From a tenth of the rate in 100 iterations, then constant, then a cosine over the last fifth."""
     base, low, N = 3e-5, 3e-6, 1003

@@ -47,6 +47,12 @@ def seen(logits, **how):
     return {choose(logits, Xorshift(seed), **how) for seed in range(1, 400)}
 
 
+@pytest.mark.parametrize("top_p, expected", [(0.25, {0}), (0.26, {0, 1}), (0.5, {0, 1}), (0.75, {0, 1, 2}), (0.76, {0, 1, 2, 3})])
+def test_top_p_takes_no_more_than_it_needs(top_p, expected):
+    """Of four equal ones, whose sums are exact: those that come to just that much, and not one more."""
+    assert seen(np.zeros(4, np.float32), top_p=top_p) == expected
+
+
 def test_min_p_leaves_out_what_is_far_less_likely_than_the_best():
     logits = np.log(np.array([0.04, 0.4, 0.3, 0.16, 0.1], np.float32))
     assert seen(logits, min_p=0.05) == {0, 1, 2, 3, 4}
