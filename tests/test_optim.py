@@ -193,6 +193,7 @@ def test_rates_of_whole_epochs_are_their_formulas():
         expected = {"cosine": low + 0.5 * (1 + math.cos(math.pi * p)) * (lr - low), "linear": lr - (lr - low) * p, "constant": lr}
         for schedule, value in expected.items():
             assert rate_of_epoch(e, E, lr, schedule, w, 0.1) == pytest.approx(lr * e / w if e <= w else value)
+    assert [rate_of_epoch(e, E, lr, "randygpt", w, 0.1) for e in range(1, w + 2)] == pytest.approx([0.2, 0.8, 1.4, 2.0])
 
 
 @pytest.mark.parametrize("unit, expected", [("epoch", [1.0, 2.0, 2.0, 1.1]), ("epoch-end", [1.0, 2.0, 1.1, 0.2])])
