@@ -11,7 +11,7 @@ import pytest
 import gpt2c
 from gpt2c.data import write_choices, write_shard
 from gpt2c.data.choices import Example
-from gpt2c.eval import answer_losses, batches
+from gpt2c.eval import EvalConfig, answer_losses, batches, measure
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,6 +51,24 @@ def test_every_token_is_a_target_once(tmp_path, n, B, T):
     assert targets == list(range(1, n))
 
 
+def numbers(done):
+    """loss, perplexity, bits per byte, tokens"""
+    return map(float, re.fullmatch(r"loss (\S+) ppl (\S+) bpb (\S+) \((\d+) tokens\)\n", done.stdout).groups())
+
+
+def test_a_recurrent_model_reads_every_file_from_its_beginning(tmp_path):
+    m, sizes = gpt2c.create("mingru", dim=16, depth=1, vocab_size=31), {"a": 50, "b": 37}
+    m.params.flat[...] *= 4
+    paths = {name: tmp_path / f"{name}.bin" for name in sizes}
+    for number, (name, size) in enumerate(sizes.items()):
+        write_shard(paths[name], np.random.default_rng(number).integers(0, 31, size))
+
+    def loss(*names):
+        return float(measure(m, [paths[name] for name in names], None, EvalConfig(batch_size=1), 8).split()[1])
+
+    assert loss("a", "b") == loss("b", "a") == pytest.approx((49 * loss("a") + 36 * loss("b")) / 85, abs=2e-6)
+
+
 def test_loss_perplexity_and_bits_per_byte(model, tmp_path):
     text = "Once upon a time there was a fox. It ran home to a small brown bear."
     ids = [model.tokenizer.eot, *model.tokenizer.encode(text)]
@@ -61,10 +79,13 @@ def test_loss_perplexity_and_bits_per_byte(model, tmp_path):
         table = log_probabilities(model, window[:-1])
         losses += [-table[t, i] for t, i in enumerate(window[1:])]
     found = evaluate(tmp_path, "m.safetensors", "--data", "a.bin", "-b", 1)
-    loss, ppl, bpb, count = map(float, re.fullmatch(r"loss (\S+) ppl (\S+) bpb (\S+) \((\d+) tokens\)\n", found.stdout).groups())
+    loss, ppl, bpb, count = numbers(found)
     assert loss == pytest.approx(np.mean(losses), abs=1e-5) and ppl == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
     assert bpb == pytest.approx(np.sum(losses) / math.log(2) / len(text.encode()), abs=1e-4) and count == len(ids) - 1
     assert evaluate(tmp_path, "m.safetensors", "--data", "a.bin", "-b", 5).stdout.split()[1] == found.stdout.split()[1]
+    write_shard(tmp_path / "twice.bin", [*ids, *ids])  # what is between the texts is no text
+    loss, _, bpb, count = numbers(evaluate(tmp_path, "m.safetensors", "--data", "twice.bin"))
+    assert bpb == pytest.approx(loss * count / math.log(2) / (2 * len(text.encode())), abs=1e-4)
     (tmp_path / "a.txt").write_text(text)
     assert evaluate(tmp_path, "m.safetensors", "--data", "a.txt").stdout.split()[:2] == found.stdout.split()[:2]
     assert "(16 tokens)" in evaluate(tmp_path, "m.safetensors", "--data", "a.bin", "-b", 1, "--val-steps", 1).stdout
