@@ -10,7 +10,8 @@ import pytest
 
 import gpt2c
 from gpt2c.data import write_choices, write_shard
-from gpt2c.data.choices import Example
+from gpt2c.data.choices import Example, read_choices
+from gpt2c.errors import InputError
 from gpt2c.eval import EvalConfig, answer_losses, batches, measure
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +117,38 @@ def test_choices(model, tmp_path):
     assert found == [f"HellaSwag: {norm}/30 = {norm / 30:f}", f"acc {acc / 30:.4f} acc_norm {norm / 30:.4f}"]
     limited = evaluate(tmp_path, "m.safetensors", "--data", "hellaswag_val.bin", "--limit", 3).stdout
     assert limited.startswith(f"HellaSwag: {((sums / [1, 1, 3, 4]).argmin(1) == labels)[:3].sum()}/3 = ")
+
+
+PAIR = [Example([5, 6], [[1], [2, 3]], 1)] * 2  # 13 numbers each: 65535, bytes, index, label, answers, then the lists
+
+
+def test_choices_are_read_as_they_were_written(tmp_path):
+    write_choices(tmp_path / "choices.bin", PAIR)
+    assert read_choices(tmp_path / "choices.bin") == PAIR
+
+
+@pytest.mark.parametrize("number, value", [
+    (0, 1), (1, 24), (1, 27), (1, 28), (2, 0), (3, 2), (4, 1), (4, 3), (5, 0), (5, 1), (8, 0), (10, 3)])
+def test_choices_that_are_damaged_are_refused(tmp_path, number, value):
+    path = tmp_path / "choices.bin"
+    write_choices(path, PAIR)
+    data = bytearray(path.read_bytes())
+    at = 1024 + 2 * (13 + number)
+    data[at : at + 2] = value.to_bytes(2, "little")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="is damaged in example 1 of 2, at byte 1050"):
+        read_choices(path)
+
+
+@pytest.mark.parametrize("count, message", [(1, "has 13 numbers after its last example"), (3, "is damaged in example 2 of 3")])
+def test_choices_are_as_many_as_the_header_says(tmp_path, count, message):
+    path = tmp_path / "choices.bin"
+    write_choices(path, PAIR)
+    data = bytearray(path.read_bytes())
+    data[8:12] = count.to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        read_choices(path)
 
 
 @pytest.mark.parametrize("words, code, message", [

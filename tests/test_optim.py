@@ -196,6 +196,12 @@ def test_rates_of_whole_epochs_are_their_formulas():
     assert [rate_of_epoch(e, E, lr, "randygpt", w, 0.1) for e in range(1, w + 2)] == pytest.approx([0.2, 0.8, 1.4, 2.0])
 
 
+def test_epochs_end_at_the_nearest_update(tokens):
+    """93 batches are an epoch, and two an update: half an update counts as one."""
+    t = trainer(tokens, val=False, epochs=3, total_batch_size=64)
+    assert t.total_steps == 140 and [step.step + 1 for step in t if step.epoch] == [47, 93, 140]
+
+
 @pytest.mark.parametrize("unit, expected", [("epoch", [1.0, 2.0, 2.0, 1.1]), ("epoch-end", [1.0, 2.0, 1.1, 0.2])])
 def test_the_rate_changes_with_epochs(tokens, unit, expected):
     t = trainer(tokens, val=False, epochs=4, lr_unit=unit, warmup_epochs=2, lr_schedule="linear", learning_rate=2.0,
