@@ -119,9 +119,9 @@ static Rounding without_subnormals(void) {
     Rounding before = rounding();
     set_rounding(before | NO_SUBNORMALS);
     if (told < gpt2c_num_threads) {
-        told = gpt2c_num_threads;
-        PARALLEL_FOR((int64_t)told * WORK_PER_THREAD)
-        for (int i = 0; i < told; i++) set_rounding(rounding() | NO_SUBNORMALS);
+        const int threads = told = gpt2c_num_threads;  // each thread has a `told` of its own
+        PARALLEL_FOR((int64_t)threads * WORK_PER_THREAD)
+        for (int i = 0; i < threads; i++) set_rounding(rounding() | NO_SUBNORMALS);
     }
     return before;
 }

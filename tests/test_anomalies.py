@@ -9,6 +9,7 @@ import pytest
 
 import gpt2c
 from gpt2c.anomalies import WINDOW, Window, first_bad_tensor
+from gpt2c.checkpoint import read
 from gpt2c.data import write_shard
 from gpt2c.errors import DivergedError
 from gpt2c.train_config import TrainConfig
@@ -100,6 +101,20 @@ def test_a_skipped_update_leaves_the_parameters(tokens, fields, change, reason):
 def test_skipping_does_not_go_on_for_ever(tokens):
     t = trainer(tokens, max_steps=100, on_anomaly="skip")
     spoil(t, range(5, 100), nan_gradient)
+    with pytest.raises(DivergedError, match=f"and {SKIPS_IN_A_ROW} updates before it were skipped"):
+        list(t)
+    assert t.step == 5 + SKIPS_IN_A_ROW
+
+
+def test_skipping_goes_on_in_a_resumed_run_as_in_one(tokens, tmp_path):
+    first = trainer(tokens, max_steps=9, on_anomaly="skip")
+    spoil(first, range(5, 9), nan_gradient)
+    list(first)
+    first.save(tmp_path / "x.safetensors")
+    model, run = read(tmp_path / "x.safetensors").build()
+    t = Trainer(model, gpt2c.DataLoader(tokens, B=2, T=16), None, TrainConfig(max_steps=100, on_anomaly="skip"))
+    t.restore(run)
+    spoil(t, range(9, 100), nan_gradient)
     with pytest.raises(DivergedError, match=f"and {SKIPS_IN_A_ROW} updates before it were skipped"):
         list(t)
     assert t.step == 5 + SKIPS_IN_A_ROW

@@ -90,6 +90,15 @@ def test_the_scan_finds_one_bad_id(tmp_path, monkeypatch, dtype, at):
             opened(tmp_path / "a.bin", 100)
 
 
+@pytest.mark.parametrize("vocab_size, dtype", [(65536, "u2"), (65537, "u4")])
+def test_a_shard_that_grows_has_room_for_every_id_of_its_vocabulary(tmp_path, vocab_size, dtype):
+    writer = shard_files.ShardWriter(tmp_path / "a.bin", vocab_size)
+    writer.write([0, vocab_size - 1])
+    writer.finish()
+    tokens = read_shard(tmp_path / "a.bin", vocab_size).tokens
+    assert tokens.dtype == dtype and tokens.tolist() == [0, vocab_size - 1]
+
+
 def test_the_largest_uint16_id(tmp_path):
     write_shard(tmp_path / "a.bin", [65535])
     assert read_shard(tmp_path / "a.bin", 65536).tokens.tolist() == [65535]

@@ -10,8 +10,9 @@ import pytest
 
 import gpt2c
 from gpt2c.data import write_choices, write_shard
-from gpt2c.data.choices import Example
-from gpt2c.eval import answer_losses, batches
+from gpt2c.data.choices import Example, read_choices
+from gpt2c.errors import InputError
+from gpt2c.eval import EvalConfig, answer_losses, batches, measure
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,6 +52,24 @@ def test_every_token_is_a_target_once(tmp_path, n, B, T):
     assert targets == list(range(1, n))
 
 
+def numbers(done):
+    """loss, perplexity, bits per byte, tokens"""
+    return map(float, re.fullmatch(r"loss (\S+) ppl (\S+) bpb (\S+) \((\d+) tokens\)\n", done.stdout).groups())
+
+
+def test_a_recurrent_model_reads_every_file_from_its_beginning(tmp_path):
+    m, sizes = gpt2c.create("mingru", dim=16, depth=1, vocab_size=31), {"a": 50, "b": 37}
+    m.params.flat[...] *= 4
+    paths = {name: tmp_path / f"{name}.bin" for name in sizes}
+    for number, (name, size) in enumerate(sizes.items()):
+        write_shard(paths[name], np.random.default_rng(number).integers(0, 31, size))
+
+    def loss(*names):
+        return float(measure(m, [paths[name] for name in names], None, EvalConfig(batch_size=1), 8).split()[1])
+
+    assert loss("a", "b") == loss("b", "a") == pytest.approx((49 * loss("a") + 36 * loss("b")) / 85, abs=2e-6)
+
+
 def test_loss_perplexity_and_bits_per_byte(model, tmp_path):
     text = "Once upon a time there was a fox. It ran home to a small brown bear."
     ids = [model.tokenizer.eot, *model.tokenizer.encode(text)]
@@ -61,10 +80,13 @@ def test_loss_perplexity_and_bits_per_byte(model, tmp_path):
         table = log_probabilities(model, window[:-1])
         losses += [-table[t, i] for t, i in enumerate(window[1:])]
     found = evaluate(tmp_path, "m.safetensors", "--data", "a.bin", "-b", 1)
-    loss, ppl, bpb, count = map(float, re.fullmatch(r"loss (\S+) ppl (\S+) bpb (\S+) \((\d+) tokens\)\n", found.stdout).groups())
+    loss, ppl, bpb, count = numbers(found)
     assert loss == pytest.approx(np.mean(losses), abs=1e-5) and ppl == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
     assert bpb == pytest.approx(np.sum(losses) / math.log(2) / len(text.encode()), abs=1e-4) and count == len(ids) - 1
     assert evaluate(tmp_path, "m.safetensors", "--data", "a.bin", "-b", 5).stdout.split()[1] == found.stdout.split()[1]
+    write_shard(tmp_path / "twice.bin", [*ids, *ids])  # what is between the texts is no text
+    loss, _, bpb, count = numbers(evaluate(tmp_path, "m.safetensors", "--data", "twice.bin"))
+    assert bpb == pytest.approx(loss * count / math.log(2) / (2 * len(text.encode())), abs=1e-4)
     (tmp_path / "a.txt").write_text(text)
     assert evaluate(tmp_path, "m.safetensors", "--data", "a.txt").stdout.split()[:2] == found.stdout.split()[:2]
     assert "(16 tokens)" in evaluate(tmp_path, "m.safetensors", "--data", "a.bin", "-b", 1, "--val-steps", 1).stdout
@@ -95,6 +117,38 @@ def test_choices(model, tmp_path):
     assert found == [f"HellaSwag: {norm}/30 = {norm / 30:f}", f"acc {acc / 30:.4f} acc_norm {norm / 30:.4f}"]
     limited = evaluate(tmp_path, "m.safetensors", "--data", "hellaswag_val.bin", "--limit", 3).stdout
     assert limited.startswith(f"HellaSwag: {((sums / [1, 1, 3, 4]).argmin(1) == labels)[:3].sum()}/3 = ")
+
+
+PAIR = [Example([5, 6], [[1], [2, 3]], 1)] * 2  # 13 numbers each: 65535, bytes, index, label, answers, then the lists
+
+
+def test_choices_are_read_as_they_were_written(tmp_path):
+    write_choices(tmp_path / "choices.bin", PAIR)
+    assert read_choices(tmp_path / "choices.bin") == PAIR
+
+
+@pytest.mark.parametrize("number, value", [
+    (0, 1), (1, 24), (1, 27), (1, 28), (2, 0), (3, 2), (4, 1), (4, 3), (5, 0), (5, 1), (8, 0), (10, 3)])
+def test_choices_that_are_damaged_are_refused(tmp_path, number, value):
+    path = tmp_path / "choices.bin"
+    write_choices(path, PAIR)
+    data = bytearray(path.read_bytes())
+    at = 1024 + 2 * (13 + number)
+    data[at : at + 2] = value.to_bytes(2, "little")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="is damaged in example 1 of 2, at byte 1050"):
+        read_choices(path)
+
+
+@pytest.mark.parametrize("count, message", [(1, "has 13 numbers after its last example"), (3, "is damaged in example 2 of 3")])
+def test_choices_are_as_many_as_the_header_says(tmp_path, count, message):
+    path = tmp_path / "choices.bin"
+    write_choices(path, PAIR)
+    data = bytearray(path.read_bytes())
+    data[8:12] = count.to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        read_choices(path)
 
 
 @pytest.mark.parametrize("words, code, message", [

@@ -147,6 +147,24 @@ def test_a_window_over_chunks_is_the_whole(kind):
 
 
 @kinds
+def test_every_chunk_s_balance_loss_counts_once(kind):
+    """The second chunk's backward goes through the first again, whose own loss has been counted."""
+    m, cfg, params = random_model(kind, balance_loss=0.5)
+    x, y = batch(2, 9)
+    first, second = slice(0, 4), slice(4, 9)
+    *_, before = ref.hybrid_forward(params, cfg, x[:, first], y[:, first], balance=0.5)
+    *_, after = ref.hybrid_forward(params, cfg, x[:, second], y[:, second], before["state"], balance=0.5)
+    grads, flow = ref.hybrid_backward(after)
+    through, _ = ref.hybrid_backward(before, flow)
+    m.zero_grad()
+    for chunk in first, second:
+        m.forward(x[:, chunk], y[:, chunk], window=2)
+        m.backward()
+    for name in grads:
+        assert distance(m.grads[name], grads[name] + through[name]) <= 1e-4, name
+
+
+@kinds
 def test_decoding_in_any_steps_is_the_full_forward(kind):
     m, *_ = random_model(kind)
     ids = batch(1, 13)[0]

@@ -3,10 +3,16 @@
 The cases are in tests/cases/, a file for each file of kernels/: a new kernel needs one there. Here is what all cases are good
 for, and below it what single kernels promise besides.
 """
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import cases  # noqa: F401  registers them
 import numpy as np
 import pytest
 import reference as ref
+import reference_trm as trm
 from cases.activation import gelu_bound, gelu_erf_bound, swiglu_bound
 from cases.case import CASES, assert_within, gamma, made, normal, single, unset
 from guarded import STREAM, bits, call, run
@@ -14,6 +20,8 @@ from guarded import STREAM, bits, call, run
 import gpt2c
 from gpt2c import _core
 from gpt2c.llmc import bf16_bits
+
+FENCED = Path(__file__).with_name("fenced.py")
 
 
 def test_every_kernel_has_a_case():
@@ -27,6 +35,13 @@ EVERY_SIZE = [(name, sizes) for name, (_, awkward, large) in CASES.items() for s
 def test_against_the_oracle(isa, threads, name, sizes):
     args, expected = made(name, sizes)
     assert_within(run(name, *args), expected)
+
+
+def test_nothing_beside_an_array_is_touched():
+    """On any instruction set, in a process that dies of it."""
+    done = subprocess.run([sys.executable, str(FENCED)], env=os.environ | {"PYTHONPATH": str(FENCED.parents[1])},
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{done.stdout.splitlines()[-1:]}: {done.stderr}"
 
 
 @pytest.mark.parametrize("threads", [2, 3, 7], indirect=True)
@@ -215,6 +230,19 @@ def test_dropout_keeps_the_right_share_independently(isa):
             assert (one_mask & other).mean() == pytest.approx(p * p, abs=0.0005)
 
 
+@pytest.mark.parametrize("threshold, depth", [(0.5, 1), (1.0, 2), (1.25, 3)])
+def test_a_token_halts_once_the_sum_is_as_much_as_the_threshold(isa, rng, threshold, depth):
+    """Each step's probability is 1/2, so that the sums are exact."""
+    x, zero = normal(rng, 3, 5), np.zeros(5, np.float32)
+    total, found, mixed = (unset(*shape) for shape in ((3,), (3,), (3, 5)))
+    for step in 1, 2, 3, 4:
+        prob, _, total, found, mixed = run("halting_forward", unset(3), unset(3), total, found, mixed, x, zero, zero[:1], step, 4,
+                                           threshold)
+        np.testing.assert_array_equal(prob, 0.5)
+    np.testing.assert_array_equal(found, trm.halting_forward([x] * 4, zero, 0.0, threshold)[3])
+    np.testing.assert_array_equal(found, depth)
+
+
 @pytest.mark.parametrize("R", [1, 16383, 16385, 8 * 16384 + 5])
 def test_global_norm_of_whole_numbers_is_exact(isa, rng, R):
     """Every partial sum is exact, in whatever order: no element is left out."""
@@ -245,6 +273,15 @@ def test_residual_takes_a_multiple_of_what_is_added(isa, rng):
     np.testing.assert_array_equal(run("residual_forward", unset(37), a, b, scale)[0], a + scale * b)
     da, db = run("residual_backward", a, b, a, 1, 1, scale)
     np.testing.assert_array_equal((da, db), (a + a, b + scale * a))
+
+
+@pytest.mark.parametrize("V", [1, 19, 33])
+def test_crossentropy_where_one_logit_is_far_above_the_others(isa, V):
+    """In each column in turn, the last included: exp of it alone would leave float32's range."""
+    logits, targets = single(1e4 * np.eye(V, V + 2)), np.arange(V, dtype=np.int32)
+    logits[:, V:] = np.inf
+    losses, lse = run("crossentropy_forward", unset(V), unset(V), logits, targets, V)
+    np.testing.assert_array_equal((losses, lse), (0 * lse, 0 * lse + 1e4))
 
 
 def test_residual_of_a_tensor_with_itself_sends_it_both_gradients(isa, rng):

@@ -157,6 +157,17 @@ def test_what_lies_before_the_state_was_set_is_out_of_reach():
     assert (gradients(m, *parts[1], window=2)[1] == constant).all()
 
 
+def test_a_chunk_without_targets_ends_a_window():
+    """Nothing flows back through it, so neither to the chunks before."""
+    parts, results = list(chunks(*text(2, 30), 10)), []
+    for window in 1, 3:
+        m = gpt2c.create("mingru", **SMALL)
+        m.forward(*parts[0], window=window)
+        m.forward(parts[1][0], window=window)
+        results.append(gradients(m, *parts[2], window=window)[1])
+    np.testing.assert_array_equal(*results)
+
+
 def test_an_update_inside_a_window_is_followed_by_the_new_parameters():
     """The older chunk keeps its activations; with unchanged parameters nothing would differ."""
     parts, results = chunks(*text(2, 24), 12), []

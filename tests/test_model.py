@@ -2,6 +2,7 @@
 import dataclasses
 import os
 import re
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -286,6 +287,14 @@ def test_memory_is_planned_exactly_and_without_allocating():
     m = gpt2c.create("gpt2", **SMALL)
     m.loss_and_grad(*batch(m, 2, 64))
     assert m._runner._slab.nbytes == m.memory(2, 64)["activations"]
+
+
+def test_a_larger_batch_takes_the_place_of_a_smaller_one():
+    m = gpt2c.create("gpt2", **SMALL)
+    m.forward(*batch(m, 2, 16))
+    slab = weakref.ref(m._runner._slab)
+    m.forward(*batch(m, 2, 64))
+    assert slab() is None  # all that was recorded for it is gone
 
 
 def test_too_little_memory_is_refused_before_anything_is_allocated(monkeypatch):

@@ -1,6 +1,8 @@
 """Several ranks under MPI: the same losses on any number of them, the same bits on the same number, and every way to be
-stopped. GPT2C_RANK_KILLS sets how often ranks are killed; -m slow kills 20 times.
+stopped. GPT2C_RANK_KILLS sets how often ranks are killed; -m slow kills 20 times. Ranks that wait for one another for ever
+are ended after PATIENCE, and none outlives its test.
 """
+import contextlib
 import importlib.util
 import json
 import os
@@ -9,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -39,6 +42,7 @@ TINY = ["-e", "scratch", "--num-layers", "1", "--channels", "16", "--num-heads",
 OPEN_MPI = {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "PRTE_MCA_hwloc_default_binding_policy": "none",
             "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none",
             "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+PATIENCE = 100  # seconds
 ENVIRONMENT = os.environ | OPEN_MPI | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
@@ -73,17 +77,33 @@ def mpi():
         pytest.skip(why)
 
 
-def start(ranks, *words, folder, **environment):
+@contextlib.contextmanager
+def started(ranks, *words, folder, **environment):
     command = [sys.executable, *map(str, words)]
     if ranks > 1:
         command = [launcher(), "-n", str(ranks), *command]
-    return subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=ENVIRONMENT | environment)
+    process = subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=ENVIRONMENT | environment)
+    watchdog = threading.Timer(PATIENCE, end, [process])
+    watchdog.start()
+    try:
+        yield process
+    finally:
+        watchdog.cancel()
+        end(process)
+
+
+def end(process):
+    """Kills a launcher and its ranks, if it still runs: whoever reads what they say or waits for them goes on."""
+    if process.poll() is None:
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
 
 
 def finish(ranks, *words, folder, code=0, **environment):
-    process = start(ranks, *words, folder=folder, **environment)
-    out, err = process.communicate(timeout=100)
+    with started(ranks, *words, folder=folder, **environment) as process:
+        out, err = process.communicate()
     assert process.returncode == code, out + err
     return out, err
 
@@ -187,12 +207,12 @@ def processes(parent):
 @pytest.mark.parametrize("whom", [1, "launcher"])
 def test_a_signal_to_any_stops_all_after_the_same_step(mpi, straight, tmp_path, whom):
     folder = with_data(tmp_path)
-    process = start(2, "-m", "gpt2c.train", *TINY, "-o", "out", "-x", 40, folder=folder)
-    for line in process.stdout:
-        if line.startswith("step   12/"):
-            (process if whom == "launcher" else processes(process)[whom]).send_signal(signal.SIGTERM)
-            break
-    out, err = process.communicate(timeout=60)
+    with started(2, "-m", "gpt2c.train", *TINY, "-o", "out", "-x", 40, folder=folder) as process:
+        for line in process.stdout:
+            if line.startswith("step   12/"):
+                (process if whom == "launcher" else processes(process)[whom]).send_signal(signal.SIGTERM)
+                break
+        out, err = process.communicate()
     assert process.returncode in (143, 1), out + err  # 1 is the launcher's own of Open MPI, which then hears no more of the ranks
     (saved,) = (folder / "out").glob("ckpt_*")
     assert saved != folder / "out" / straight.name and (process.returncode == 1 or "stopped: SIGTERM: step " in out)
@@ -204,20 +224,20 @@ def kill_and_relaunch(folder, straight, kills, seed):
     """A run that saves after every step; random ranks are killed at random moments until there were `kills`."""
     rng, words = random.Random(seed), ["-m", "gpt2c.train", *TINY, "-o", "out", "-x", 40, "-n", 1, "--keep", 3, "--resume"]
     while kills:
-        process = start(2, *words, folder=folder)
-        for line in process.stdout:
-            if line.startswith("run: "):
-                break
-        time.sleep(rng.uniform(0, 0.15))
-        ranks = list(processes(process).values())
-        if not ranks:  # it has come to its end before
-            process.communicate(timeout=60)
-            assert_same_run(folder, straight)
-            shutil.rmtree(folder / "out")
-            continue
-        rng.choice(ranks).kill()
-        began = time.monotonic()
-        _, err = process.communicate(timeout=60)
+        with started(2, *words, folder=folder) as process:
+            for line in process.stdout:
+                if line.startswith("run: "):
+                    break
+            time.sleep(rng.uniform(0, 0.15))
+            ranks = list(processes(process).values())
+            if not ranks:  # it has come to its end before
+                process.communicate()
+                assert_same_run(folder, straight)
+                shutil.rmtree(folder / "out")
+                continue
+            rng.choice(ranks).kill()
+            began = time.monotonic()
+            process.communicate()
         assert process.returncode and time.monotonic() - began < 5
         assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
         kills -= 1
@@ -270,8 +290,8 @@ def test_an_error_of_all_is_told_once_and_an_error_of_one_ends_all(mpi, tmp_path
     program = ("import sys, time; from gpt2c.world import world; w = world()\n"
                "if w.rank: raise ValueError('rank 1 is ill')\nw.wait(); print('not reached')")
     began = time.monotonic()
-    process = start(2, "-c", program, folder=tmp_path)
-    out, err = process.communicate(timeout=60)
+    with started(2, "-c", program, folder=tmp_path) as process:
+        out, err = process.communicate()
     assert process.returncode and "rank 1 is ill" in err and "not reached" not in out and time.monotonic() - began < 10
 
 

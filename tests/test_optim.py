@@ -168,6 +168,12 @@ def test_falling_schedules_are_their_formulas():
         np.testing.assert_allclose(rates(schedule, N, N, warmup=W, final_frac=0.1), [*rise, *expected], err_msg=schedule)
 
 
+def test_a_fall_begins_where_a_long_rise_ends():
+    """wsd, with a rise that takes more than four fifths of the updates: at its top first, then half of the root."""
+    rise = [2.0 * (step + 1) / 18 for step in range(18)]
+    np.testing.assert_allclose(rates("wsd", 20, 20, warmup=18, final_frac=0.1), [*rise, 2.0, 0.2 + 1.8 * (1 - 0.5**0.5)])
+
+
 def test_randygpt_s_schedule_is_its_formula():
     """From a tenth of the rate in 100 iterations, then constant, then a cosine over the last fifth."""
     base, low, N = 3e-5, 3e-6, 1003
@@ -188,6 +194,13 @@ def test_rates_of_whole_epochs_are_their_formulas():
         expected = {"cosine": low + 0.5 * (1 + math.cos(math.pi * p)) * (lr - low), "linear": lr - (lr - low) * p, "constant": lr}
         for schedule, value in expected.items():
             assert rate_of_epoch(e, E, lr, schedule, w, 0.1) == pytest.approx(lr * e / w if e <= w else value)
+    assert [rate_of_epoch(e, E, lr, "randygpt", w, 0.1) for e in range(1, w + 2)] == pytest.approx([0.2, 0.8, 1.4, 2.0])
+
+
+def test_epochs_end_at_the_nearest_update(tokens):
+    """93 batches are an epoch, and two an update: half an update counts as one."""
+    t = trainer(tokens, val=False, epochs=3, total_batch_size=64)
+    assert t.total_steps == 140 and [step.step + 1 for step in t if step.epoch] == [47, 93, 140]
 
 
 @pytest.mark.parametrize("unit, expected", [("epoch", [1.0, 2.0, 2.0, 1.1]), ("epoch-end", [1.0, 2.0, 1.1, 0.2])])

@@ -48,8 +48,9 @@ def names(folder, pattern="ckpt*"):
 
 
 def test_twenty_and_twenty_are_forty(folder):
-    """Parameters, moments, the next batch and the next sample, all of which a checkpoint holds; so do the logs."""
-    every = ["-v", 7, "-m", 3, "-s", 5, "-g", 6, "-d", 64, "--lr-schedule", "plateau", "--plateau-patience", 1, "-sg", 3]
+    """Parameters, moments, the next batch, the next sample and the flags, all of which a checkpoint holds; so do the logs."""
+    every = ["-v", 7, "-m", 3, "-s", 5, "-g", 20, "-d", 64, "--lr-schedule", "plateau", "--plateau-patience", 1, "-sg", 3,
+             "--temperature", 1.5, "--top-k", 5, "--top-p", 0.5, "--matmul-precision", "bf16"]
     fresh(folder, "-o", "straight", "-x", 40, "-n", 20, *every)
     fresh(folder, "-o", "parts", "-x", 20, *every)
     done = train(folder, "-o", "parts", "--resume", "-x", 40, "--threads", 1)

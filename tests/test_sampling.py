@@ -2,6 +2,7 @@
 import itertools
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def byte_model():
 
 def seen(logits, **how):
     return {choose(logits, Xorshift(seed), **how) for seed in range(1, 400)}
+
+
+@pytest.mark.parametrize("top_p, expected", [(0.25, {0}), (0.26, {0, 1}), (0.5, {0, 1}), (0.75, {0, 1, 2}), (0.76, {0, 1, 2, 3})])
+def test_top_p_takes_no_more_than_it_needs(top_p, expected):
+    """Of four equal ones, whose sums are exact: those that come to just that much, and not one more."""
+    assert seen(np.zeros(4, np.float32), top_p=top_p) == expected
 
 
 def test_min_p_leaves_out_what_is_far_less_likely_than_the_best():
@@ -175,6 +182,40 @@ def test_a_beam_of_one_is_greedy_and_a_wider_one_no_worse(family):
         return sum(log_softmax(row)[id] for row, id in zip(m.logits[0, :, :9], ids))
 
     assert log_prob(beam_search(m, [1], 8, 5)) >= log_prob(greedy) - 1e-6
+
+
+class Markov:
+    """In the place of a Decoder: the next token depends on the last one alone. Counts what it reads."""
+
+    read = 0
+
+    def __init__(self, model, context):
+        self.model, self.context = model, context
+
+    def feed(self, ids):
+        Markov.read += 1
+        return self.model.table[ids[-1]]
+
+    def become(self, other):
+        pass
+
+
+@pytest.mark.parametrize("length_penalty", [0, 0.5, 1, 2])
+def test_a_search_that_ends_early_would_have_found_nothing_better(monkeypatch, rng, length_penalty):
+    monkeypatch.setattr("gpt2c.beam.Decoder", Markov)
+    reads = []
+    for width in [1, 2, 3] * 40:
+        model = SimpleNamespace(config=SimpleNamespace(vocab_size=4), table=3 * rng.standard_normal((4, 4)))
+        found = []
+        for never in False, True:
+            with monkeypatch.context() as patch:
+                if never:
+                    patch.setattr("gpt2c.beam._is_settled", lambda *_: False)
+                before = Markov.read
+                found.append(beam_search(model, [1], 8, width, length_penalty, eos=0))
+                reads.append(Markov.read - before)
+        assert found[0] == found[1]
+    assert sum(reads[::2]) < sum(reads[1::2])
 
 
 def test_beams_leave_no_trace_in_a_recurrent_model():

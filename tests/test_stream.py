@@ -1,12 +1,17 @@
 """The door: what it refuses and how it says so, and that a recorded program does what running does."""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
 from guarded import bits
 
+import gpt2c
 from gpt2c import _core
 
 
@@ -241,3 +246,27 @@ def test_subnormal_numbers_count_as_zero_in_kernels_alone(threads):
     _core.Stream().residual_forward(out, tiny, tiny)
     assert not out.any()  # on every thread
     assert (tiny + tiny).all()  # and nowhere else
+
+
+THREADS_BEFORE = """
+import ctypes
+import numpy as np
+from gpt2c import _core
+
+task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
+ctypes.CDLL("libgomp.so.1").GOMP_parallel(task, None, 2, 0)
+_core.use_threads(2)
+tiny = np.full(1 << 17, 1e-40, np.float32)
+out = np.ones_like(tiny)
+_core.Stream().residual_forward(out, tiny, tiny)
+assert not out.any()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not gpt2c.info()["openmp"] or not gpt2c.info()["compiler"].startswith("gcc"),
+                    reason="there is no OpenMP of gcc's")
+def test_threads_that_were_there_before_count_so_too():
+    """Those that another library of the process has started."""
+    done = subprocess.run([sys.executable, "-c", THREADS_BEFORE], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+                          capture_output=True, text=True, timeout=60)
+    assert not done.returncode, done.stderr

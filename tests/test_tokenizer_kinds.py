@@ -50,6 +50,18 @@ def streamed(tokenizer, ids):
     return pushed, "".join([*pushed, stream.flush()])
 
 
+@pytest.mark.parametrize("specials, bos, eot", [
+    (["<unk>"], None, None), (["<s>"], "<s>", None), (["<end>"], None, "<end>"), (["<unk>", "<s>", "<end>"], "<s>", "<end>"),
+    (["<end>", "<pad>"], None, None), (["<end>", "<eos>"], None, "<eos>")])
+def test_which_special_tokens_begin_and_end_texts(specials, bos, eot):
+    """Those with a name for it; a single other one ends texts, unless it stands for what is unknown."""
+    ids = {token: id for id, token in enumerate(["a", *specials])}
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<unk>"))
+    library.add_special_tokens(specials)
+    made = Tokenizer.from_json(library.to_str())
+    assert (made.bos, made.eot) == (ids.get(bos), ids.get(eot))
+
+
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_the_library_gives_the_same_ids_and_text(made, text):
     library, ids = library_of(made), made.encode(text)

@@ -71,7 +71,7 @@ def read_choices(path):
 def _example(words, index):
     """(Example, its length) if `words` are exactly one with this index; else (None, 0)."""
     row = words.tolist()
-    if len(row) < 6 or row[0] != BEGIN or row[2] != index or not 0 <= row[3] < row[4]:
+    if len(row) < 6 or row[:3] != [BEGIN, 2 * len(row), index] or not 0 <= row[3] < row[4]:
         return None, 0
     lists, at = [], 5
     for _ in range(1 + row[4]):

@@ -1,5 +1,5 @@
-"""Cases of kernels/gru.c, the recurrent layer: B, T, H, experts N (0: none), K; time mixing; xr; the balance loss, skip and a
-gradient from later steps.
+"""Cases of kernels/gru.c, the recurrent layer: B, T, H, experts N (0: none), K; time mixing; xr; the balance loss; how many
+times as large the keys are, of which some are then clamped and others nearly; skip and a gradient from later steps.
 
 Each step starts from the roundings of the one before, so that bounds grow with T.
 """
@@ -12,16 +12,18 @@ from cases.moe import behind, cast
 LAYERS = [
     (1, 1, 1, 0, 1), (1, 1, 1, 1, 1), (2, 3, 5, 4, 1), (3, 4, 16, 4, 2), (2, 4, 17, 3, 2), (5, 2, 33, 2, 1), (2, 5, 9, 0, 1),
     (2, 3, 5, 4, 1, False), (3, 3, 7, 0, 1, False), (2, 3, 31, 0, 1, True, False), (2, 3, 6, 4, 2, True, True, 0.5),
-    (70, 2, 4, 4, 1),
+    (70, 2, 4, 4, 1), (3, 4, 16, 0, 1, True, True, 0.0, 10),
 ]  # fmt: skip
 VECTORS = ("hid_norm", *hybrid.TIME_MIXING[5:], "moe_norm")
 
 
-def layer_of(rng, B, T, H, N, K, mixing=True, with_xr=True):
+def layer_of(rng, B, T, H, N, K, mixing=True, with_xr=True, keys=1):
     """-> inputs, state, weights by name, the oracle's (out, last state, cache), skip"""
     cfg = dict(vocab_size=1, hidden=H, num_layers=1, embed=H, num_experts=max(N, 1), top_k=K, fast_mode=not N,
                use_rwkv=mixing, carry="layer")
     weights = hybrid.layer_weights(hybrid.hybrid_random_params(cfg, 1), cfg, 0)
+    if keys > 1:
+        weights["wk"] = keys * weights["wk"]
     inputs = [normal(rng, B, T, H) for _ in range(3)] + [normal(rng, B, T, H) if with_xr else None]
     state = {name: abs(normal(rng, B, H)) for name in hybrid.zero_state(cfg, B)}
     skip = 0.5 if with_xr else 0.0
@@ -42,8 +44,8 @@ def steps_bound(T, H, exact):
 
 
 @case(*LAYERS, large=(9, 3, 48, 4, 1))
-def gru_forward(rng, B, T, H, N, K, mixing=True, with_xr=True, _=0.0):
-    inputs, state, weights, (out, last, cache), skip = layer_of(rng, B, T, H, N, K, mixing, with_xr)
+def gru_forward(rng, B, T, H, N, K, mixing=True, with_xr=True, _=0.0, keys=1):
+    inputs, state, weights, (out, last, cache), skip = layer_of(rng, B, T, H, N, K, mixing, with_xr, keys)
     exact = [out, *hybrid.gru_kept(cache, last), *states(last)]
     outputs = [None if a is None else np.full_like(a, -7) for a in cast(exact)]
     expected = [(a, 0 if a.dtype == np.int32 else steps_bound(T, H, a)) for a, o in zip(exact, outputs) if o is not None]
@@ -51,8 +53,8 @@ def gru_forward(rng, B, T, H, N, K, mixing=True, with_xr=True, _=0.0):
 
 
 @case(*LAYERS, large=(9, 3, 48, 4, 1))
-def gru_backward(rng, B, T, H, N, K, mixing=True, with_xr=True, balance=0.0):
-    inputs, state, weights, (out, last, cache), skip = layer_of(rng, B, T, H, N, K, mixing, with_xr)
+def gru_backward(rng, B, T, H, N, K, mixing=True, with_xr=True, balance=0.0, keys=1):
+    inputs, state, weights, (out, last, cache), skip = layer_of(rng, B, T, H, N, K, mixing, with_xr, keys)
     acts, mixed, _, *kept = hybrid.gru_kept(cache, last)
     dout, flow = normal(rng, B, T, H), {name: normal(rng, B, H) for name in state}
     *deltas, dxr, dstate, grads = hybrid.gru_backward(dout, flow, cache, balance)
