@@ -119,6 +119,13 @@ def test_products_are_exact_at_every_scale(isa, rng, R, C, N):
     assert_within(found, [(e, gamma(k + 2) * s) for e, s, k in zip(exact, size, (C, N, R))])
 
 
+def test_products_of_single_numbers_are_exact(isa, rng):
+    """Those whose first eight bits say least of them: if a product is a sum of products of parts, here parts are large."""
+    x, w = (single(1 + rng.integers(0, 2**16, (600, 1)) / 2.0**23) for _ in range(2))
+    exact = ref.matmul_forward(x, w, 0)
+    assert_within(run("matmul_forward", unset(600, 600), x, w, None), [(exact, gamma(3) * exact)])
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_spoils_its_row_of_a_product_and_no_other(isa, rng, precision, bad):
