@@ -15,7 +15,7 @@ from gpt2c.checkpoint import load
 from gpt2c.cli import run_program
 from gpt2c.data import is_choice_file, is_token_file, read_choices, read_shard, text_dataset, text_files, tokenizer_of_model
 from gpt2c.data.reading import Reading
-from gpt2c.data.shards import expand
+from gpt2c.data.shards import copied, expand
 from gpt2c.errors import InputError, UsageError
 from gpt2c.flags import flag, require_at_least
 from gpt2c.models import max_seq_len
@@ -97,7 +97,7 @@ def batches(paths, B, T, vocab_size):
     for path in paths:
         tokens = read_shard(path, vocab_size).tokens
         for start in range(0, len(tokens) - 1, B * T):
-            piece = np.asarray(tokens[start : start + B * T + 1], np.int32)
+            piece = copied(tokens[start : start + B * T + 1])
             rows = -(-(len(piece) - 1) // T)
             x, y = np.zeros(rows * T, np.int32), np.full(rows * T, -1, np.int32)
             x[: len(piece) - 1], y[: len(piece) - 1] = piece[:-1], piece[1:]

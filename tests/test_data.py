@@ -9,7 +9,17 @@ import struct
 import numpy as np
 import pytest
 
-from gpt2c.data import DataLoader, choose_dataset, find_datasets, list_datasets, read_shard, write_shard
+from gpt2c.data import (
+    DataLoader,
+    DocumentWindows,
+    Lanes,
+    RandomWindows,
+    choose_dataset,
+    find_datasets,
+    list_datasets,
+    read_shard,
+    write_shard,
+)
 from gpt2c.data import shards as shard_files
 from gpt2c.errors import InputError, ResourceError, UsageError
 from gpt2c.rng import Mt19937
@@ -336,6 +346,22 @@ def test_a_shard_that_changes_during_the_run(tmp_path, shards):
     write_shard(tmp_path / "shard_1.bin", np.arange(50))
     with pytest.raises(InputError, match="shard_1.bin changed during the run from 140 to 50 tokens"):
         epoch(loader)
+
+
+@pytest.mark.parametrize("make", [
+    lambda path: DataLoader(path, 2, 8),
+    lambda path: RandomWindows(path, 2, 8),
+    lambda path: DocumentWindows(path, 2, 8, separator=0),
+    lambda path: Lanes(path, 2, 8, chunks=4)], ids=["DataLoader", "RandomWindows", "DocumentWindows", "Lanes"])
+def test_a_shard_that_is_cut_while_it_is_read(tmp_path, make):
+    """By less than a page here: then its end would be zeros. By more, and touching it would end the process."""
+    path = tmp_path / "a.bin"
+    write_shard(path, np.arange(200))
+    loader = make(path)
+    loader.next_batch()
+    os.truncate(path, 1124)
+    with pytest.raises(InputError, match=r"a.bin has 1124 bytes, but had 1424 when it was opened"):
+        loader.next_batch()
 
 
 def test_offsets_beyond_4_gib(tmp_path):

@@ -4,7 +4,7 @@ For recurrent models, which carry a state from one batch to the next.
 """
 import numpy as np
 
-from gpt2c.data.shards import expand, map_shard, read_shard
+from gpt2c.data.shards import copied, expand, map_shard, read_shard
 from gpt2c.data.windows import Positioned, random_words
 from gpt2c.errors import DataError
 
@@ -42,7 +42,7 @@ class Lanes(Positioned):
         if epoch != self._epoch:
             self._epoch, self._lanes = epoch, self._begin(epoch)
         self._batch += 1
-        rows = np.array([lane[chunk * self.T : (chunk + 1) * self.T + 1] for lane in self._lanes], np.int32)
+        rows = np.array([copied(lane[chunk * self.T : (chunk + 1) * self.T + 1]) for lane in self._lanes])
         return rows[:, :-1].copy(), rows[:, 1:].copy()
 
     def state(self):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gpt2c.data.shards import expand, map_shard, read_shard
+from gpt2c.data.shards import copied, expand, map_shard, read_shard
 from gpt2c.errors import DataError, UsageError
 from gpt2c.rng import Mt19937
 
@@ -49,7 +49,7 @@ class DataLoader:
         """Inputs and targets, new (B, T) int32 arrays; after the last batch of an epoch the next begins."""
         size = self.B * self.T
         start = self._next_window() * self._window + self.rank * size
-        x, y = (np.array(self._tokens[at : at + size], np.int32) for at in (start, start + 1))
+        x, y = (copied(self._tokens[at : at + size]) for at in (start, start + 1))
         return x.reshape(self.B, self.T), y.reshape(self.B, self.T)
 
     def skip(self):

@@ -1,6 +1,7 @@
 """Token files: three formats, described in data/README.md. A shard is memory mapped, so the disk bounds its size."""
 
 import glob
+import mmap
 import os
 from typing import NamedTuple
 
@@ -66,6 +67,20 @@ def map_shard(path):
             raise DataError(f"{path} is not a token file: it begins with {magic}, not with 20240520 or "
                             f"20240801 as a shard does, and its {size} bytes are not whole int32 ids")
         return Shard(path, None, np.memmap(file, "<i4", "r", 0, (size // 4,)))
+
+
+def copied(tokens):
+    """A piece of a shard's tokens as an array of int32.
+
+    Where the file has been cut since it was mapped, its end is no longer there, and the system ends who touches it.
+    """
+    base = tokens
+    while not isinstance(base, mmap.mmap):
+        base = base.base
+    if base.size() < len(base):
+        raise DataError(f"{tokens.filename} has {base.size()} bytes, but had {len(base)} when it was opened; make it again, and "
+                        "let nothing write to it during a run")
+    return np.array(tokens, np.int32)
 
 
 def _check_ids(shard, limit):

@@ -7,7 +7,7 @@ import functools
 
 import numpy as np
 
-from gpt2c.data.shards import expand, map_shard, read_shard
+from gpt2c.data.shards import copied, expand, map_shard, read_shard
 from gpt2c.errors import DataError, UsageError
 
 
@@ -88,7 +88,7 @@ class RandomWindows(Positioned):
         for row, word in enumerate(random_words(self.seed, number, self.B)):
             place = int(word) % int(self._ends[-1])
             shard = int(np.searchsorted(self._ends, place, side="right"))
-            window = self._window(shard, place - (int(self._ends[shard - 1]) if shard else 0))
+            window = copied(self._window(shard, place - (int(self._ends[shard - 1]) if shard else 0)))
             x[row, : len(window) - 1], y[row, : len(window) - 1] = window[:-1], window[1:]
         return x, y
 
