@@ -84,9 +84,9 @@ amx_tile(float* c, ptrdiff_t c_row, int64_t blocks, const float* a, const float*
 
 // p[0] + p[1] + p[2] = x, each the upper half of its lane
 static inline __attribute__((always_inline)) void vf_split(vf p[3], vf x) {
-    p[0] = (vf)(((vi)x + 0x8000) & (int32_t)0xffff0000);
+    p[0] = (vf)(((vu)x + 0x8000) & 0xffff0000);
     x -= p[0];
-    p[1] = (vf)(((vi)x + 0x8000) & (int32_t)0xffff0000);
+    p[1] = (vf)(((vu)x + 0x8000) & 0xffff0000);
     p[2] = x - p[1];
 }
 
@@ -99,8 +99,7 @@ static inline __attribute__((always_inline)) void amx_pairs(vf* pairs, vf low, v
     vf l[3], h[3];
     vf_split(l, low);
     vf_split(h, high);
-    for (int p = 0; p < 3; p++)
-        pairs[p] = (vf)(((vi)h[p] & (int32_t)0xffff0000) | (vi)((vu)(vi)l[p] >> 16));
+    for (int p = 0; p < 3; p++) pairs[p] = (vf)(((vu)h[p] & 0xffff0000) | ((vu)l[p] >> 16));
 }
 
 // 16 rows of 16 floats; what lies outside the matrix is zero
@@ -125,13 +124,14 @@ amx_pack_tile(float* dst, const float* low, const float* high, ptrdiff_t src_row
     if (turn && parts == 3) vf_transpose(h);
     if (turn && parts == 1) {
 #pragma GCC unroll 16
-        for (int i = 0; i < VL; i++) amx_pairs(&l[i], l[i], h[i], 1);
+        for (int i = 0; i < VL; i++) l[i] = vf_pairs_bf16(l[i], h[i]);
         vf_transpose(l);
+        for (int i = 0; i < VL; i++) vf_store(dst + i * VL, l[i]);
+        return;
     }
 #pragma GCC unroll 16
     for (int i = 0; i < VL; i++) {
-        if (turn && parts == 1) pairs[0] = l[i];
-        else amx_pairs(pairs, l[i], h[i], parts);
+        amx_pairs(pairs, l[i], h[i], parts);
         for (int p = 0; p < parts; p++) vf_store(dst + p * AMX_PART + i * VL, pairs[p]);
     }
 }

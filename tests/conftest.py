@@ -1,6 +1,7 @@
 """What any test can ask for: each instruction set, several numbers of threads, random numbers."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,10 @@ os.environ.setdefault(
 
 import gpt2c
 from gpt2c import _core
+
+for number, usual in (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL):
+    if signal.getsignal(number) == signal.SIG_IGN:  # as nohup and a shell's & leave it, and every program started from here too
+        signal.signal(number, usual)
 
 DEFAULT = gpt2c.info()
 
