@@ -113,7 +113,7 @@ load_square(vf r[VL], const float* src, ptrdiff_t src_row, int64_t rows, int64_t
 }
 
 // One tile of each part. `low` and `high` are where its steps 0 to 15 and 16 to 31 begin; `turn`: rows of memory are not rows of
-// the tile. Turning costs most of all: bf16 numbers are turned as pairs, which are half as many.
+// the tile. bf16 numbers are turned as pairs, which are half as many; float32, before one becomes three.
 static inline __attribute__((always_inline)) void
 amx_pack_tile(float* dst, const float* low, const float* high, ptrdiff_t src_row, const int64_t rows[2], const int64_t columns[2],
               int turn, int parts) {
