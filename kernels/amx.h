@@ -82,6 +82,27 @@ amx_tile(float* c, ptrdiff_t c_row, int64_t blocks, const float* a, const float*
 #undef MULTIPLY
 }
 
+// c (rows x columns, at most 32 x 32) = or += a b, plus the bias if there is one
+static inline __attribute__((always_inline)) void
+amx_product(float* c, ptrdiff_t c_row, int rows, int64_t columns, int64_t K, const float* a, const float* b, int add,
+             const float* bias, int parts) {
+    const int64_t blocks = (K + AMX_STEPS - 1) / AMX_STEPS;
+    prefetch_tile(c, c_row, rows);
+    if (rows == AMX_ROWS && columns >= TN && !add && !bias) {
+        amx_tile(c, c_row, blocks, a, b, parts);
+        return;
+    }
+    float sums[AMX_ROWS][TN];
+    amx_tile(sums[0], TN, blocks, a, b, parts);
+    for (int64_t j = 0; j < TN && j < columns; j += VL) {
+        vf first = bias ? vf_load_n(bias + j, columns - j) : (vf){0};
+        for (int i = 0; i < rows; i++) {
+            vf sum = vf_load(&sums[i][j]) + first;
+            vf_store_n(c + i * c_row + j, add ? vf_load_n(c + i * c_row + j, columns - j) + sum : sum, columns - j);
+        }
+    }
+}
+
 // p[0] + p[1] + p[2] = x, each the upper half of its lane
 static inline __attribute__((always_inline)) void vf_split(vf p[3], vf x) {
     p[0] = (vf)(((vu)x + 0x8000) & 0xffff0000);

@@ -1,5 +1,5 @@
-// Queries in lanes: what attention.c and cope.c share. TN queries go at once, one per vector lane; a matrix of scores has
-// one row per key. See attention.c.
+// Queries, one per vector lane: what attention.c and cope.c share. TN of them go at once; a matrix of scores has one row per key.
+// The backward of attention.c exchanges the roles. See there.
 #ifndef GPT2C_ATTEND_H
 #define GPT2C_ATTEND_H
 
@@ -58,11 +58,27 @@ static inline void rows_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K,
     if (at < W) narrow_product(c + at, c_row, M, K, a, a_row, a_k, b + at, b_k, add);
 }
 
+// Rows of a head are short pieces far apart, which hardware does not fetch ahead: each is asked for AHEAD rows before its turn.
+enum { AHEAD = 8 };
+
 // dst (n, W) = scale * rows of width D, src_row apart; columns from D on are 0
 static inline void copy_rows(float* dst, int64_t W, const float* src, ptrdiff_t src_row, int64_t n, int64_t D, float scale) {
     for (int64_t i = 0; i < n; i++)
-        for (int64_t c = 0; c < W; c += VL)
+        for (int64_t c = 0; c < W; c += VL) {
+            __builtin_prefetch(src + (i + AHEAD) * src_row + c, 0, 2);
             vf_store(dst + i * W + c, c < D ? vf_load_n(src + i * src_row + c, D - c) * scale : (vf){0});
+        }
+}
+
+// dst (n rows of width D, dst_row apart) = or += rows of src, W apart, * scale
+static inline void store_rows(float* dst, ptrdiff_t dst_row, const float* src, int64_t W, int64_t n, int64_t D, float scale, int add) {
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < D; c += VL) {
+            float* d = dst + i * dst_row + c;
+            __builtin_prefetch(d + AHEAD * dst_row, 1);
+            vf r = vf_load(src + i * W + c) * scale;
+            vf_store_n(d, add ? vf_load_n(d, D - c) + r : r, D - c);
+        }
 }
 
 // dst (n rows of width D, dst_row apart) = or += src_t^T * scale, where src_t is (D, TN) and scale one factor per lane
@@ -75,20 +91,9 @@ static inline void store_lanes(float* dst, ptrdiff_t dst_row, const float* src_t
             vf_transpose(r);
             for (int64_t i = 0; i < VL && q + i < n; i++) {
                 float* d = dst + (q + i) * dst_row + c;
+                __builtin_prefetch(d + AHEAD * dst_row, 1);
                 vf_store_n(d, add ? vf_load_n(d, D - c) + r[i] : r[i], D - c);
             }
-        }
-}
-
-// dk and dv of one head, (T, W) each, to their places in dqkv, where rows of the head are `row` apart and k and v lie C and 2 C
-// behind q
-static inline void store_dk_dv(float* dqkv, ptrdiff_t row, const float* dk, const float* dv, int64_t T, int64_t C, int64_t D,
-                               int64_t W, int add) {
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t c = 0; c < D; c += VL) {
-            float *k = dqkv + t * row + C + c, *v = k + C;
-            vf_store_n(k, add ? vf_load_n(k, D - c) + vf_load(dk + t * W + c) : vf_load(dk + t * W + c), D - c);
-            vf_store_n(v, add ? vf_load_n(v, D - c) + vf_load(dv + t * W + c) : vf_load(dv + t * W + c), D - c);
         }
 }
 

@@ -6,88 +6,143 @@
 // Here TN queries go at once, one per vector lane: their scores against the keys are a matrix of one row per key and
 // TN columns. Softmax is then elementwise down the rows, without any sum across lanes, and the matrix is already in
 // the form that the register tile (tile.h) wants as its right operand for the product with v. Nothing of size T x T
-// is kept, only the TN columns at hand. The backward recomputes them from lse.
+// is kept, only the TN columns at hand.
 //
-// Keys and values of a head are copied to contiguous rows once. Rows and columns that pad a matrix to whole tiles are
-// zero, or belong to lanes without a query, whose results are dropped.
+// The backward computes them again from lse, with the roles exchanged: TN keys go at once, one per lane, against the queries
+// that see them. Of the five products with its matrices of probabilities and their gradients two then are sums over all
+// queries, dv and dk, and only dq is added to TN keys at a time.
+//
+// Either way the long side of such a matrix goes in pieces of BLOCK rows, which the nearest caches hold from one product to the
+// next. Rows and columns that pad a matrix to whole tiles are zero, or belong to lanes without a query or key, whose results
+// are dropped.
 #include <math.h>
 
-#include "attend.h"
 #include "gpt2c.h"
 #include "parallel.h"
+#include "side.h"
 
-// The scratch of one thread. W is the width of a head, padded; nothing needs to be kept between heads.
+extern int gpt2c_matmul_bf16;  // set through gpt2c_set_matmul_bf16 (program.c)
+
+enum { BLOCK = 256 };
+
+// Rows of one head's queries, keys or values, copied to contiguous ones, and one row of zeros to make their number even.
+static void copy_head(float* dst, int64_t W, const float* src, ptrdiff_t src_row, int64_t n, int64_t D, float scale) {
+    copy_rows(dst, W, src, src_row, n, D, scale);
+    memset(dst + n * W, 0, W * sizeof(float));
+}
+
+typedef struct { float** part; int64_t size; } Part;
+
+// Lays parts out behind one another; returns how much they take. `start` may be NULL.
+static int64_t lay_out(float* start, const Part* part, int parts) {
+    int64_t at = 0;
+    for (int i = 0; i < parts; i++) *part[i].part = start ? start + at : NULL, at += part[i].size;
+    return at;
+}
+
+// The forward's scratch of one thread: nothing needs to be kept between heads. W is the width of a head, padded.
 typedef struct {
-    float *k, *v;            // (T+1, W): the head's keys and values, one row more to make the number even
-    float *s, *ds;           // (T, TN): scores, then probabilities; and their gradients
-    float *q_t, *dout_t;     // (W, TN): the queries at hand (scaled) and their output gradients, one per lane
-    float *q, *dout;         // (TN, W): the same, one per row
-    float *out_t;            // (W, TN)
-    float *dk, *dv;          // (T, W)
-    int64_t W;
-} Scratch;
+    float *k, *v;                               // (T+1, W)
+    float *q;                                   // (TN, W): the queries at hand, scaled
+    float *s;                                   // (T, TN): scores, then probabilities
+    float *out_t;                               // (W, TN)
+    float *keys, *values_t, *queries_t, *probs; // room for sides
+} Forward;
 
-static Scratch divide_scratch(float* p, int64_t T, int64_t D) {
-    int64_t W = round_up(D, VL);
-    Scratch s = {.W = W};
-    float** part[] = {&s.k, &s.v, &s.dk, &s.dv, &s.s, &s.ds, &s.q_t, &s.dout_t, &s.out_t, &s.q, &s.dout};
-    int64_t size[] = {(T + 1) * W, (T + 1) * W, T * W, T * W, T * TN, T * TN, W * TN, W * TN, W * TN, TN * W, TN * W};
-    for (int i = 0; i < 11; i++) *part[i] = p, p += size[i];
-    return s;
+static int64_t forward_scratch(Forward* f, float* start, int64_t T, int64_t D) {
+    const int64_t W = round_up(D, TN);
+    const Part part[] = {{&f->k, (T + 1) * W}, {&f->v, (T + 1) * W}, {&f->q, TN * W}, {&f->s, T * TN}, {&f->out_t, W * TN},
+                         {&f->keys, side_room(T, W)}, {&f->values_t, side_room(W, T)}, {&f->queries_t, turned_room(W)},
+                         {&f->probs, side_room(TN, BLOCK)}};
+    return lay_out(start, part, 9);
+}
+
+typedef struct {
+    float *k, *v;                               // (T+1, W)
+    float *q, *dout;                            // (BLOCK+1, W): the queries at hand, scaled, and their outputs' gradients
+    float *s, *ds;                              // (BLOCK, TN): scores, then probabilities; and their gradients
+    float *dq;                                  // (BLOCK, W)
+    float *dk_t, *dv_t;                         // (T/TN, W, TN)
+    float *queries, *queries_t, *douts, *douts_t, *keys, *keys_t, *values_t, *probs;  // room for sides
+} Backward;
+
+static int64_t backward_scratch(Backward* b, float* start, int64_t T, int64_t D) {
+    const int64_t W = round_up(D, TN), rows = (BLOCK + 1) * W, all = round_up(T, TN) * W, side = side_room(BLOCK, W);
+    const Part part[] = {{&b->k, (T + 1) * W}, {&b->v, (T + 1) * W}, {&b->q, rows}, {&b->dout, rows}, {&b->s, BLOCK * TN},
+                         {&b->ds, BLOCK * TN}, {&b->dq, rows}, {&b->dk_t, all}, {&b->dv_t, all}, {&b->queries, side},
+                         {&b->queries_t, side}, {&b->douts, side}, {&b->douts_t, side}, {&b->keys, side_room(W, TN)},
+                         {&b->keys_t, turned_room(W)}, {&b->values_t, turned_room(W)}, {&b->probs, side_room(BLOCK, TN)}};
+    return lay_out(start, part, 17);
 }
 
 size_t K(attention_scratch)(int64_t T, int64_t D) {
-    int64_t W = round_up(D, VL);
-    return (4 * T + 2) * W + 2 * T * TN + 5 * W * TN;
+    Forward f;
+    Backward b;
+    int64_t forward = forward_scratch(&f, NULL, T, D), backward = backward_scratch(&b, NULL, T, D);
+    return forward > backward ? forward : backward;
 }
 
-// Scores of the lanes' queries, which lie at positions `at` and on, against keys 0 .. n-1: -inf where the key comes after
-// the query.
-static void scores(Scratch s, int64_t D, int64_t at, int64_t n) {
-    panel_product(s.s, TN, n, D, s.k, s.W, 1, s.q_t, TN, 0);
-    for (int64_t j = at; j < n; j++)  // lane i has query at + i: hide key j from lanes below j - at
-        for (int64_t i = 0; i < j - at; i++) s.s[j * TN + i] = -INFINITY;
+// Of the products, and whether their operands are packed at all: NULL if not.
+static const Precision* precision_for(int64_t T, int64_t D) {
+#ifdef __AMX_BF16__
+    if (gpt2c_matmul_bf16) return &BF16;
+    if (T >= 256 && D >= 64) return &FLOAT32;  // with less of either, packing takes longer than it saves
+#endif
+    return NULL;
 }
 
-// s = exp(s - max) down n rows, with the maximum and the sum of each lane.
-static void softmax_lanes(float* s, int64_t n, float* max, float* sum) {
-    vf max0 = vf_load(s), max1 = vf_load(s + VL), sum0 = {0}, sum1 = {0};
-    for (int64_t j = 1; j < n; j++) {
-        max0 = vf_max(max0, vf_load(s + j * TN));
-        max1 = vf_max(max1, vf_load(s + j * TN + VL));
-    }
+static inline int64_t padded_width(const Precision* p, int64_t D) { return round_up(D, p ? TN : VL); }
+static inline void begin(const Precision* p) { if (p) p->begin(); }
+static inline void end(const Precision* p) { if (p) p->end(); }
+
+// s = exp(s - max) down n rows; adds up each lane's sum
+static inline void exp_lanes(float* s, int64_t n, const vf max[2], vf sum[2]) {
+    vf sum0 = sum[0], sum1 = sum[1];
     for (int64_t j = 0; j < n; j++) {
-        vf p0 = vf_exp(vf_load(s + j * TN) - max0), p1 = vf_exp(vf_load(s + j * TN + VL) - max1);
+        vf p0 = vf_exp(vf_load(s + j * TN) - max[0]), p1 = vf_exp(vf_load(s + j * TN + VL) - max[1]);
         vf_store(s + j * TN, p0);
         vf_store(s + j * TN + VL, p1);
         sum0 += p0;
         sum1 += p1;
     }
-    vf_store(max, max0);
-    vf_store(max + VL, max1);
-    vf_store(sum, sum0);
-    vf_store(sum + VL, sum1);
+    sum[0] = sum0, sum[1] = sum1;
 }
 
 // One head: T queries at positions start .. start + T - 1 against keys and values 0 .. start + T - 1. lse may be NULL.
 static void attend(float* out, ptrdiff_t out_row, float* lse, const float* q, ptrdiff_t q_row, const float* k,
-                   const float* v, ptrdiff_t kv_row, int64_t T, int64_t start, int64_t D, Scratch s) {
-    copy_rows(s.k, s.W, k, kv_row, start + T, D, 1);
-    copy_rows(s.v, s.W, v, kv_row, start + T, D, 1);
-    memset(s.k + (start + T) * s.W, 0, s.W * sizeof(float));
+                   const float* v, ptrdiff_t kv_row, int64_t T, int64_t start, int64_t D, Forward f) {
+    const Precision* p = precision_for(T, D);
+    const int64_t W = padded_width(p, D);
+    copy_head(f.k, W, k, kv_row, start + T, D, 1);
+    copy_head(f.v, W, v, kv_row, start + T, D, 1);
+    begin(p);
+    Side keys = left_side(p, f.keys, f.k, W, 0, start + T, D), values_t = left_side(p, f.values_t, f.v, W, 1, D, start + T);
     for (int64_t first = 0; first < T; first += TN) {
-        int64_t lanes = T - first < TN ? T - first : TN, n = start + first + lanes;
-        copy_rows(s.q, s.W, q + first * q_row, q_row, lanes, D, 1.0f / sqrtf(D));
-        pack_transposed(s.q_t, TN, s.q, s.W, lanes, D);
-        scores(s, D, start + first, n);
+        int64_t lanes = T - first < TN ? T - first : TN, at = start + first, n = at + lanes;
+        copy_rows(f.q, W, q + first * q_row, q_row, lanes, D, 1.0f / sqrtf(D));
+        multiply(p, f.s, TN, n, TN, D, keys, 0, 0, right_side(p, f.queries_t, f.q, W, 1, D, lanes), 0);
+        for (int64_t j = at; j < n; j++)  // lane i has query at + i: hide key j from lanes below j - at
+            for (int64_t i = 0; i < j - at; i++) f.s[j * TN + i] = -INFINITY;
 
-        float max[TN], sum[TN], inverse[TN];
-        softmax_lanes(s.s, n, max, sum);
-        for (int i = 0; i < TN; i++) inverse[i] = 1.0f / sum[i];
-        for (int i = 0; lse && i < lanes; i++) lse[first + i] = max[i] + logf(sum[i]);
-        panel_product(s.out_t, TN, D, n, s.v, 1, s.W, s.s, TN, 0);
-        store_lanes(out + first * out_row, out_row, s.out_t, lanes, D, inverse, 0);
+        vf max[2] = {vf_load(f.s), vf_load(f.s + VL)}, sum[2] = {{0}};
+        for (int64_t j = 1; j < n; j++)
+            for (int i = 0; i < 2; i++) max[i] = vf_max(max[i], vf_load(f.s + j * TN + i * VL));
+        for (int64_t j = 0; j < n; j += BLOCK) {
+            int64_t rows = n - j < BLOCK ? n - j : BLOCK;
+            exp_lanes(f.s + j * TN, rows, max, sum);
+            multiply(p, f.out_t, TN, D, TN, rows, values_t, 0, j, right_side(p, f.probs, f.s + j * TN, TN, 0, rows, TN), j > 0);
+        }
+
+        float max_lane[TN], sum_lane[TN], inverse[TN];
+        for (int i = 0; i < 2; i++) {
+            vf_store(max_lane + i * VL, max[i]);
+            vf_store(sum_lane + i * VL, sum[i]);
+            vf_store(inverse + i * VL, 1.0f / sum[i]);
+        }
+        for (int i = 0; lse && i < lanes; i++) lse[first + i] = max_lane[i] + logf(sum_lane[i]);
+        store_lanes(out + first * out_row, out_row, f.out_t, lanes, D, inverse, 0);
     }
+    end(p);
 }
 
 void K(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t C, int64_t H,
@@ -96,62 +151,84 @@ void K(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, i
     PARALLEL_FOR(B * T * T * C / 8)
     for (int64_t bh = 0; bh < B * H; bh++) {
         const float* q = qkv + bh / H * T * 3 * C + bh % H * D;
-        Scratch s = divide_scratch(scratch + thread_index() * K(attention_scratch)(T, D), T, D);
-        attend(out + bh / H * T * C + bh % H * D, C, lse + bh * T, q, 3 * C, q + C, q + 2 * C, 3 * C, T, 0, D, s);
+        Forward f;
+        forward_scratch(&f, scratch + thread_index() * K(attention_scratch)(T, D), T, D);
+        attend(out + bh / H * T * C + bh % H * D, C, lse + bh * T, q, 3 * C, q + C, q + 2 * C, 3 * C, T, 0, D, f);
     }
+}
+
+// dot of each of n rows of a and b, which are `row` apart
+static void row_dots(float* dots, const float* a, const float* b, ptrdiff_t row, int64_t n, int64_t D) {
+    for (int64_t i = 0; i < n; i++) {
+        vf sum = {0};
+        for (int64_t c = 0; c < D; c += VL) sum += vf_load_n(a + i * row + c, D - c) * vf_load_n(b + i * row + c, D - c);
+        dots[i] = vf_sum(sum);
+    }
+}
+
+// s = probabilities of `rows` queries, and ds = their scores' gradients: lane l has key j + l, the first row query `at`.
+static void probabilities(float* s, float* ds, int64_t rows, int64_t at, int64_t j, const float* lse, const float* dots) {
+    for (int64_t i = 0; i < rows; i++)
+        for (int l = 0; l < TN; l += VL) {
+            vf p = vf_exp(vf_load(s + i * TN + l) - lse[i]);
+            if (at + i < j + l + VL - 1) p = vf_select(lane_numbers() + (int32_t)(j + l - at - i) <= 0, p, (vf){0});
+            vf_store(s + i * TN + l, p);
+            vf_store(ds + i * TN + l, p * (vf_load(ds + i * TN + l) - dots[i]));
+        }
 }
 
 void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
                            int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch) {
-    int64_t D = C / H;
+    const int64_t D = C / H;
+    const Precision* p = precision_for(T, D);
+    const int64_t W = padded_width(p, D);
     const float scale = 1.0f / sqrtf(D);
     PARALLEL_FOR(B * T * T * C / 4)
     for (int64_t bh = 0; bh < B * H; bh++) {
-        int64_t head = bh / H * T * 3 * C + bh % H * D;
-        const float *q = qkv + head, *o = out + bh / H * T * C + bh % H * D, *g = dout + bh / H * T * C + bh % H * D;
+        int64_t head = bh / H * T * 3 * C + bh % H * D, head_out = bh / H * T * C + bh % H * D;
+        const float *q = qkv + head, *o = out + head_out, *g = dout + head_out;
         float* dq = dqkv + head;
-        Scratch s = divide_scratch(scratch + thread_index() * K(attention_scratch)(T, D), T, D);
-        copy_rows(s.k, s.W, q + C, 3 * C, T, D, 1);
-        copy_rows(s.v, s.W, q + 2 * C, 3 * C, T, D, 1);
-        memset(s.k + T * s.W, 0, s.W * sizeof(float));
-        memset(s.v + T * s.W, 0, s.W * sizeof(float));
-        memset(s.dk, 0, T * s.W * sizeof(float));
-        memset(s.dv, 0, T * s.W * sizeof(float));
+        Backward b;
+        backward_scratch(&b, scratch + thread_index() * K(attention_scratch)(T, D), T, D);
+        copy_head(b.k, W, q + C, 3 * C, T, D, 1);
+        copy_head(b.v, W, q + 2 * C, 3 * C, T, D, 1);
+        begin(p);
 
-        for (int64_t first = 0; first < T; first += TN) {
-            int64_t lanes = T - first < TN ? T - first : TN, n = first + lanes;
-            memset(s.q, 0, TN * s.W * sizeof(float));
-            memset(s.dout, 0, TN * s.W * sizeof(float));
-            copy_rows(s.q, s.W, q + first * 3 * C, 3 * C, lanes, D, scale);
-            copy_rows(s.dout, s.W, g + first * C, C, lanes, D, 1);
-            pack_transposed(s.q_t, TN, s.q, s.W, lanes, D);
-            pack_transposed(s.dout_t, TN, s.dout, s.W, lanes, D);
+        for (int64_t first = 0; first < T; first += BLOCK) {
+            int64_t rows = T - first < BLOCK ? T - first : BLOCK;
+            float dots[BLOCK];  // dout_i out_i
+            row_dots(dots, g + first * C, o + first * C, C, rows, D);
+            copy_head(b.q, W, q + first * 3 * C, 3 * C, rows, D, scale);
+            copy_head(b.dout, W, g + first * C, C, rows, D, 1);
+            memset(b.dq, 0, rows * W * sizeof(float));
+            Side queries = left_side(p, b.queries, b.q, W, 0, rows, D), queries_t = left_side(p, b.queries_t, b.q, W, 1, D, rows);
+            Side douts = left_side(p, b.douts, b.dout, W, 0, rows, D), douts_t = left_side(p, b.douts_t, b.dout, W, 1, D, rows);
 
-            float lse_lane[TN], dot_lane[TN], scale_lane[TN];  // dot: dout_i out_i
-            for (int i = 0; i < TN; i++) {
-                lse_lane[i] = i < lanes ? lse[bh * T + first + i] : INFINITY;  // no query: probabilities 0
-                scale_lane[i] = scale;
-                vf dot = {0};
-                for (int64_t c = 0; c < D && i < lanes; c += VL)
-                    dot += vf_load_n(g + (first + i) * C + c, D - c) * vf_load_n(o + (first + i) * C + c, D - c);
-                dot_lane[i] = vf_sum(dot);
+            for (int64_t j = 0; j < first + rows; j += TN) {
+                int64_t lanes = T - j < TN ? T - j : TN, from = j > first ? j - first : 0, n = rows - from;
+                float *k = b.k + j * W, *s = b.s + from * TN, *ds = b.ds + from * TN;
+                Side keys_t = right_side(p, b.keys_t, k, W, 1, D, lanes);
+                Side values_t = right_side(p, b.values_t, b.v + j * W, W, 1, D, lanes);
+                multiply(p, s, TN, n, TN, D, queries, from, 0, keys_t, 0);
+                multiply(p, ds, TN, n, TN, D, douts, from, 0, values_t, 0);
+                probabilities(s, ds, n, first + from, j, lse + bh * T + first + from, dots + from);
+
+                int more = j < first;  // queries of blocks before saw these keys
+                multiply(p, b.dv_t + j * W, TN, D, TN, n, douts_t, 0, from, right_side(p, b.probs, s, TN, 0, n, TN), more);
+                multiply(p, b.dk_t + j * W, TN, D, TN, n, queries_t, 0, from, right_side(p, b.probs, ds, TN, 0, n, TN), more);
+                multiply(p, b.dq + from * W, W, n, W, lanes, left_side(p, b.probs, ds, TN, 0, n, lanes), 0, 0,
+                         right_side(p, b.keys, k, W, 0, lanes, W), 1);
             }
-
-            scores(s, D, first, n);
-            panel_product(s.ds, TN, n, D, s.v, s.W, 1, s.dout_t, TN, 0);
-            for (int64_t j = 0; j < n; j++)
-                for (int i = 0; i < TN; i += VL) {
-                    vf p = vf_exp(vf_load(s.s + j * TN + i) - vf_load(lse_lane + i));
-                    vf_store(s.s + j * TN + i, p);
-                    vf_store(s.ds + j * TN + i, p * (vf_load(s.ds + j * TN + i) - vf_load(dot_lane + i)));
-                }
-
-            panel_product(s.out_t, TN, D, n, s.k, 1, s.W, s.ds, TN, 0);
-            store_lanes(dq + first * 3 * C, 3 * C, s.out_t, lanes, D, scale_lane, add);
-            rows_product(s.dv, s.W, n, TN, s.s, TN, 1, s.dout, s.W, s.W, 1);
-            rows_product(s.dk, s.W, n, TN, s.ds, TN, 1, s.q, s.W, s.W, 1);
+            store_rows(dq + first * 3 * C, 3 * C, b.dq, W, rows, D, scale, add);
         }
-        store_dk_dv(dq, 3 * C, s.dk, s.dv, T, C, D, s.W, add);
+        end(p);
+        float one[TN];
+        for (int i = 0; i < TN; i++) one[i] = 1;
+        for (int64_t j = 0; j < T; j += TN) {
+            int64_t lanes = T - j < TN ? T - j : TN;
+            store_lanes(dq + C + j * 3 * C, 3 * C, b.dk_t + j * W, lanes, D, one, add);
+            store_lanes(dq + 2 * C + j * 3 * C, 3 * C, b.dv_t + j * W, lanes, D, one, add);
+        }
     }
 }
 
@@ -280,8 +357,11 @@ void K(attention_cached_forward)(float* out, float* kcache, float* vcache, const
         int64_t b = bh / H, offset = bh % H * D;
         const float *q = qkv + b * T * 3 * C + offset, *k = kcache + b * S * C + offset, *v = vcache + b * S * C + offset;
         float *o = out + b * T * C + offset, *mine = scratch + thread_index() * K(attention_cached_scratch)(S, D);
-        if (T >= FEW_QUERIES) attend(o, C, NULL, q, 3 * C, k, v, C, T, start, D, divide_scratch(mine, S, D));
-        else
+        if (T >= FEW_QUERIES) {
+            Forward f;
+            forward_scratch(&f, mine, S, D);
+            attend(o, C, NULL, q, 3 * C, k, v, C, T, start, D, f);
+        } else
             for (int64_t t = 0; t < T; t++) attend_one(o + t * C, q + t * 3 * C, k, v, C, start + t + 1, D, mine);
     }
 }

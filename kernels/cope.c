@@ -270,7 +270,8 @@ static void backward_of_head(float* dq, float* dtable, const float* g, const flo
         rows_product(s.dk, s.W, n, lanes, s.ds, TN, 1, s.q, s.W, s.W, 1);
         rows_product(dtable, s.W, rows, lanes, s.dz, TN, 1, s.q, s.W, s.W, 1);
     }
-    store_dk_dv(dq, 3 * C, s.dk, s.dv, T, C, D, s.W, add);
+    store_rows(dq + C, 3 * C, s.dk, s.W, T, D, 1, add);
+    store_rows(dq + 2 * C, 3 * C, s.dv, s.W, T, D, 1, add);
 }
 
 static int64_t num_groups(int64_t B) { return B < MAX_GROUPS ? B : MAX_GROUPS; }

@@ -51,7 +51,7 @@ static int64_t block_size(int64_t n, int64_t most, int64_t step) {
 static void product_rectangle(const Precision* p, float* c, ptrdiff_t c_row, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                               int64_t K, Operand a, Operand b, int add, const float* bias, float* scratch) {
     float *a_pack = scratch, *b_pack = scratch + MC * PACKED + SLACK;
-    const int64_t MB = block_size(m1 - m0, MC, p->rows), NB = block_size(n1 - n0, NC, TN), KB = p->span;
+    const int64_t MB = block_size(m1 - m0, MC, TILE_ROWS), NB = block_size(n1 - n0, NC, TN), KB = p->span;
     p->begin();
     for (int64_t mc = m0; mc < m1; mc += MB) {
         int64_t m_end = mc + MB < m1 ? mc + MB : m1;
@@ -62,9 +62,9 @@ static void product_rectangle(const Precision* p, float* c, ptrdiff_t c_row, int
             for (int64_t nc = n0; nc < n1; nc += NB) {
                 int64_t n_end = nc + NB < n1 ? nc + NB : n1;
                 p->pack_b(b_pack, b, nc, n_end, k, k_len);
-                for (int64_t i = mc; i < m_end; i += p->rows)
+                for (int64_t i = mc; i < m_end; i += TILE_ROWS)
                     for (int64_t j = nc; j < n_end; j += TN)
-                        p->tile(c + i * c_row + j, c_row, m_end - i < p->rows ? m_end - i : p->rows, n_end - j, k_len,
+                        p->tile(c + i * c_row + j, c_row, m_end - i < TILE_ROWS ? m_end - i : TILE_ROWS, n_end - j, k_len,
                                 a_pack + (i - mc) * packed, b_pack + (j - nc) * packed, add || k > 0,
                                 k == 0 && bias ? bias + j : NULL);
             }
@@ -74,12 +74,12 @@ static void product_rectangle(const Precision* p, float* c, ptrdiff_t c_row, int
 }
 
 // The grid of rectangles, rows x columns = threads, that packs least: each thread packs its share of A and of B.
-static void choose_grid(int threads, int tile_rows, int64_t M, int64_t N, int* rows, int* columns) {
+static void choose_grid(int threads, int64_t M, int64_t N, int* rows, int* columns) {
     double best = 0;
     for (int r = 1; r <= threads; r++) {
         if (threads % r) continue;
-        int64_t tiles_m = (M + tile_rows - 1) / tile_rows, tiles_n = (N + TN - 1) / TN, q = threads / r;
-        double m = (tiles_m + r - 1) / r * tile_rows, n = (tiles_n + q - 1) / q * TN;
+        int64_t tiles_m = (M + TILE_ROWS - 1) / TILE_ROWS, tiles_n = (N + TN - 1) / TN, q = threads / r;
+        double m = (tiles_m + r - 1) / r * TILE_ROWS, n = (tiles_n + q - 1) / q * TN;
         double cost = m * n + 16 * (m + n);  // packing an element costs about as much as 16 multiply-adds
         if (r == 1 || cost < best) best = cost, *rows = r, *columns = q;
     }
@@ -90,12 +90,12 @@ static void product(float* c, int64_t M, int64_t N, int64_t K, Operand a, Operan
     int64_t work = 2 * M * N * K / FLOPS_PER_WORK;
     const Precision* p = gpt2c_matmul_bf16 ? &BF16 : &FLOAT32;
     int grid_m, grid_n;
-    choose_grid(threads_for(work), p->rows, M, N, &grid_m, &grid_n);
-    int64_t tiles_m = (M + p->rows - 1) / p->rows, tiles_n = (N + TN - 1) / TN;
+    choose_grid(threads_for(work), M, N, &grid_m, &grid_n);
+    int64_t tiles_m = (M + TILE_ROWS - 1) / TILE_ROWS, tiles_n = (N + TN - 1) / TN;
     PARALLEL_FOR(work)
     for (int t = 0; t < grid_m * grid_n; t++) {
         int64_t gm = t / grid_n, gn = t % grid_n;
-        int64_t m0 = tiles_m * gm / grid_m * p->rows, m1 = tiles_m * (gm + 1) / grid_m * p->rows;
+        int64_t m0 = tiles_m * gm / grid_m * TILE_ROWS, m1 = tiles_m * (gm + 1) / grid_m * TILE_ROWS;
         int64_t n0 = tiles_n * gn / grid_n * TN, n1 = tiles_n * (gn + 1) / grid_n * TN;
         product_rectangle(p, c, N, m0, m1 < M ? m1 : M, n0, n1 < N ? n1 : N, K, a, b, add, bias,
                           scratch + thread_index() * K(matmul_scratch)());

@@ -20,16 +20,17 @@ typedef struct {
 enum {
     KC = 384,  // steps of k that are packed at a time, as float32
 #ifdef __AMX_BF16__
+    TILE_ROWS = AMX_ROWS,
     PACKED = KC * 3 / 2,  // floats that a row of a or a column of b takes then
     NC = 5 * TN,          // columns of b that are packed at a time: 360 KB of 2 MB, which source, rows of a and c share
 #else
+    TILE_ROWS = TM,
     PACKED = KC,
     NC = 10 * TN,
 #endif
 };
 
 typedef struct {
-    int rows;        // of a tile; it has TN columns
     int span;        // steps of k that are packed at a time, in PACKED floats or less
     int step_bytes;  // of one step of k in a packed row of a or column of b
     int steps;       // which are filled up with zeros to a multiple of so many steps
@@ -42,12 +43,6 @@ typedef struct {
     void (*begin)(void), (*end)(void);  // before and after a thread's tiles
 } Precision;
 
-// gcc drops calls of functions that do nothing but prefetch, hence always inline
-static inline __attribute__((always_inline)) void prefetch_tile(const float* c, ptrdiff_t c_row, int rows) {
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < TN; j += 16) __builtin_prefetch(c + i * c_row + j, 1);  // both lines
-}
-
 #ifdef __AMX_BF16__
 
 static inline __attribute__((always_inline)) void
@@ -56,56 +51,21 @@ amx_pack_operand(float* dst, Operand m, int64_t i0, int64_t i1, int64_t k0, int6
     else amx_pack(dst, m.data + k0 * m.stride + i0, m.stride, i1 - i0, K, 0, !turn, parts);
 }
 
-// c (rows x columns) = or += the sums; a full tile that begins its sum is stored where it belongs
-static inline __attribute__((always_inline)) void
-amx_tile_out(float* c, ptrdiff_t c_row, int rows, int64_t columns, int64_t K, const float* a, const float* b, int add,
-             const float* bias, int parts) {
-    const int64_t blocks = (K + AMX_STEPS - 1) / AMX_STEPS;
-    prefetch_tile(c, c_row, rows);
-    if (rows == AMX_ROWS && columns >= TN && !add && !bias) {
-        amx_tile(c, c_row, blocks, a, b, parts);
-        return;
-    }
-    float sums[AMX_ROWS][TN];
-    amx_tile(sums[0], TN, blocks, a, b, parts);
-    for (int64_t j = 0; j < TN && j < columns; j += VL) {
-        vf first = bias ? vf_load_n(bias + j, columns - j) : (vf){0};
-        for (int i = 0; i < rows; i++) {
-            vf sum = vf_load(&sums[i][j]) + first;
-            vf_store_n(c + i * c_row + j, add ? vf_load_n(c + i * c_row + j, columns - j) + sum : sum, columns - j);
-        }
-    }
-}
-
-static void pack_a(float* dst, Operand m, int64_t i0, int64_t i1, int64_t k0, int64_t K) {
-    amx_pack_operand(dst, m, i0, i1, k0, K, 0, 3);
-}
-
-static void pack_b(float* dst, Operand m, int64_t i0, int64_t i1, int64_t k0, int64_t K) {
-    amx_pack_operand(dst, m, i0, i1, k0, K, 1, 3);
-}
-
-static void tile(float* c, ptrdiff_t c_row, int rows, int64_t columns, int64_t K, const float* a, const float* b, int add,
-                 const float* bias) {
-    amx_tile_out(c, c_row, rows, columns, K, a, b, add, bias, 3);
-}
-
-static const Precision FLOAT32 = {AMX_ROWS, KC, 6, AMX_STEPS, pack_a, pack_b, tile, amx_begin, amx_end};
-
-static void pack_a_bf16(float* dst, Operand m, int64_t i0, int64_t i1, int64_t k0, int64_t K) {
-    amx_pack_operand(dst, m, i0, i1, k0, K, 0, 1);
-}
-
-static void pack_b_bf16(float* dst, Operand m, int64_t i0, int64_t i1, int64_t k0, int64_t K) {
-    amx_pack_operand(dst, m, i0, i1, k0, K, 1, 1);
-}
-
-static void tile_bf16(float* c, ptrdiff_t c_row, int rows, int64_t columns, int64_t K, const float* a, const float* b, int add,
-                 const float* bias) {
-    amx_tile_out(c, c_row, rows, columns, K, a, b, add, bias, 1);
-}
-
-static const Precision BF16 = {AMX_ROWS, 2 * KC, 2, AMX_STEPS, pack_a_bf16, pack_b_bf16, tile_bf16, amx_begin, amx_end};
+#define AMX_PRECISION(NAME, parts, span)                                                                                       \
+    static void pack_a_##NAME(float* dst, Operand m, int64_t i0, int64_t i1, int64_t k0, int64_t K) {                          \
+        amx_pack_operand(dst, m, i0, i1, k0, K, 0, parts);                                                                     \
+    }                                                                                                                          \
+    static void pack_b_##NAME(float* dst, Operand m, int64_t i0, int64_t i1, int64_t k0, int64_t K) {                          \
+        amx_pack_operand(dst, m, i0, i1, k0, K, 1, parts);                                                                     \
+    }                                                                                                                          \
+    static void tile_##NAME(float* c, ptrdiff_t c_row, int rows, int64_t columns, int64_t K, const float* a, const float* b,   \
+                            int add, const float* bias) {                                                                      \
+        amx_product(c, c_row, rows, columns, K, a, b, add, bias, parts);                                                       \
+    }                                                                                                                          \
+    static const Precision NAME = {span, 2 * parts, AMX_STEPS, pack_a_##NAME, pack_b_##NAME, tile_##NAME, amx_begin, amx_end};
+AMX_PRECISION(FLOAT32, 3, KC)
+AMX_PRECISION(BF16, 1, 2 * KC)
+#undef AMX_PRECISION
 
 #else
 
@@ -157,7 +117,7 @@ static void tile(float* c, ptrdiff_t c_row, int rows, int64_t columns, int64_t K
 }
 
 static void nothing(void) {}
-static const Precision FLOAT32 = {TM, KC, 4, 1, pack_a, pack_b, tile, nothing, nothing};
+static const Precision FLOAT32 = {KC, 4, 1, pack_a, pack_b, tile, nothing, nothing};
 
 #ifdef __AVX512BF16__
 static void pack_bf16(float* dst, int width, Operand m, int64_t i0, int64_t i1, int64_t k0, int64_t K, int64_t pairs) {
@@ -190,7 +150,7 @@ static void tile_bf16(float* c, ptrdiff_t c_row, int rows, int64_t columns, int6
 #undef TILE_ROWS
 }
 
-static const Precision BF16 = {TM, 2 * KC, 2, 2, pack_a_bf16, pack_b_bf16, tile_bf16, nothing, nothing};
+static const Precision BF16 = {2 * KC, 2, 2, pack_a_bf16, pack_b_bf16, tile_bf16, nothing, nothing};
 
 #else
 static void round_panels(float* panels, int width, int64_t columns, int64_t K) {
@@ -208,7 +168,7 @@ static void pack_b_bf16(float* dst, Operand m, int64_t i0, int64_t i1, int64_t k
     round_panels(dst, TN, i1 - i0, K);
 }
 
-static const Precision BF16 = {TM, KC, 4, 1, pack_a_bf16, pack_b_bf16, tile, nothing, nothing};
+static const Precision BF16 = {KC, 4, 1, pack_a_bf16, pack_b_bf16, tile, nothing, nothing};
 #endif
 #endif
 

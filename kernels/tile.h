@@ -78,6 +78,12 @@ tile_sums_bf16(vf sum[][2], int rows, int64_t pairs, const int32_t* a, const int
         TILE_DISPATCH(rows, TILE_ROWS)                     \
     }
 
+// gcc drops calls of functions that do nothing but prefetch, hence always inline
+static inline __attribute__((always_inline)) void prefetch_tile(const float* c, ptrdiff_t c_row, int rows) {
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < TN; j += 16) __builtin_prefetch(c + i * c_row + j, 1);  // both lines
+}
+
 // dst[k][i] = src[i][k] for i < width, k < K: VL x VL squares transposed in registers. Rows of src from `rows` on
 // count as zero. `width` is a multiple of VL, or less than VL: then each row of dst is stored with surplus lanes that
 // the next row overwrites, and dst needs VL floats of slack at its end.

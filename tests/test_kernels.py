@@ -320,6 +320,57 @@ def bf16_products(x, w, b, dout, old_dx, old_dw):
             run("matmul_backward_w", old_dw.copy(), None, dout, x)[0]]
 
 
+def rounded(x):
+    """The nearest bf16 numbers"""
+    return (bf16_bits(single(x)).astype(np.uint32) << 16).view(np.float32).astype(float)
+
+
+def attention_of_rounded(q, k, v, dout, rounded):
+    """-> out, dq, dk, dv of heads (..., T, D) where operands of matrix products go through `rounded`"""
+    T, D = q.shape[-2:]
+    q, k, v, dy = (rounded(x) for x in (q / np.sqrt(D), k, v, dout))
+    s = np.where(np.tri(T) > 0, q @ k.swapaxes(-1, -2), -np.inf)
+    e = np.exp(s - s.max(-1, keepdims=True))
+    out = rounded(e) @ v / e.sum(-1, keepdims=True)
+    p = e / e.sum(-1, keepdims=True)
+    ds = rounded(p * (dy @ v.swapaxes(-1, -2) - (dout * out).sum(-1, keepdims=True)))
+    return out, ds @ k / np.sqrt(D), ds.swapaxes(-1, -2) @ q, rounded(p).swapaxes(-1, -2) @ dy
+
+
+def attention(qkv, dout, H):
+    """-> out, dqkv"""
+    out, lse = run("attention_forward", unset(*dout.shape), unset(len(qkv), H, qkv.shape[1]), qkv)
+    return out, run("attention_backward", np.zeros_like(qkv), dout, qkv, out, lse)[0]
+
+
+@pytest.mark.parametrize("T, D", [(1, 9), (33, 16), (70, 31), (257, 65)])
+def test_bf16_attention_is_that_of_rounded_operands(T, D, isa, threads, rng):
+    """Where there is AMX. A sum that is off by its last bit may round the other way: errors are compared to what rounding does."""
+    qkv, dout = normal(rng, 2, T, 3 * 3 * D), normal(rng, 2, T, 3 * D)
+    unrounded = bits(attention(qkv, dout, 3))
+    gpt2c.set_matmul_precision("bf16")
+    if isa != "amx":
+        assert bits(attention(qkv, dout, 3)) == unrounded
+        return
+    heads = [ref.split_heads(x, 3) for x in (*np.split(qkv.astype(float), 3, -1), dout.astype(float))]
+    with_rounding, without = (attention_of_rounded(*heads, how) for how in (rounded, lambda x: x))
+    out, dqkv = attention(qkv, dout, 3)
+    for found, expected, plain in zip((out, *np.split(dqkv, 3, -1)), with_rounding, without):
+        error, effect = (np.sqrt(np.mean((ref.merge_heads(expected) - other) ** 2)) for other in (found, ref.merge_heads(plain)))
+        assert error <= 0.03 * effect + 1e-7
+
+
+def test_threads_change_no_bit_of_bf16_attention(isa, rng):
+    gpt2c.set_matmul_precision("bf16")
+    args = normal(rng, 2, 70, 9 * 31), normal(rng, 2, 70, 3 * 31), 3
+
+    def found(threads):
+        _core.use_threads(threads)
+        return bits(attention(*args))
+
+    assert [found(2), found(3), found(7)] == 3 * [found(1)]
+
+
 @pytest.mark.parametrize("R, C, N", BF16_PRODUCTS)
 def test_bf16_products_are_those_of_rounded_operands(R, C, N, isa, threads, rng):
     """Only the operands are rounded; the sums are as exact as with float32."""
