@@ -32,19 +32,25 @@ usage: gpt2c VERB [flags]      (gpt2c VERB --help lists the flags)
 ALIASES = {"inference": "generate", "infer": "generate", "sample": "generate", "rl": "rlvr"}
 
 
+def begin(argv):
+    print(BEGIN)
+    print("\n".join(f"  {verb:<16} {text}" for verb, text in VERBS.items()))
+
+
+def version(argv):
+    from gpt2c import __version__
+
+    print(f"gpt2c {__version__}")
+
+
 def main():
     from gpt2c.cli import run_program
 
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
-        print(BEGIN)
-        print("\n".join(f"  {verb:<16} {text}" for verb, text in VERBS.items()))
-        sys.exit(0)
+        run_program("gpt2c", begin)
     if words == ["--version"]:
-        from gpt2c import __version__
-
-        print(f"gpt2c {__version__}")
-        sys.exit(0)
+        run_program("gpt2c", version)
     if words[0].startswith("-"):
         from gpt2c.verbless import main as verbless
 

@@ -48,6 +48,8 @@ class BenchConfig:
 
     def __post_init__(self):
         require_at_least(self, seconds=0, batches=1)
+        if self.filter and (self.profile or self.mpi):
+            raise UsageError("--filter does nothing here: the model of --profile and --mpi is --shape NAME")
         if min(self.link_gbit, self.link_us) <= 0:
             raise UsageError(f"link_gbit is {self.link_gbit:g} and link_us {self.link_us:g}, expected more than 0")
 

@@ -4,7 +4,6 @@ A model that has learned conversations answers, knowing what was said before as 
 continues each line. `exit` or the end of the input ends the program; Ctrl-C stops an answer, and ends the program where
 nothing is typed. Into a pipe go the answers alone, one to a line.
 """
-import os
 import sys
 from dataclasses import dataclass
 
@@ -107,12 +106,9 @@ def chat(conversation):
     print(f"{model.family}, {model.num_parameters:,} parameters{', ' + model.description if model.description else ''}; "
           + ("it answers" if model.turns else "it has learned no conversations and continues what you write")
           + "; exit ends", file=aside, flush=True)
-    try:
-        while (text := read_question(terminal, aside)) is not None:
-            if text:
-                reply(conversation, text, terminal)
-    except BrokenPipeError:  # whoever reads the answers has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    while (text := read_question(terminal, aside)) is not None:
+        if text:
+            reply(conversation, text, terminal)
     return 0
 
 

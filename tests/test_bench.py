@@ -250,6 +250,7 @@ def test_steps_run_again_and_again(case):
     (["--isa", "sse9"], "instruction set 'sse9' is not usable here"),
     (["--compare", "torch,jax"], "--compare: expected torch or numpy, found jax"),
     (["--shape", "gpt5"], "--shape: expected one of gpt2-t64"),
+    (["--profile", "--filter", "char"], "--filter does nothing here: the model of --profile and --mpi is --shape NAME"),
     (["--filter", "residual", "--out", "file"], "cannot make the folder file: File exists"),
 ])  # fmt: skip
 def test_errors_are_one_sentence(tmp_path, words, message):

@@ -1,4 +1,5 @@
 """Generating text: the cache against the full forward, the choice of tokens, the program."""
+import os
 import re
 import subprocess
 import sys
@@ -160,6 +161,16 @@ def test_the_program_prints_the_text_alone(model, tmp_path):
 def test_program_errors_are_one_line(words, code, message):
     done = program(*words)
     assert done.returncode == code and message in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["--version"], ["info"], ["train", "--help"], ["bench", "--help"]])
+def test_nobody_need_read_all_that_is_printed(words):
+    """As with | head: the reader has gone before the first line."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "gpt2c", *words], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_without_words_what_to_begin_with_and_the_verbs_are_listed():

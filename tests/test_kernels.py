@@ -345,7 +345,7 @@ def attention(qkv, dout, H):
 
 @pytest.mark.parametrize("T, D", [(1, 9), (33, 16), (70, 31), (257, 65)])
 def test_bf16_attention_is_that_of_rounded_operands(T, D, isa, threads, rng):
-    """Where there is AMX. A sum that is off by its last bit may round the other way: errors are compared to what rounding does."""
+    """Where there is AMX. Sums that are off by a bit may round the other way: errors are compared to what rounding does."""
     qkv, dout = normal(rng, 2, T, 3 * 3 * D), normal(rng, 2, T, 3 * D)
     unrounded = bits(attention(qkv, dout, 3))
     gpt2c.set_matmul_precision("bf16")
