@@ -25,12 +25,6 @@ extern int gpt2c_matmul_bf16;  // set through gpt2c_set_matmul_bf16 (program.c)
 
 enum { BLOCK = 256 };
 
-// Rows of one head's queries, keys or values, copied to contiguous ones, and one row of zeros to make their number even.
-static void copy_head(float* dst, int64_t W, const float* src, ptrdiff_t src_row, int64_t n, int64_t D, float scale) {
-    copy_rows(dst, W, src, src_row, n, D, scale);
-    memset(dst + n * W, 0, W * sizeof(float));
-}
-
 typedef struct { float** part; int64_t size; } Part;
 
 // Lays parts out behind one another; returns how much they take. `start` may be NULL.
@@ -42,11 +36,11 @@ static int64_t lay_out(float* start, const Part* part, int parts) {
 
 // The forward's scratch of one thread: nothing needs to be kept between heads. W is the width of a head, padded.
 typedef struct {
-    float *k, *v;                               // (T+1, W)
+    float *k, *v;                               // (T+1, W): one row more than is used, to make the number even
     float *q;                                   // (TN, W): the queries at hand, scaled
     float *s;                                   // (T, TN): scores, then probabilities
     float *out_t;                               // (W, TN)
-    float *keys, *values_t, *queries_t, *probs; // room for sides
+    float *keys, *values_t, *queries_t, *probs;  // room for sides
 } Forward;
 
 static int64_t forward_scratch(Forward* f, float* start, int64_t T, int64_t D) {
@@ -113,8 +107,8 @@ static void attend(float* out, ptrdiff_t out_row, float* lse, const float* q, pt
                    const float* v, ptrdiff_t kv_row, int64_t T, int64_t start, int64_t D, Forward f) {
     const Precision* p = precision_for(T, D);
     const int64_t W = padded_width(p, D);
-    copy_head(f.k, W, k, kv_row, start + T, D, 1);
-    copy_head(f.v, W, v, kv_row, start + T, D, 1);
+    copy_rows(f.k, W, k, kv_row, start + T, D, 1);
+    copy_rows(f.v, W, v, kv_row, start + T, D, 1);
     begin(p);
     Side keys = left_side(p, f.keys, f.k, W, 0, start + T, D), values_t = left_side(p, f.values_t, f.v, W, 1, D, start + T);
     for (int64_t first = 0; first < T; first += TN) {
@@ -190,16 +184,16 @@ void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, con
         float* dq = dqkv + head;
         Backward b;
         backward_scratch(&b, scratch + thread_index() * K(attention_scratch)(T, D), T, D);
-        copy_head(b.k, W, q + C, 3 * C, T, D, 1);
-        copy_head(b.v, W, q + 2 * C, 3 * C, T, D, 1);
+        copy_rows(b.k, W, q + C, 3 * C, T, D, 1);
+        copy_rows(b.v, W, q + 2 * C, 3 * C, T, D, 1);
         begin(p);
 
         for (int64_t first = 0; first < T; first += BLOCK) {
             int64_t rows = T - first < BLOCK ? T - first : BLOCK;
             float dots[BLOCK];  // dout_i out_i
             row_dots(dots, g + first * C, o + first * C, C, rows, D);
-            copy_head(b.q, W, q + first * 3 * C, 3 * C, rows, D, scale);
-            copy_head(b.dout, W, g + first * C, C, rows, D, 1);
+            copy_rows(b.q, W, q + first * 3 * C, 3 * C, rows, D, scale);
+            copy_rows(b.dout, W, g + first * C, C, rows, D, 1);
             memset(b.dq, 0, rows * W * sizeof(float));
             Side queries = left_side(p, b.queries, b.q, W, 0, rows, D), queries_t = left_side(p, b.queries_t, b.q, W, 1, D, rows);
             Side douts = left_side(p, b.douts, b.dout, W, 0, rows, D), douts_t = left_side(p, b.douts_t, b.dout, W, 1, D, rows);
