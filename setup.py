@@ -26,9 +26,10 @@ HEADERS = [str(path) for path in sorted(Path("kernels").iterdir()) if path.suffi
 
 # No -ffast-math: it breaks NaN checks and changes how the whole process treats subnormals. The two flags that are
 # set only say that nobody reads errno or floating-point exception flags. -g0: Python was often built with -g, which would
-# make the wheel three times as large.
-FLAGS = ["-std=gnu11", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden",
-         "-Wall"]
+# make the wheel three times as large. Loops that begin where a cache line does: else products are up to 4 % slower, or not,
+# as chance has it.
+FLAGS = ["-std=gnu11", "-O3", "-falign-loops=64", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
+         "-fvisibility=hidden", "-Wall"]
 
 ISAS = {"baseline": []}
 if sysconfig.get_platform().endswith("x86_64"):  # what is built for, which need not be where it is built

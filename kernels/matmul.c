@@ -12,8 +12,8 @@
 //   for i, j: for k: c[i][j] += a[i][k] * b[k][j]
 // and departs from it in four steps:
 //   1. A tile of C, a few rows by TN columns, stays in registers while k runs (tile.h, amx.h).
-//   2. k is cut into spans of KC, so that the panel of A that a row of tiles shares stays in the first-level cache, or near
-//      it, while panels of B pass by.
+//   2. k is cut into spans of KC, so that a panel of A, which a row of tiles shares, or one of B, which a column shares, stays
+//      in the first-level cache, or near it, while panels of the other pass by.
 //   3. N is cut into blocks of NC, so that a KC x NC block of B stays in the second-level cache while all panels of A
 //      pass by; M is cut into blocks of MC to bound the scratch.
 //   4. Both are packed: copied (transposed where needed) so that the tile reads them in order.
@@ -37,6 +37,8 @@ enum {
     SLACK = 2 * VL,           // packed rows are stored in whole vectors
     FEW_ROWS = 4,
     FLOPS_PER_WORK = 16,      // products run this much faster than the simple loops that `work` is counted in
+    // A panel of B is the larger one and better kept, if the first-level cache of 32 to 48 KB holds it beside one of A.
+    B_STAYS = TN * PACKED * sizeof(float) <= 24 * 1024,
 };
 
 size_t K(matmul_scratch)(void) { return (MC + NC) * PACKED + 2 * SLACK; }
@@ -62,11 +64,16 @@ static void product_rectangle(const Precision* p, float* c, ptrdiff_t c_row, int
             for (int64_t nc = n0; nc < n1; nc += NB) {
                 int64_t n_end = nc + NB < n1 ? nc + NB : n1;
                 p->pack_b(b_pack, b, nc, n_end, k, k_len);
-                for (int64_t i = mc; i < m_end; i += TILE_ROWS)
-                    for (int64_t j = nc; j < n_end; j += TN)
-                        p->tile(c + i * c_row + j, c_row, m_end - i < TILE_ROWS ? m_end - i : TILE_ROWS, n_end - j, k_len,
-                                a_pack + (i - mc) * packed, b_pack + (j - nc) * packed, add || k > 0,
-                                k == 0 && bias ? bias + j : NULL);
+#define ROWS for (int64_t i = mc; i < m_end; i += TILE_ROWS)
+#define COLUMNS for (int64_t j = nc; j < n_end; j += TN)
+#define TILE_AT_IJ                                                                                             \
+    p->tile(c + i * c_row + j, c_row, m_end - i < TILE_ROWS ? m_end - i : TILE_ROWS, n_end - j, k_len,         \
+            a_pack + (i - mc) * packed, b_pack + (j - nc) * packed, add || k > 0, k == 0 && bias ? bias + j : NULL)
+                if (B_STAYS) COLUMNS ROWS TILE_AT_IJ;
+                else ROWS COLUMNS TILE_AT_IJ;
+#undef ROWS
+#undef COLUMNS
+#undef TILE_AT_IJ
             }
         }
     }
