@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from Cython.Build import cythonize
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -107,5 +107,7 @@ if sys.byteorder != "little":
 core = Extension("gpt2c._core", ["kernels/stream.pyx"], include_dirs=["kernels"], depends=HEADERS, py_limited_api=True,
                  extra_compile_args=["-g0"],
                  define_macros=[("ISA", "baseline"), ("Py_LIMITED_API", "0x030B0000")])
-setup(ext_modules=cythonize([core], build_dir="build"), cmdclass={"build_ext": BuildKernels},
+# gpt2c.shipped: what a first run trains on.
+setup(packages=[*find_packages(include=["gpt2c*"]), "gpt2c.shipped"], package_dir={"gpt2c.shipped": "data"},
+      ext_modules=cythonize([core], build_dir="build"), cmdclass={"build_ext": BuildKernels},
       options={"bdist_wheel": {"py_limited_api": "cp311"}})

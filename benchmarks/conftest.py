@@ -10,7 +10,9 @@ from functools import cache
 import pytest
 
 import gpt2c
-from gpt2c import _core, benchmarks, tables
+from gpt2c import _core
+from gpt2c.bench import measure as benchmarks
+from gpt2c.bench import tables
 
 ROWS = pytest.StashKey[list[dict]]()  # one for each case that was timed
 MACHINE = pytest.StashKey[dict]()

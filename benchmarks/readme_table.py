@@ -8,8 +8,8 @@ import json
 import re
 from pathlib import Path
 
-from gpt2c.pictures import roofline
-from gpt2c.tables import load_kernels
+from gpt2c.bench.tables import load_kernels
+from gpt2c.support.pictures import roofline
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

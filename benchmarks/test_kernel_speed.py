@@ -4,7 +4,9 @@ The cases and their verification are gpt2c.kernel_cases.
 """
 
 import gpt2c
-from gpt2c import _core, benchmarks, kernel_cases
+from gpt2c import _core
+from gpt2c.bench import kernel_cases
+from gpt2c.bench import measure as benchmarks
 
 SMALL = {"B": 2, "lengths": (5, 67), "C": 96, "H": 3, "V": 1009, "P": 1024, "parameters": 100_003}
 

@@ -11,9 +11,9 @@ import random
 import re
 from pathlib import Path
 
-from gpt2c.byte_level import raw
 from gpt2c.data import write_shard
-from gpt2c.tokenizer import Tokenizer
+from gpt2c.tokenizers.byte_level import raw
+from gpt2c.tokenizers.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
 SEED = 2026

@@ -1,20 +1,20 @@
 """Writes docs/command_line.md, the help of every verb: python docs/make_command_line.py.
 
-The help comes from the fields of dataclasses (gpt2c/flags.py), and so does this page: tests/test_docs.py compares them.
+The help comes from the fields of dataclasses (gpt2c/commands/flags.py), and so does this page: tests/test_docs.py compares them.
 """
 import contextlib
 import dataclasses
+import importlib
 import io
 import os
-import runpy
 import tempfile
-import warnings
 from pathlib import Path
 
 from gpt2c.__main__ import ALIASES, VERBS
-from gpt2c.models import FAMILIES, gpt2, usual
-from gpt2c.train import STARTER, RunConfig
-from gpt2c.train_config import TrainConfig
+from gpt2c.commands.train import STARTER, RunConfig
+from gpt2c.models import gpt2
+from gpt2c.models.family import FAMILIES, usual
+from gpt2c.training.config import TrainConfig
 
 PAGE = Path(__file__).with_name("command_line.md")
 WIDTH = 110  # of the page
@@ -42,9 +42,7 @@ def page():
 
 def help_of(verb, *words):
     """What the verb prints where no file is at hand that it would look at."""
-    with warnings.catch_warnings():  # not imported: gpt2c.generate would become the module, where it is a function
-        warnings.simplefilter("ignore", RuntimeWarning)
-        main = runpy.run_module(f"gpt2c.{verb.replace('-', '_')}")["main"]
+    main = importlib.import_module(f"gpt2c.commands.{verb.replace('-', '_')}").main
     said = io.StringIO()
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(WIDTH)

@@ -4,71 +4,41 @@
     m = gpt2c.load("gpt2_124M.bin")     # or gpt2c.create("gpt2", num_layers=4, channels=128, ...)
     loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-4, t=1)
 """
-import os
-
-# How long libgomp's threads spin before they sleep; it reads this once, when it is loaded. Its own value, hundreds of
-# times longer, makes a thread that waits keep the one it waits for from running wherever cores are shared (SPEED.md).
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")
-
-from gpt2c import _core
-from gpt2c.batch_sampler import generate_batch
-from gpt2c.checkpoint import load
-from gpt2c.data import DataLoader
-from gpt2c.errors import DivergedError, Gpt2cError, InputError, ResourceError, UsageError
-from gpt2c.llmc import load_debug_state
-from gpt2c.machine import cores, cpu_name
-from gpt2c.model import Model, create
-from gpt2c.sampler import generate
-from gpt2c.tokenizer import Tokenizer
-from gpt2c.train_config import TrainConfig
-from gpt2c.trainer import Trainer
+import importlib
 
 __version__ = "0.1.0"
-__all__ = ["DataLoader", "DivergedError", "Gpt2cError", "InputError", "Model", "ResourceError", "Tokenizer",
-           "TrainConfig", "Trainer", "UsageError", "create", "generate", "generate_batch", "info", "load",
-           "load_debug_state", "set_isa", "set_matmul_precision", "set_num_threads"]
 
-_settings = {}
-
-
-def set_num_threads(n):
-    """Threads that kernels may use, from the next call on; more than there are cores is allowed."""
-    if n < 1:
-        raise UsageError(f"the number of threads is {n}, expected at least 1")
-    _core.use_threads(n)
-    _settings["threads"] = n
-
-
-def set_isa(name):
-    """The instruction set that kernels use, from the next call on: one of info()["isas"]."""
-    try:
-        _core.use_isa(name)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    _settings["isa"] = name
-
-
-def set_matmul_precision(name):
-    """fp32, or bf16: operands of matrix products are rounded to bf16, their sums stay float32. From the next call on."""
-    if name not in ("fp32", "bf16"):
-        raise UsageError(f"unknown matmul precision {name!r}, expected fp32 or bf16")
-    _core.use_matmul_bf16(name == "bf16")
-    _settings["matmul_precision"] = name
+# Where each public name lives. It is imported when it is first asked for: help and version need neither NumPy nor the kernels.
+_HOME = {
+    "DataLoader": "data.loader",
+    "DivergedError": "errors",
+    "Gpt2cError": "errors",
+    "InputError": "errors",
+    "Model": "models.model",
+    "ResourceError": "errors",
+    "Tokenizer": "tokenizers.tokenizer",
+    "TrainConfig": "training.config",
+    "Trainer": "training.trainer",
+    "UsageError": "errors",
+    "create": "models.model",
+    "generate": "generation.decoder",
+    "generate_batch": "generation.slots",
+    "info": "settings",
+    "load": "formats.native",
+    "load_debug_state": "formats.llmc",
+    "set_isa": "settings",
+    "set_matmul_precision": "settings",
+    "set_num_threads": "settings",
+}
+__all__ = sorted(_HOME)
 
 
-def info():
-    """This machine and this build: isas (usable, best last), isa, threads,
-    matmul_precision, cores, openmp, compiler, version, cpu."""
-    return {"isas": _core.isas(), **_settings, "cores": cores(), **_core.build_info(), "version": __version__,
-            "cpu": cpu_name()}
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module 'gpt2c' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"gpt2c.{_HOME[name]}"), name)
+    return value
 
 
-def _default_threads():
-    """One per core; OMP_NUM_THREADS can only lower it."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return min(cores(), int(wanted)) if wanted.isdecimal() and int(wanted) else cores()
-
-
-set_num_threads(_default_threads())
-set_matmul_precision("fp32")
-set_isa(os.environ.get("GPT2C_ISA") or _core.isas()[-1])
+def __dir__():
+    return __all__

@@ -1,9 +1,9 @@
-"""gpt2c VERB ...: the same as python -m gpt2c.VERB ..."""
-import runpy
+"""gpt2c VERB ..., or python -m gpt2c VERB ..."""
+import importlib
 import sys
 
+from gpt2c.commands.flags import nearest
 from gpt2c.errors import UsageError
-from gpt2c.flags import nearest
 
 VERBS = {
     "train": "train a model; with no arguments, a small one on the data that is at hand",
@@ -43,26 +43,26 @@ def version(argv):
     print(f"gpt2c {__version__}")
 
 
-def main():
-    from gpt2c.cli import run_program
+def main(verb=None):
+    """Runs the verb, or the one that the command line begins with."""
+    from gpt2c.commands.program import run_program
 
-    words = sys.argv[1:]
+    words = [*[verb] * bool(verb), *sys.argv[1:]]
     if not words or words[0] in ("-h", "--help", "help"):
-        run_program("gpt2c", begin)
+        run_program("gpt2c", begin, words)
     if words == ["--version"]:
-        run_program("gpt2c", version)
+        run_program("gpt2c", version, words)
     if words[0].startswith("-"):
-        from gpt2c.verbless import main as verbless
+        from gpt2c.commands.verbless import main as verbless
 
-        run_program("gpt2c", verbless)
+        run_program("gpt2c", verbless, words)
     verb = ALIASES.get(words[0], words[0])
     if verb not in VERBS:
         def unknown(argv):
             near = nearest(verb, {name: name for name in [*VERBS, *ALIASES]})
             raise UsageError(f"there is no verb {verb!r}{near}; the verbs are {', '.join(VERBS)}")
-        run_program("gpt2c", unknown)
-    sys.argv[:2] = [f"gpt2c {verb}"]
-    runpy.run_module(f"gpt2c.{verb.replace('-', '_')}", run_name="__main__")
+        run_program("gpt2c", unknown, words)
+    run_program(f"gpt2c {verb}", importlib.import_module(f"gpt2c.commands.{verb.replace('-', '_')}").main, words[1:])
 
 
 if __name__ == "__main__":

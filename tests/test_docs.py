@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gpt2c
-from gpt2c.llmc import write_debug_state
+from gpt2c.formats.llmc import write_debug_state
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "data/README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]

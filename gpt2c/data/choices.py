@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2c.errors import DataError, UsageError
-from gpt2c.files import atomic_write, open_input
+from gpt2c.support.files import atomic_write, open_input
 
 MAGIC, VERSION = 20240522, 1
 HEADER_BYTES = 1024

@@ -12,8 +12,8 @@ from gpt2c.data.conversations import conversation
 from gpt2c.data.reading import BLOCK, character_start, decoded_blocks
 from gpt2c.data.records import records
 from gpt2c.errors import DataError
-from gpt2c.files import open_input
-from gpt2c.machine import in_units
+from gpt2c.support.files import open_input
+from gpt2c.support.machine import in_units
 
 RECORDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 SUFFIXES = (".txt", ".text", ".md", *RECORDS)  # what is taken from a folder

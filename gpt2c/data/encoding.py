@@ -13,8 +13,8 @@ import numpy as np
 from gpt2c.data.documents import Piece
 from gpt2c.data.reading import BLOCK
 from gpt2c.errors import DataError, InputError
-from gpt2c.machine import cores
-from gpt2c.tokenizer import Tokenizer
+from gpt2c.support.machine import cores
+from gpt2c.tokenizers.tokenizer import Tokenizer
 
 WORTH_PROCESSES = 8 << 20  # bytes of text below which starting processes takes longer than encoding
 MOST_WORKERS = 8  # one process reads for all; each takes some 60 MB

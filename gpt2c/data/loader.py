@@ -4,7 +4,7 @@ import numpy as np
 
 from gpt2c.data.shards import copied, expand, map_shard, read_shard
 from gpt2c.errors import DataError, UsageError
-from gpt2c.rng import Mt19937
+from gpt2c.support.rng import Mt19937
 
 
 class DataLoader:

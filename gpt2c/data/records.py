@@ -5,7 +5,7 @@ import re
 
 from gpt2c.data.reading import decoded_blocks, decoded_lines
 from gpt2c.errors import DataError, UsageError
-from gpt2c.files import open_input
+from gpt2c.support.files import open_input
 
 SPACE = re.compile(r"[ \t\r\n]*")
 

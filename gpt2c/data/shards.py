@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2c.errors import DataError, UsageError
-from gpt2c.files import atomic_write, open_input
-from gpt2c.llmc import KINDS
+from gpt2c.formats.llmc import KINDS
+from gpt2c.support.files import atomic_write, open_input
 
 HEADER_BYTES = 1024  # 256 int32: magic, version, number of tokens, zeros
 SHARD_FORMATS = {20240520: (1, np.dtype("<u2")), 20240801: (7, np.dtype("<u4"))}  # magic: (version, id type)

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpt2c.commands.flags import flag
 from gpt2c.data.datasets import Dataset, choose_dataset, dataset_of, find_datasets, list_datasets
 from gpt2c.data.documents import text_files, total_bytes
 from gpt2c.data.items import Item, ItemLoader, read_items, turns_in, usable
 from gpt2c.data.lanes import Lanes
 from gpt2c.data.loader import DataLoader
 from gpt2c.data.shards import expand, is_token_file, map_shard
+from gpt2c.data.tasks import task_pairs
 from gpt2c.data.texts import default_tokenizer, inline_file, text_dataset, tokenizer_for
 from gpt2c.data.windows import DocumentWindows, RandomWindows
 from gpt2c.errors import DataError, UsageError
-from gpt2c.flags import flag
-from gpt2c.tasks import task_pairs
-from gpt2c.tokenizer import KINDS, Tokenizer
+from gpt2c.tokenizers.tokenizer import KINDS, Tokenizer
 
 ORDERS = ("random", "documents", "items", "lanes", "shuffled", "sequential")
 HELD_OUT = 0.1

@@ -1,10 +1,10 @@
 """A small GPT for characters: RMS normalisation without gains, squared ReLU, no biases, dropout, an untied head."""
 from dataclasses import dataclass
 
-from gpt2c import ops
-from gpt2c.arena import ParamSpec, normal
+from gpt2c.commands.flags import flag, require_at_least
+from gpt2c.engine import ops
+from gpt2c.engine.arena import ParamSpec, normal
 from gpt2c.errors import UsageError
-from gpt2c.flags import flag, require_at_least
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt2c import ops
-from gpt2c.arena import ParamSpec, constant, normal
+from gpt2c.commands.flags import flag, require_at_least
+from gpt2c.engine import ops
+from gpt2c.engine.arena import ParamSpec, constant, normal
+from gpt2c.engine.recurrent import EPS, Gauge, gru, mixture
 from gpt2c.errors import UsageError
-from gpt2c.flags import flag, require_at_least
-from gpt2c.recurrent import EPS, Gauge, gru, mixture
 
 TOKENIZER = "char"
 SAMPLE = ("the river runs past the old mill and the wheel turns all day. a boy sits on the bank: he jumps for a frog, and counts "

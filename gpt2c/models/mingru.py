@@ -4,10 +4,10 @@
 """
 from dataclasses import dataclass
 
-from gpt2c import ops
-from gpt2c.arena import ParamSpec, constant, normal, uniform
+from gpt2c.commands.flags import flag, require_at_least
+from gpt2c.engine import ops
+from gpt2c.engine.arena import ParamSpec, constant, normal, uniform
 from gpt2c.errors import UsageError
-from gpt2c.flags import flag, require_at_least
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,120 @@
+"""The rows of gpt2c.benchmarks as text, JSON and CSV."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+from gpt2c.errors import InputError
+from gpt2c.support.files import atomic_write, open_input
+
+MOST_POINTS = 1000  # that a picture has room for
+
+
+def _text(key):
+    return lambda row: row[key]
+
+
+def _number(key, form, factor=1):
+    return lambda row: "-" if row[key] is None else format(factor * row[key], form)
+
+
+def _speed(row):
+    by_memory = row["bound"] == "memory"
+    return f"{row['gb_s' if by_memory else 'gflop_s']:.1f} {'GB/s' if by_memory else 'GFLOP/s':<7}"
+
+
+# Of each section: the title of a column, how it is set, and what a row has there.
+COLUMNS = {
+    "kernels": [
+        ("isa", "<10", _text("isa")), ("kernel", "<21", _text("kernel")), ("case", "<16", _text("case")),
+        ("shape", "<31", _text("shape")), ("ms", ">10", _number("ms", ".3f")), ("speed", ">14", _speed),
+        ("share", ">6", _number("share", ".0%")), ("NumPy ms", ">10", _number("numpy_ms", ".3f")),
+        ("NumPy/gpt2c", ">11", _number("ratio", ".2f")),
+    ],
+    "models": [
+        ("isa", "<10", _text("isa")), ("work", "<8", _text("work")), ("model", "<12", _text("model")),
+        ("system", "<18", _text("system")), ("ms", ">10", _number("ms", ".2f")),
+        ("tok/s", ">8", _number("tok_s", ".0f")), ("GFLOP/s", ">8", _number("gflop_s", ".1f")),
+        ("share", ">6", _number("share", ".0%")), ("peak MB", ">8", _number("peak_memory", ".0f", 1e-6)),
+        ("time/gpt2c", ">10", _number("ratio", ".2f")),
+    ],
+    "profile": [
+        ("isa", "<10", _text("isa")), ("model", "<12", _text("model")), ("kernel", "<31", _text("kernel")),
+        ("calls", ">6", _number("calls", "d")), ("ms", ">10", _number("ms", ".3f")),
+        ("of step", ">7", _number("part", ".1%")), ("GFLOP/s", ">8", _number("gflop_s", ".1f")),
+        ("of peak", ">7", _number("share", ".0%")),
+    ],
+}  # fmt: skip
+
+
+def header(machine):
+    """machine() of gpt2c.benchmarks in two or three lines."""
+    peaks = ", ".join(f"{isa} {peak:.0f}" for isa, peak in machine["peak"].items())
+    openmp, commit = "" if machine["openmp"] else " without OpenMP", machine["commit"] or "(no commit)"
+    others = [f"{name} {machine[name]}" for name in ("numpy", "torch") if name in machine]
+    return (
+        f"gpt2c {machine['version']} {commit}, {machine['date']}, {machine['compiler']}{openmp}\n"
+        f"{machine['cpu']}, {machine['threads']} threads ({machine['cores']} cores); "
+        f"measured peak in GFLOP/s: {peaks}; bandwidth {machine['bandwidth']:.0f} GB/s, reading "
+        f"{machine['read_bandwidth']:.0f}"
+        + ("\nbeside it: " + ", ".join(others) if others else "")
+    )
+
+
+def titles(section):
+    """The line above a section's rows. A share is of the measured peak or bandwidth, as its unit says."""
+    return " ".join(format(title, form) for title, form, _ in COLUMNS[section]).rstrip()
+
+
+def line(row):
+    return " ".join(format(cell(row), form) for _, form, cell in COLUMNS[row["section"]]).rstrip()
+
+
+def save(machine, rows, folder):
+    """Writes <date>-<machine>.json and .csv; returns their paths. In the CSV every row has all the facts."""
+    words = f"{machine['date']} {machine['cpu']}".lower()
+    stem = re.sub("[^a-z0-9]+", "-", words).strip("-")
+    path, number = Path(folder) / f"{stem}.json", 1
+    while path.exists():
+        number += 1
+        path = Path(folder) / f"{stem}-{number}.json"
+    with atomic_write(path) as file:
+        file.write(json.dumps({"machine": machine, "rows": rows}, indent=1).encode())
+    full = [row | machine | {"peak": machine["peak"][row["isa"]]} for row in rows]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in full for key in row)))
+    writer.writeheader()
+    writer.writerows(full)
+    with atomic_write(path.with_suffix(".csv")) as file:
+        file.write(text.getvalue().encode())
+    return path, path.with_suffix(".csv")
+
+
+def load_kernels(path):
+    """(machine, rows of kernels) of a JSON file that `save` wrote."""
+    with open_input(path) as file:
+        try:
+            bench = json.load(file)
+            machine, rows = bench["machine"], [row for row in bench["rows"] if row["section"] == "kernels"]
+            texts = [machine["cpu"]] + [row[key] for row in rows for key in ("kernel", "case")]
+            numbers = [
+                machine["threads"],
+                machine["bandwidth"],
+                *(machine["peak"][row["isa"]] for row in rows),
+            ]
+            numbers += [row[key] for row in rows for key in ("intensity", "gflop_s")]
+            good = all(isinstance(text, str) for text in texts) and all(
+                1e-9 < number < 1e9 for number in numbers
+            )
+        except (ValueError, KeyError, TypeError, RecursionError):
+            good = False
+    if not good:
+        raise InputError(f"{path} is not a benchmark; name a .json file that gpt2c bench --out has written")
+    if not 0 < len(rows) <= MOST_POINTS:
+        raise InputError(
+            f"{path} has {len(rows)} rows of kernels, expected 1 to {MOST_POINTS}; measure with gpt2c bench "
+            "kernels --out DIR"
+        )
+    return machine, rows

@@ -1,0 +1,154 @@
+"""How good a model is on a file: python -m gpt2c eval CKPT --data FILE, or gpt2c eval.
+
+For text and token files the loss per token, the perplexity and the bits per byte; for files of multiple choice
+(HellaSwag, MMLU) how many it gets right.
+"""
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpt2c import settings
+from gpt2c.commands import flags
+from gpt2c.commands.flags import flag, require_at_least
+from gpt2c.data import is_choice_file, is_token_file, read_choices, read_shard, text_dataset, text_files, tokenizer_of_model
+from gpt2c.data.reading import Reading
+from gpt2c.data.shards import copied, expand
+from gpt2c.errors import InputError, UsageError
+from gpt2c.formats.native import load
+from gpt2c.models.family import max_seq_len
+from gpt2c.tokenizers.tokenizer import Tokenizer
+
+
+@dataclass
+class EvalConfig:
+    checkpoint: str = flag("", "a gpt2c checkpoint or an llm.c model", "--model", "--load-checkpoint", metavar="CKPT")
+    data: str = flag("", "text, token files or a file of multiple choice", "-i", "-j", "--val-data", metavar="PATH")
+    batch_size: int = flag(8, "sequences per batch; a recurrent model reads each file as one sequence, so much at a time", "-b")
+    seq_len: int = flag(0, "tokens per sequence", "-t", default_text="as many as the model takes, at most 1024")
+    val_steps: int = flag(-1, "batches to evaluate (-1: all)", "-m", "--val-num-batches")
+    limit: int = flag(0, "examples of multiple choice to evaluate (0: all)")
+    tokenizer: str = flag("", "tokenizer file, for checkpoints that have none of their own", metavar="PATH",
+                          default_text="gpt2_tokenizer.bin here or in data/")
+    threads: int = flag(0, "threads to use", default_text="one per core")
+
+    def __post_init__(self):
+        require_at_least(self, batch_size=1, seq_len=0, val_steps=-1, limit=0)
+        if not self.val_steps:
+            raise UsageError("val_steps is 0, so there would be nothing to evaluate; expected at least 1, or -1 for all")
+
+
+def main(argv):
+    (config, reading), _ = flags.parse(argv, [EvalConfig, Reading], "gpt2c eval", __doc__.partition("\n\n")[2], ["checkpoint"])
+    if not config.checkpoint or not config.data:
+        raise UsageError("name a checkpoint and a file: gpt2c eval CKPT --data FILE [flags]")
+    if config.threads:
+        settings.set_num_threads(config.threads)
+    model = load(config.checkpoint)
+    longest = max_seq_len(model.config)
+    if config.seq_len > longest:
+        raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {longest}")
+    T = config.seq_len or min(longest, 1024)
+    if os.path.isfile(config.data) and is_choice_file(config.data):
+        print(score_choices(model, read_choices(config.data), config, T))
+    else:
+        paths, tokenizer = token_files(model, config, reading)
+        print(measure(model, paths, tokenizer, config, T))
+
+
+def token_files(model, config, reading):
+    """(the token files of --data, the tokenizer if one is at hand)"""
+    is_text = os.path.isdir(config.data) or not is_token_file(expand(config.data)[0])
+    tokenizer = model.tokenizer
+    if tokenizer is None and (config.tokenizer or is_text):
+        tokenizer = tokenizer_of_model(model, config.tokenizer)
+    if is_text:
+        return [text_dataset(text_files(config.data), tokenizer, reading, 0).train], tokenizer
+    return expand(config.data), tokenizer
+
+
+def measure(model, paths, tokenizer: Tokenizer | None, config, T):
+    """The line with loss and perplexity over every token but the first of each file, and bits per byte of its text."""
+    loss = tokens = size = 0
+    carries = hasattr(model.module, "state")
+    shape = (1, config.batch_size * T) if carries else (config.batch_size, T)
+    for x, y, continues in take(batches(paths, *shape, model.config.vocab_size), config.val_steps):
+        counted = int((y >= 0).sum())
+        loss += counted * model.evaluate(x, y, carries and continues)
+        tokens += counted
+        if tokenizer:
+            targets = y[(y >= 0) & (y != (-1 if tokenizer.eot is None else tokenizer.eot))]
+            size += len(tokenizer.decode_bytes(targets))
+    if not tokens:
+        raise InputError(f"{config.data} has too few tokens, expected at least 2")
+    mean = loss / tokens
+    perplexity = math.exp(mean) if mean < 700 else math.inf
+    line = f"loss {mean:.6f} ppl {perplexity:.4f}"
+    if size:
+        line += f" bpb {loss / math.log(2) / size:.4f}"
+    return f"{line} ({tokens:,} tokens)"
+
+
+def batches(paths, B, T, vocab_size):
+    """(x, y) that hold every token of the files as a target once, except each file's first; what is not there is -1. And
+    whether they go on in the file of those before."""
+    for path in paths:
+        tokens = read_shard(path, vocab_size).tokens
+        for start in range(0, len(tokens) - 1, B * T):
+            piece = copied(tokens[start : start + B * T + 1])
+            rows = -(-(len(piece) - 1) // T)
+            x, y = np.zeros(rows * T, np.int32), np.full(rows * T, -1, np.int32)
+            x[: len(piece) - 1], y[: len(piece) - 1] = piece[:-1], piece[1:]
+            yield x.reshape(rows, T), y.reshape(rows, T), start > 0
+
+
+def take(batches, count):
+    for number, batch in enumerate(batches):
+        if number == count:
+            return
+        yield batch
+
+
+def score_choices(model, examples, config, T):
+    """llm.c's line of how many examples have their right answer as the likeliest per token, and both accuracies."""
+    name = "MMLU" if "mmlu" in os.path.basename(config.data).lower() else "HellaSwag"
+    examples = examples[: config.limit or None]
+    highest = max(max(ids) for e in examples for ids in (e.context, *e.answers))
+    if highest >= model.config.vocab_size:
+        raise InputError(f"{config.data} has id {highest}, the model a vocabulary of {model.config.vocab_size}; use the "
+                         "tokenizer the file was made with")
+    rows = [(e.context, answer) for e in examples for answer in e.answers]
+    losses = [sums for n in range(0, len(rows), config.batch_size)
+              for sums in answer_losses(model, rows[n : n + config.batch_size], T)]
+    right = right_norm = at = 0
+    for example in examples:
+        sums = np.array(losses[at : at + len(example.answers)])
+        at += len(example.answers)
+        right += int(sums.argmin()) == example.label
+        right_norm += int((sums / [len(answer) for answer in example.answers]).argmin()) == example.label
+    count = len(examples)
+    return (f"{name}: {right_norm}/{count} = {right_norm / count:f}\n"
+            f"acc {right / count:.4f} acc_norm {right_norm / count:.4f}")
+
+
+def answer_losses(model, rows, T):
+    """The summed loss of each answer behind its context, of which the end is kept where both are too long."""
+    texts = []
+    for context, answer in rows:
+        if len(answer) >= T:
+            raise InputError(f"an answer has {len(answer)} tokens, but --seq-len is {T}; choose a longer one")
+        texts.append((context + answer)[-T - 1 :] if len(context) + len(answer) > T + 1 else context + answer)
+    x = np.zeros((len(rows), max(map(len, texts)) - 1), np.int32)
+    for row, ids in enumerate(texts):
+        x[row, : len(ids) - 1] = ids[:-1]
+    model.reset_state()
+    model.forward(x)
+    losses = []
+    for row, (ids, (_, answer)) in enumerate(zip(texts, rows)):
+        last = len(ids) - 1
+        logits = model.logits[row, last - len(answer) : last, : model.config.vocab_size].astype(np.float64)
+        top = logits.max(-1)
+        chosen = logits[np.arange(len(answer)), answer]
+        losses.append(float((top + np.log(np.exp(logits - top[:, None]).sum(-1)) - chosen).sum()))
+    return losses

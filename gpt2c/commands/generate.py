@@ -1,0 +1,58 @@
+"""Text from a checkpoint: python -m gpt2c generate CKPT [flags], or gpt2c generate.
+
+The text alone goes to standard output, as it comes.
+"""
+import sys
+from dataclasses import dataclass
+
+from gpt2c import settings
+from gpt2c.commands import flags
+from gpt2c.commands.flags import flag, require_at_least
+from gpt2c.data import VocabularySource, tokenizer_of_model
+from gpt2c.errors import UsageError
+from gpt2c.formats.native import load
+from gpt2c.generation.decoder import CHUNK
+from gpt2c.generation.sampling import Sampling, pieces
+
+
+@dataclass
+class GenerateConfig:
+    checkpoint: str = flag("", "a gpt2c checkpoint or an llm.c model", "--model", "--load-checkpoint", metavar="CKPT")
+    prompt: str = flag("", "what the text begins with", default_text="nothing: the end-of-text token")
+    max_new_tokens: int = flag(256, "tokens to generate", "-n", "--length", "--gen-length")
+    ignore_eot: bool = flag(False, "go on after an end-of-text token")
+    tokenizer: str = flag("", "tokenizer file, for checkpoints that have none of their own", "--vocab", "--bpe-load-path",
+                          metavar="PATH", default_text="gpt2_tokenizer.bin here or in data/")
+    chunk_size: int = flag(CHUNK, "tokens of the prompt that are read at a time")
+    threads: int = flag(0, "threads to use", default_text="one per core")
+    device: str = flag("", "", hidden=True, deprecated={"--device-id": "gpt2c runs on the CPU; it changes nothing"})
+
+    def __post_init__(self):
+        require_at_least(self, max_new_tokens=0, chunk_size=1)
+
+
+def main(argv):
+    def parsed(**defaults):
+        return flags.parse(argv, [GenerateConfig, Sampling, VocabularySource], "gpt2c generate", __doc__.partition("\n\n")[2],
+                           ["checkpoint"], defaults)[0]
+
+    config, how, _ = parsed()
+    if not config.checkpoint:
+        raise UsageError("name a checkpoint: gpt2c generate CKPT [flags]")
+    model = load(config.checkpoint)
+    if usual := getattr(model.module, "GENERATION", None):
+        config, how, _ = parsed(**usual)
+    if isinstance(how.seed, str):
+        print(f"warning: --seed {how.seed!r} is taken as the prompt; use --prompt for that", file=sys.stderr)
+        config.prompt, how.seed = config.prompt or how.seed, Sampling.seed
+    if config.threads:
+        settings.set_num_threads(config.threads)
+    tokenizer = tokenizer_of_model(model, config.tokenizer)
+    prompt = tokenizer.encode(config.prompt) if config.prompt else [tokenizer.eot or 0]
+    ends = () if config.ignore_eot or tokenizer.eot is None else (tokenizer.eot,)
+    before = config.prompt  # not written yet: what cannot be generated from is an error alone
+    for text in pieces(model, tokenizer, prompt, config.max_new_tokens, how, stop_tokens=ends, chunk=config.chunk_size):
+        sys.stdout.write(before + text)
+        sys.stdout.flush()
+        before = ""
+    print(before)

@@ -1,0 +1,121 @@
+"""What is there: python -m gpt2c info [PATH], or gpt2c info.
+
+Without PATH this machine and this build; of a checkpoint, what it holds and whether it is whole; of the folder of a run,
+how far it is and its checkpoints. --json prints the same for programs to read.
+"""
+import dataclasses
+import json
+import math
+import struct
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from gpt2c import settings
+from gpt2c.commands import flags
+from gpt2c.commands.flags import flag
+from gpt2c.errors import InputError
+from gpt2c.formats import json as json_model
+from gpt2c.formats import llmc
+from gpt2c.formats import native as checkpoint
+from gpt2c.formats.randygpt import is_rgpt, read_rgpt
+from gpt2c.models.family import idle_parameters
+from gpt2c.runs import folder as runs
+from gpt2c.support.files import open_input
+from gpt2c.support.machine import available_memory, in_units
+
+
+@dataclass
+class InfoConfig:
+    path: str = flag("", "a checkpoint, or the folder of a run", metavar="PATH", default_text="this machine")
+    json: bool = flag(False, "print JSON")
+
+
+def main(argv):
+    (config,), _ = flags.parse(argv, [InfoConfig], "gpt2c info", __doc__.partition("\n\n")[2], ["path"])
+    if not config.path:
+        found = machine()
+    elif Path(config.path).is_dir():
+        found = run(config.path)
+    else:
+        found = model_file(config.path)
+    print(json.dumps(found, indent=1, default=str) if config.json else as_text(found))
+
+
+def machine():
+    about = settings.info()
+    return {"gpt2c": about.pop("version"), **about, "memory available": in_units(available_memory())}
+
+
+def run(folder):
+    """The run in a folder, by its logs and checkpoints."""
+    last, best = {}, None
+    for row in runs.read_metrics(folder):
+        last |= row
+        if "val_loss" in row and (best is None or row["val_loss"] < best["val_loss"]):
+            best = row
+    found = {"run": str(folder), **last}
+    if best:
+        found["best val_loss"] = f"{best['val_loss']:.6f} at step {best['step']}"
+    files = runs.Run(folder)
+    for path in [*files.checkpoints(), *([files.best] if files.best.exists() else [])]:
+        found[path.name] = health(path)
+    return found
+
+
+def health(path):
+    try:
+        checkpoint.read(path)
+    except InputError as error:
+        return str(error)
+    return f"whole, {in_units(path.stat().st_size)}"
+
+
+def model_file(path):
+    """A file with a model in it, by what it begins with."""
+    with open_input(path) as file:
+        head = file.read(8)
+    if is_rgpt(head):
+        old = read_rgpt(path)
+        return {"file": path, "format": head.decode(), **old.config, "step": old.step, "best_loss": old.best_loss,
+                "parameters": sum(array.size for array in old.params.values())}
+    if len(head) >= 4 and struct.unpack("<i", head[:4])[0] in llmc.KINDS:
+        header = llmc.read_header(path)
+        shapes = llmc.gpt2_shapes(header)
+        return {"file": path, "format": f"llm.c, version {header.version}", **header._asdict(),
+                "parameters": sum(math.prod(shape) for shape in shapes.values())}
+    if head[:1] == b"{":
+        model = checkpoint.load(path)
+        return {"file": path, "format": json_model.FORMAT, "family": model.family, **dataclasses.asdict(model.config),
+                "parameters": model.num_parameters, "description": model.description, "turns": model.turns,
+                "saved": written_at(path), "sha256": "that of its numbers, as it is"}
+    content, said = checkpoint.read(path), checkpoint.metadata(path)
+    found = {"file": path, "format": said["format"], "family": content.family, **dataclasses.asdict(content.config),
+             **parameter_counts(content, said["tensors"]),
+             "tokenizer": f"{content.tokenizer.vocab_size} tokens" if content.tokenizer else "none"}
+    found |= {name: said[name] for name in ("description", "turns", "step", "best_val_loss") if name in said}
+    found["saved"] = written_at(path)
+    return found | {"run": content.run.values if content.run else "none: weights alone", "sha256": said["sha256"] + ", as it is"}
+
+
+def written_at(path):
+    return f"{datetime.fromtimestamp(Path(path).stat().st_mtime):%Y-%m-%d %H:%M:%S}"
+
+
+def parameter_counts(content, tensors):
+    """Of a checkpoint's model; the active ones where they are fewer."""
+    counts = {"parameters": sum(math.prod(t["shape"]) for name, t in tensors.items() if "." not in name)}
+    if idle := idle_parameters(content.family, content.config):
+        counts["active parameters"] = counts["parameters"] - idle
+    return counts
+
+
+def as_text(found):
+    """One line per entry, entries in entries indented."""
+    lines = []
+    for name, value in found.items():
+        if isinstance(value, dict):
+            lines += [f"{name}:", *("  " + line for line in as_text(value).splitlines())]
+        else:
+            lines.append(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    return "\n".join(lines)

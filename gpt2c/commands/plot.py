@@ -1,0 +1,50 @@
+"""Draw losses or speeds: python -m gpt2c plot RUN [RUN ...], or gpt2c plot.
+
+RUN is the folder of a run; several are drawn in one picture. --roofline draws what gpt2c bench --out wrote.
+"""
+
+import os
+from dataclasses import dataclass
+
+from gpt2c.bench import tables
+from gpt2c.commands import flags
+from gpt2c.commands.flags import flag
+from gpt2c.errors import UsageError
+from gpt2c.runs import folder as runs
+from gpt2c.support import pictures
+
+
+@dataclass
+class PlotConfig:
+    run: tuple[str, ...] = flag((), "the folder of a run", metavar="RUN")
+    roofline: str = flag(
+        "", "draw the kernels of a benchmark below the roofs of its machine", metavar="BENCH.json"
+    )
+    out: str = flag(
+        "",
+        "the picture; its ending tells the format",
+        "-o",
+        metavar="FILE",
+        default_text="loss.png or roofline.png here",
+    )
+
+
+def main(argv):
+    (config,), _ = flags.parse(argv, [PlotConfig], "gpt2c plot", __doc__.partition("\n\n")[2], ["run"])
+    if bool(config.run) == bool(config.roofline):
+        raise UsageError("name the folders of runs, or a benchmark with --roofline: gpt2c plot RUN [RUN ...]")
+    if config.roofline:
+        path = config.out or "roofline.png"
+        pictures.roofline(*tables.load_kernels(config.roofline), path)
+    else:
+        path = config.out or "loss.png"
+        pictures.loss_curves(
+            {name: runs.read_metrics(folder) for name, folder in named(config.run).items()}, path
+        )
+    print(f"written: {path}")
+
+
+def named(folders):
+    """{name: folder}; the name is the folder's own, or its whole path where several would have the same."""
+    names = [os.path.basename(os.path.abspath(folder)) for folder in folders]
+    return {name if names.count(name) == 1 else folder: folder for name, folder in zip(names, folders)}

@@ -1,0 +1,148 @@
+"""Reinforcement learning with verifiable rewards: python -m gpt2c rlvr CKPT [flags], or gpt2c rlvr.
+
+Goes on from a checkpoint that has read text of the task (gpt2c train --data task:copy), of any family, with GRPO.
+"""
+import dataclasses
+import signal
+import time
+from dataclasses import dataclass
+
+from gpt2c.commands import flags
+from gpt2c.commands.flags import flag, require_at_least
+from gpt2c.data import VocabularySource, tokenizer_of_model
+from gpt2c.data.tasks import TASKS, task_named
+from gpt2c.errors import Gpt2cError, UsageError
+from gpt2c.formats.native import load
+from gpt2c.generation.decoder import generate
+from gpt2c.runs import folder as runs
+from gpt2c.runs.console import Console
+from gpt2c.runs.resume import checkpoint_to_resume, recorded_flags, tell_changes
+from gpt2c.runs.signals import Stop
+from gpt2c.support.progress import duration
+from gpt2c.training.grpo import PROGRAM, Grpo, GrpoConfig
+from gpt2c.training.ranks import world
+
+SHOWN = 3  # completions before and after
+RECORDED = ("checkpoint", "task", "prompt", "gen_length", "temperature", "eval_prompts")  # flags that a run that goes on keeps
+
+
+@dataclass
+class RlvrConfig:
+    """What to train, on which task, and where it goes."""
+
+    checkpoint: str = flag("", "a gpt2c checkpoint or an llm.c model", "--load-checkpoint", "--init-from", metavar="CKPT")
+    task: str = flag("copy", f"{', '.join(TASKS)}, or a Python file with a task", "--rl-task", metavar="NAME|FILE")
+    out_dir: str = flag("", "the run's folder", "-o", "--output", metavar="DIR", default_text="runs/<date>-<family>")
+    save_path: str = flag("", "the checkpoint at the end, instead of a folder or beside one", metavar="X")
+    resume: bool | str = flag(False, "go on from the newest whole checkpoint of --out-dir or --save-path, or from this one; "
+                              "flags that are not given stay as they were", "-y", metavar="PATH")
+    save_every: int = flag(0, "save a checkpoint every N steps (0: only at the end)", "--checkpoint-interval")
+    save_on_complete: bool = flag(True, "save at the end")
+    log_every: int = flag(10, "print every Nth step", "--log-interval")
+    eval_prompts: int = flag(200, "prompts on which the model is measured before and after (0: not at all)")
+    prompt: str = flag("", "also go on with this text after the end")
+    gen_length: int = flag(100, "how far", "--length")
+    temperature: float = flag(0.3, "and at this temperature; rewards are always earned at 1")
+    tokenizer: str = flag("", "tokenizer file, for checkpoints that have none of their own", "--bpe-load-path", metavar="PATH",
+                          default_text="gpt2_tokenizer.bin here or in data/")
+    threads: int = flag(0, "threads to use", default_text="one per core")
+
+    def __post_init__(self):
+        require_at_least(self, save_every=0, log_every=0, eval_prompts=0, gen_length=0, temperature=0)
+
+
+def main(argv):
+    world().quiet()
+    with Stop() as stop:
+        return rlvr(argv, stop, Console())
+
+
+def rlvr(argv, stop, console):
+    old = checkpoint_to_resume(*flags.peek(argv, RlvrConfig, "resume", "out_dir", "save_path"), console, PROGRAM)
+    (run, config, _), given = flags.parse(
+        argv, [RlvrConfig, GrpoConfig, VocabularySource], "gpt2c rlvr", __doc__.partition("\n\n")[2], ["checkpoint"],
+        recorded_flags(old, RlvrConfig, GrpoConfig) if old else None)
+    if not run.checkpoint:
+        raise UsageError("name a checkpoint: gpt2c rlvr CKPT [flags]; gpt2c train --data task:NAME makes one")
+    ranks = world()
+    ranks.settle(run.threads)
+    task = task_named(run.task)
+    if old:
+        tell_changes(old, given, vars(run) | vars(config), console)
+    model, state = old.build() if old else (load(run.checkpoint), None)
+    model.tokenizer = tokenizer_of_model(model, run.tokenizer)
+    grpo = Grpo(model, task, config, state)
+    grpo.recorded = {name: getattr(run, name) for name in RECORDED}
+    for warning in grpo.warnings:
+        console.warning(warning)
+    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks)
+    if old and grpo.step >= config.steps:
+        console.info(f"already at step {grpo.step} of {config.steps}: nothing to learn; ask for more with --steps")
+        return 0
+    files.take()
+    if aside := files.begin(flags.to_toml(dataclasses.replace(run, resume=False), config), grpo.step):
+        console.warning(aside)
+    origin = f"resumed from {old.path} at step {grpo.step}" if old else f"from {run.checkpoint}"
+    console.info(f"rlvr: {run.task} with {model.family}, {model.num_parameters:,} parameters, {origin}; "
+                 f"{config.steps} steps of {config.prompts} prompts x {config.group_size} completions; files in {files}")
+    began = time.monotonic()
+    if not old:
+        measure(grpo, run, console, "before")
+    stop.training = True
+    learn(grpo, run, files, stop, console)
+    path = "nowhere, as asked"
+    leave, _ = stop.agreed(ranks)
+    if run.save_on_complete or leave:
+        path = files.last(grpo.step)
+        grpo.save(path)
+    if not leave:
+        measure(grpo, run, console, "after")
+    if run.prompt and not leave and ranks.rank == 0:
+        new = generate(model, model.tokenizer.encode(run.prompt), run.gen_length, run.temperature, seed=config.seed or 1)
+        console.info(f"---\n{run.prompt}{model.tokenizer.decode(list(new))}\n---")
+    why = f"stopped: {signal.Signals(stop.signal).name}" if leave else "done"
+    console.info(f"{why}: step {grpo.step} of {config.steps} in {duration(time.monotonic() - began)}; checkpoint {path}")
+    return stop.exit_code
+
+
+def measure(grpo, run, console, when):
+    """How the model answers now."""
+    if not run.eval_prompts:
+        return
+    reward, success, done = grpo.evaluate(run.eval_prompts)
+    console.info(f"{when}: reward {reward:.3f}, success {100 * success:.1f}% of {run.eval_prompts} prompts")
+    for completion in done[:SHOWN]:
+        console.info(described(completion))
+
+
+def learn(grpo, run, files, stop, console):
+    """Steps until all are done or it is told to stop."""
+    total, first, began = grpo.config.steps, grpo.step, time.monotonic()
+    console.start_bar(total, first)
+    while grpo.step < total:
+        leave, save = stop.agreed(grpo.world)
+        if leave:
+            break
+        step = grpo.update()
+        row = {name: value for name, value in step._asdict().items() if name not in ("step", "best")}
+        if not files.log(step.step, lr=grpo.config.learning_rate, best=[*step.best[:3]] if step.best else [], **row):
+            console.warning(f"the logs in {files} cannot be written for now: free some room on the disk")
+        console.advance(grpo.step, f"reward {step.reward:.3f}, success {100 * step.success:.0f}%")
+        if run.log_every and (step.step == 0 or grpo.step % run.log_every == 0 or grpo.step == total):
+            left = (total - grpo.step) * (time.monotonic() - began) / (grpo.step - first)
+            console.info(f"step {grpo.step:4d}/{total} | reward {step.reward:.3f} | success {100 * step.success:.1f}% | "
+                         f"entropy {step.entropy:.3f} | kl {step.kl:.4f} | norm {step.grad_norm:.3f} | "
+                         f"skipped {step.skipped}/{grpo.config.prompts} | {step.ms:.0f} ms | eta {duration(left)}")
+            if step.best:
+                console.info(described(step.best))
+        if save or run.save_every and grpo.step % run.save_every == 0 and grpo.step < total:
+            stop.save = False
+            try:
+                grpo.save(files.on_the_way(grpo.step))
+            except Gpt2cError as error:
+                console.warning(f"not saved: {error}")
+    console.end_bar()
+
+
+def described(completion):
+    return f'  "{completion.prompt}" -> "{completion.text}" (reward {completion.reward:.2f})'

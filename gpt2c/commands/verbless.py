@@ -1,0 +1,36 @@
+"""Command lines without a verb, as the hybrid's document had them once: gpt2c --trainBPE=true, gpt2c --doRL=true."""
+from dataclasses import dataclass
+
+from gpt2c.commands import flags, rlvr, train, train_tokenizer
+from gpt2c.commands.flags import flag
+from gpt2c.errors import UsageError
+from gpt2c.models.hybrid import SAVE_PATH
+
+
+@dataclass
+class Verbless:
+    train_bpe: bool = flag(False, "", deprecated={"--trainBPE": "use gpt2c train-tokenizer"})
+    do_rl: bool = flag(False, "", deprecated={"--doRL": "use gpt2c train, then gpt2c rlvr"})
+
+
+@dataclass
+class ForRlvr:
+    """The flags that are meant for rlvr; all others are for train."""
+
+    rl_task: str = flag("", "")
+    rl_episodes: int = flag(0, "")
+    rl_learning_rate: float = flag(0.0, "")
+
+
+def main(argv):
+    """The exit code."""
+    own, rest = flags.split(argv, Verbless)
+    (asked,), _ = flags.parse(own, [Verbless], "gpt2c")
+    if asked.train_bpe:
+        return train_tokenizer.main(rest)
+    if not asked.do_rl:
+        raise UsageError(f"{argv[0]} stands where a verb is expected; gpt2c --help lists the verbs")
+    for_rlvr, for_train = flags.split(rest, ForRlvr)
+    path = flags.peek(for_train, train.RunConfig, "save_path")[0] or SAVE_PATH
+    code = train.main(["--model=hybrid", *for_train, f"--save-path={path}"])
+    return code or rlvr.main([path, f"--save-path={path}", *for_rlvr])

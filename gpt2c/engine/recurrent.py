@@ -1,0 +1,171 @@
+"""The hybrid's operations: the recurrent layer, and experts outside of a recurrence.
+
+Like those in ops.py; the formulas are in kernels/gpt2c.h. A layer's weights come as a function of their names that gives
+None for those the model does not have.
+"""
+from typing import NamedTuple
+
+from gpt2c._core import Buffer
+from gpt2c.engine.tape import Tape, Tensor
+
+EPS = 1e-6
+# The planes that kernels/gru.c keeps, in its order, by the names they have in `acts`.
+ACTS = ("hn", "rh", "z", "r", "c", "blend")
+MIXED = ("shift_k", "shift_v", "q", "k", "v", "decay", "first", "num", "den", "gated", "c2")
+DELTAS = ("dz", "dr", "dc")
+MIXED_DELTAS = ("dk", "dv", "ddecay", "dfirst", "dc2")
+MATRICES, VECTORS = ("wk", "wv", "wo", "wdecay", "wfirst"), ("time_decay", "time_first", "mu_k", "mu_v", "mu_r")
+EXPERTS = ("expert_g", "expert_u", "expert_d", "router")
+
+
+class Planes(NamedTuple):
+    """One buffer of (planes, B, T, H) and its planes by name, (B, T, H) each."""
+
+    whole: Buffer
+    plane: dict[str, Buffer]
+
+
+def planes(t, names, B, T, H, *, name) -> Planes:
+    whole = t.buffer((len(names), B, T, H), name)
+    plane = {part: whole.rows(i * B, (i + 1) * B, T, H) for i, part in enumerate(names)}
+    if t.keep:
+        prefix = name.rpartition(".")[0]
+        t.kept |= {f"{prefix}.{part}": buffer for part, buffer in plane.items()}
+    return Planes(whole, plane)
+
+
+class Gauge:
+    """How evenly a layer's M routed experts are used: the share of rows that chose each, and the balance loss."""
+
+    def __init__(self, t, M, *, name):
+        self.t, self.usage, self.balance = t, t.buffer((M,), f"{name}.usage"), t.buffer((1,), f"{name}.balance")
+
+    def add_to(self, balance):
+        """The balance loss of this layer and of those before it."""
+        if balance is None:
+            return self.balance
+        total = self.t.buffer((1,), "balance")
+        self.t.s.residual_forward(total, balance, self.balance)
+        return total
+
+
+class Mixture:
+    """A layer's experts and what their forward keeps for their backward. A row goes to expert 0 and to `top_k` others."""
+
+    def __init__(self, t: Tape, weights, B, T, H, top_k, gauge, *, name):
+        self.t, self.name, self.gauge = t, name, gauge
+        self.weights = [weights(part) for part in EXPERTS]
+        expert_g, *_, router = self.weights
+        self.N = expert_g.shape[0]
+        M = self.N - 1
+        S = self.S = 1 + min(top_k, M)
+        self.gates, self.y = t.buffer((S, B, T, 4 * H), f"{name}.gates"), t.buffer((S, B, T, H), f"{name}.y")
+        self.probs = t.buffer((B, T, M), f"{name}.probs") if router else None
+        self.shares, self.chosen = t.buffer((B, T, S), f"{name}.shares"), t.buffer((B, T, S), f"{name}.chosen", "i")
+
+    @property
+    def data(self):
+        return [w and w.data for w in self.weights]
+
+    @property
+    def kept(self):
+        return self.gates, self.y, self.probs, self.shares, self.chosen
+
+    @property
+    def balancing(self):
+        """What the backward adds to the probabilities' gradients: (usage, weight of the balance loss)."""
+        return (self.gauge.usage, self.t.balance_loss) if self.gauge and self.t.balance_loss and self.t.own_loss else (None, 0.0)
+
+    def measure(self):
+        if self.gauge:
+            self.t.s.balance_forward(self.gauge.balance, self.gauge.usage, self.probs, self.chosen)
+
+    def deltas(self):
+        """Room for what the backward leaves for the weights' gradients: of gates and logits."""
+        t, M = self.t, self.N - 1
+        shape = self.chosen.shape[:2]
+        return (t.buffer(self.gates.shape, f"d{self.name}.gates"),
+                t.buffer((*shape, M), f"d{self.name}.logits") if self.probs else None)
+
+    def backward_w(self, dout, dgates, dlogits, n):
+        expert_g, expert_u, expert_d, router = self.weights
+        (dg, add), (du, _), (dd, _) = expert_g.sink(), expert_u.sink(), expert_d.sink()
+        self.t.s.moe_backward_w(dg, du, dd, dout, dgates, self.gates, n, self.shares, self.chosen, add)
+        if router:
+            dw, add = router.sink()
+            self.t.s.matmul_backward_w(dw, None, dlogits, n, add)
+
+
+def mixture(t, n: Tensor, weights, top_k, gauge, *, name):
+    """A mixture of experts on (B, T, H), all rows at once."""
+    moe = Mixture(t, weights, *n.shape, top_k, gauge, name=name)
+    out = t.new(n.shape, f"{name}.moe")
+    t.s.moe_forward(out.data, *moe.kept, n.data, *moe.data)
+    moe.measure()
+
+    def backward():
+        dgates, dlogits = moe.deltas()
+        n.gradient.is_in(t.buffer(n.shape, f"d{n.name}"))  # nothing else reads n
+        t.s.moe_backward(n.grad, dgates, dlogits, out.grad, *moe.kept, *moe.data, *moe.balancing)
+        moe.backward_w(out.grad, dgates, dlogits, n.data)
+
+    t.on_backward(backward)
+    return out
+
+
+def gru(t, inputs, xr, weights, top_k, gauge, *, layer, skip=0.0, name):
+    """The recurrent layer: inputs az, ar, ah (B, T, H) and, where they are given, xr and the experts -> (B, T, H).
+
+    Each of the inputs is used here alone. The layer continues from the state that came in and leaves it as it is at the end.
+    """
+    az, ar, ah = inputs
+    B, T, H = az.shape
+    norm, uz, ur, uh = (weights(part) for part in ("hid_norm", "uz", "ur", "uh"))
+    matrices, vectors = [weights(part) for part in MATRICES], [weights(part) for part in VECTORS]
+    mixing, moe_norm = bool(matrices[0]), weights("moe_norm")
+    moe = Mixture(t, weights, B, T, H, top_k, gauge, name=name) if moe_norm else None
+
+    states = ("h", "num", "den", "xprev") if mixing else ("h",)
+    first = [t.incoming(part, layer) for part in states]
+    last = [t.new((B, H), f"{name}.{part}1") for part in states]
+    none = [None] * (4 - len(states))
+    out = t.new((B, T, H), f"{name}.out")
+    acts = planes(t, ACTS, B, T, H, name=f"{name}.acts")
+    mixed = planes(t, MIXED, B, T, H, name=f"{name}.mixed") if mixing else Planes(None, {})
+    n = t.buffer((B, T, H), f"{name}.n") if moe else None
+    kept, experts = (moe.kept, moe.data) if moe else ([None] * 5, [None] * 4)
+    cell = [w and w.data for w in (norm, uz, ur, uh, *matrices, *vectors, moe_norm)] + experts
+    t.s.gru_forward(out.data, acts.whole, mixed.whole, n, *kept, *(x.data for x in last), *none, az.data, ar.data, ah.data,
+                    xr and xr.data, *(x.data for x in first), *none, *cell, eps=EPS, skip=skip)
+    if moe:
+        moe.measure()
+
+    def backward():
+        deltas = planes(t, DELTAS, B, T, H, name=f"d{name}.deltas")
+        mixed_deltas = planes(t, MIXED_DELTAS, B, T, H, name=f"d{name}.mixed_deltas") if mixing else Planes(None, {})
+        dtotal = t.buffer((B, T, H), f"d{name}.total") if moe else None
+        dgates, dlogits = moe.deltas() if moe else (None, None)
+        usage, balance = moe.balancing if moe else (None, 0.0)
+        dxr, add = xr.sink() if xr else (None, 0)
+        flows = [x.grad if x.gradient.written else None for x in last]
+        t.s.gru_backward(
+            dxr, deltas.whole, mixed_deltas.whole, dtotal, dgates, dlogits, *(x.sink()[0] for x in first), *none,
+            norm.grad, *(v and v.grad for v in vectors), moe_norm and moe_norm.grad, out.grad, *flows, *none, out.data,
+            acts.whole, mixed.whole, *kept, *(x.data for x in first), *none, *cell, usage,
+            eps=EPS, skip=skip, balance=balance, add=add)
+        for x, part in zip(inputs, DELTAS):
+            x.gradient.is_in(deltas.plane[part])
+        products = [(uz, "dz", "hn"), (ur, "dr", "hn"), (uh, "dc", "rh")]
+        if mixing:
+            products += zip(matrices, ("dk", "dv", "dc2", "ddecay", "dfirst"), ("shift_k", "shift_v", "gated", "c", "c"))
+        d, x = deltas.plane | mixed_deltas.plane, acts.plane | mixed.plane
+        for w, of_result, of_input in products:
+            dw, add = w.sink()
+            t.s.matmul_backward_w(dw, None, d[of_result], x[of_input], add)
+        if moe:
+            moe.backward_w(dtotal, dgates, dlogits, n)
+
+    t.on_backward(backward)
+    for part, x in zip(states, last):
+        t.outgoing(part, layer, x)
+    return out

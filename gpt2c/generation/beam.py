@@ -1,0 +1,76 @@
+"""Beam search: the likeliest continuation that is found by following the few best beginnings at a time."""
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt2c.errors import InferenceError
+from gpt2c.generation.decoder import Decoder, checked_prompt
+
+
+class Beam(NamedTuple):
+    ids: list  # new ones
+    log_prob: float  # of all of them together
+
+    def score(self, length_penalty):
+        return self.log_prob / len(self.ids) ** length_penalty
+
+
+def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, eos=None):
+    """The new ids of the best continuation: up to max_new_tokens, or up to and without `eos`.
+
+    `width` beginnings are followed at a time. Of those that ended with eos, and those that are still going on at the last
+    token, the best has the highest log probability over length ** length_penalty, eos included: 0 prefers short ones, 1
+    the likeliest per token.
+    """
+    prompt = checked_prompt(model, prompt_ids)
+    for name, value, least in ("max_new_tokens", max_new_tokens, 1), ("width", width, 1), ("length_penalty", length_penalty, 0):
+        if not value >= least:
+            raise InferenceError(f"{name} is {value}, expected at least {least}")
+    beams, ended = [Beam([], 0.0)], []
+    decoders = [Decoder(model, len(prompt) + max_new_tokens)]
+    log_probs = [log_softmax(decoders[0].feed(prompt))]
+    for length in range(1, max_new_tokens + 1):
+        totals = np.concatenate([beam.log_prob + row for beam, row in zip(beams, log_probs)])
+        best = np.argsort(-totals, kind="stable")[: 2 * width]  # twice as many: each beam may end in one way only
+        chosen = []
+        for place in best.tolist():
+            parent, id = divmod(place, len(log_probs[0]))
+            beam = Beam([*beams[parent].ids, id], float(totals[place]))
+            if id == eos:
+                ended.append(beam)
+            elif len(chosen) < width:
+                chosen.append((parent, beam))
+        ended = sorted(ended, key=lambda beam: -beam.score(length_penalty))[:width]
+        if length == max_new_tokens or not chosen or _is_settled(ended, chosen, width, max_new_tokens, length_penalty):
+            break
+        decoders = _inherit(decoders, [parent for parent, _ in chosen])
+        beams = [beam for _, beam in chosen]
+        log_probs = [log_softmax(decoder.feed(beam.ids[-1:])) for decoder, beam in zip(decoders, beams)]
+    going_on = [beam for _, beam in chosen] if length == max_new_tokens else []
+    ids = max([*ended, *going_on], key=lambda beam: beam.score(length_penalty)).ids
+    return ids[:-1] if ids[-1] == eos else ids
+
+
+def _is_settled(ended, chosen, width, longest, length_penalty):
+    """Whether nothing that is still going on can become better than `width` that have ended: probabilities only fall, and
+    the longest length divides them most."""
+    most = max(beam.log_prob for _, beam in chosen) / longest**length_penalty
+    return len(ended) == width and ended[-1].score(length_penalty) >= most
+
+
+def _inherit(decoders, parents):
+    """A decoder for each child: its parent's own for the first, a copy for the others."""
+    free = [decoder for number, decoder in enumerate(decoders) if number not in parents]
+    heirs = [decoders[parent] if parent not in parents[:child] else None for child, parent in enumerate(parents)]
+    for child, parent in enumerate(parents):
+        if heirs[child] is None:
+            source = decoders[parent]
+            heirs[child] = free.pop() if free else Decoder(source.model, source.context)
+            heirs[child].become(source)
+    return heirs
+
+
+def log_softmax(logits):
+    """(V,) float64."""
+    shifted = logits.astype(np.float64) - logits.max()
+    return shifted - np.log(np.exp(shifted).sum())

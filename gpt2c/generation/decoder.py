@@ -1,0 +1,124 @@
+"""Generating: a decoder that keeps what it has read, and the choice of the next token."""
+import sys
+
+import numpy as np
+
+from gpt2c.engine.runner import Runner, Work
+from gpt2c.errors import InferenceError
+from gpt2c.models.family import max_seq_len
+from gpt2c.support.rng import Xorshift, multinomial
+
+CHUNK = 512  # tokens of a prompt that go through the model at a time
+
+
+class Decoder:
+    """Feeds tokens to a model and gives the logits of the next one; what was read before stays in a cache or a state.
+
+    A transformer whose context is full starts again from the later half of what it holds; a recurrent model has no end.
+    """
+
+    def __init__(self, model, context=None, chunk=CHUNK):
+        most = max_seq_len(model.config)
+        self.model, self.context, self._chunk = model, min(context or most, most), chunk
+        self._runner = Runner(model, context=self.context)
+        self._endless = most == sys.maxsize
+        self._read = []  # the tokens in the cache
+
+    def feed(self, ids):
+        """The logits (vocab_size,) after these ids."""
+        ids = list(ids)
+        if not self._endless and len(self._read) + len(ids) > self.context:
+            ids = (self._read + ids)[-max(1, self.context // 2):]
+            self._read = []
+        for first in range(0, len(ids), self._chunk):
+            logits = self._feed(ids[first : first + self._chunk])
+        return logits
+
+    def become(self, other):
+        """Goes on from where another decoder of the same model and context is."""
+        self._runner.take_over(other._runner)
+        self._read = list(other._read)
+
+    def _feed(self, ids):
+        work = self._runner.prepare(Work(1, len(ids), targets=False))
+        work.tokens[0] = ids
+        work.position[0] = len(self._read)
+        work.forward()
+        if not self._endless:
+            self._read += ids
+        return work.output.logits.array.reshape(-1)[: self.model.config.vocab_size]
+
+
+def penalised(logits, seen, penalty):
+    """A copy of the logits in which the ids that were seen are less likely: divided by the penalty, or multiplied if
+    negative."""
+    logits, seen = logits.copy(), list(seen)
+    logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+    return logits
+
+
+def choose(logits, rng, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+    """The next id. Temperature 0 takes the likeliest, the lowest id on ties; 1 with neither top_k, top_p nor min_p is
+    llm.c's draw. The three narrow the choice one after the other, in this order."""
+    if temperature == 0:
+        return int(np.argmax(logits))
+    probs = np.exp((logits - logits.max()) / np.float32(temperature))
+    if top_k and top_k < len(probs):
+        order = np.argsort(-probs, kind="stable")
+        probs[order[top_k:]] = 0
+    probs /= np.cumsum(probs, dtype=np.float32)[-1]
+    if top_p < 1:
+        order = np.argsort(-probs, kind="stable")
+        enough = np.searchsorted(np.cumsum(probs[order]), top_p) + 1  # the smallest set that reaches top_p
+        probs[order[enough:]] = 0
+        probs /= probs.sum()
+    if min_p > 0:
+        probs[probs < min_p * probs.max()] = 0
+        probs /= probs.sum()
+    return multinomial(probs, rng.float32())
+
+
+def checked_prompt(model, prompt_ids):
+    """The ids as a list of ints; an error unless there are some and the model has them."""
+    prompt, vocab = [int(i) for i in prompt_ids], model.config.vocab_size
+    if not prompt:
+        raise InferenceError("the prompt is empty: give at least one token id")
+    if min(prompt) < 0 or max(prompt) >= vocab:
+        raise InferenceError(f"the prompt holds ids from {min(prompt)} to {max(prompt)}, expected 0 to {vocab - 1}")
+    return prompt
+
+
+def check_choice(temperature, top_k, top_p, min_p=0.0, repetition_penalty=1.0):
+    """An error unless tokens can be chosen so."""
+    for name, value, fits, expected in (
+            ("temperature", temperature, temperature >= 0, "at least 0"), ("top_k", top_k, top_k >= 0, "at least 0"),
+            ("top_p", top_p, 0 < top_p <= 1, "more than 0 and at most 1"), ("min_p", min_p, 0 <= min_p <= 1, "0 to 1"),
+            ("repetition_penalty", repetition_penalty, repetition_penalty > 0, "more than 0")):
+        if not fits:
+            raise InferenceError(f"{name} is {value}, expected {expected}")
+
+
+def generate(model, prompt_ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=1337, *, min_p=0.0,
+             repetition_penalty=1.0, stop_tokens=(), chunk=CHUNK):
+    """Yields up to max_new_tokens new ids, one by one. `seed` is the state of llm.c's generator, or an Xorshift.
+
+    It ends before the first of `stop_tokens`. A `repetition_penalty` above 1 makes the ids of the prompt and those
+    generated less likely; `min_p` leaves out those with less than this part of the likeliest one's probability. The
+    prompt is read `chunk` tokens at a time.
+    """
+    prompt = checked_prompt(model, prompt_ids)
+    check_choice(temperature, top_k, top_p, min_p, repetition_penalty)
+    if chunk < 1:
+        raise InferenceError(f"the prompt is to be read {chunk} tokens at a time, expected at least 1")
+    rng = seed if isinstance(seed, Xorshift) else Xorshift(seed)
+    decoder = Decoder(model, len(prompt) + max_new_tokens, chunk)
+    new, seen, ends = prompt[-max_seq_len(model.config):], set(prompt), set(stop_tokens)
+    for _ in range(max_new_tokens):
+        logits = decoder.feed(new)
+        if repetition_penalty != 1:
+            logits = penalised(logits, seen, repetition_penalty)
+        new = [choose(logits, rng, temperature, top_k, top_p, min_p)]
+        if new[0] in ends:
+            return
+        seen.add(new[0])
+        yield new[0]

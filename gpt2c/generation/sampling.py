@@ -1,0 +1,69 @@
+"""Text from a model as programs ask for it: the flags that shape it, and its pieces as they come."""
+from dataclasses import dataclass
+
+from gpt2c.commands.flags import flag, require_at_least
+from gpt2c.errors import UsageError
+from gpt2c.generation.beam import beam_search
+from gpt2c.generation.decoder import CHUNK, check_choice, generate
+
+
+@dataclass
+class Sampling:
+    temperature: float = flag(0.8, "0 always takes the likeliest token; higher is more varied", "--temp", group="sampling")
+    top_k: int = flag(0, "choose among the k likeliest tokens (0: all)")
+    top_p: float = flag(1.0, "choose among the likeliest tokens that together have this probability")
+    min_p: float = flag(0.0, "choose among tokens with at least this part of the likeliest one's probability")
+    repetition_penalty: float = flag(1.0, "above 1: tokens that were there already are less likely", "--repeat-penalty")
+    seed: int | str = flag(1337, "of the random choices: the same seed gives the same text", metavar="N")
+    stop: list[str] = flag((), "end before this text")
+    beams: int = flag(0, "search for the likeliest text along so many beginnings, instead of drawing tokens (0: draw)",
+                      "--beam-width")
+    length_penalty: float = flag(1.0, "with --beams: 0 prefers short texts, 1 the likeliest per token")
+
+    def __post_init__(self):
+        check_choice(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+        require_at_least(self, beams=0, length_penalty=0)
+
+
+def pieces(model, tokenizer, prompt_ids, max_new_tokens, how: Sampling, rng=None, stop_tokens=(), stop=(), chunk=CHUNK):
+    """Yields a text as it is generated, up to the first stop token or stop string: no half characters, and nothing of a
+    stop string. `rng` takes the place of the seed, to go on from what was drawn before."""
+    if isinstance(how.seed, str):
+        raise UsageError(f"--seed is {how.seed!r}, expected a whole number")
+    if how.beams:
+        eos = next(iter(stop_tokens), None)
+        ids = beam_search(model, prompt_ids, max_new_tokens, how.beams, how.length_penalty, eos)
+    else:
+        ids = generate(model, prompt_ids, max_new_tokens, how.temperature, how.top_k, how.top_p, rng or how.seed,
+                       min_p=how.min_p, repetition_penalty=how.repetition_penalty, stop_tokens=stop_tokens, chunk=chunk)
+    decoded = tokenizer.stream([id for id in prompt_ids if id != tokenizer.eot])
+    until = Until([*how.stop, *stop])
+    for id in ids:
+        yield until.push(decoded.push(id))
+        if until.ended:
+            return
+    yield until.push(decoded.flush()) + until.flush()
+
+
+class Until:
+    """Passes text on up to the first of some stop strings; holds back what may be the beginning of one."""
+
+    def __init__(self, stops):
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.ended = False
+
+    def push(self, text):
+        held = self._held + text
+        found = [at for stop in self._stops if (at := held.find(stop)) >= 0]
+        if found:
+            self.ended, self._held = True, ""
+            return held[: min(found)]
+        begun = max((n for stop in self._stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
+        self._held = held[len(held) - begun :]
+        return held[: len(held) - begun]
+
+    def flush(self):
+        """What was held back, now that nothing follows it."""
+        held, self._held = self._held, ""
+        return held

@@ -1,0 +1,241 @@
+"""A model: a family, a configuration, and its parameters, gradients and Adam moments as four flat blocks.
+
+    m = gpt2c.create("gpt2", num_layers=2, channels=64, num_heads=4, vocab_size=97)
+    loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-3, t=1)
+"""
+from collections.abc import Mapping
+
+import numpy as np
+
+from gpt2c._core import Stream
+from gpt2c.engine.arena import Arena
+from gpt2c.engine.runner import ADD, STORE, Runner, Work
+from gpt2c.errors import UsageError
+from gpt2c.models.family import family_named, idle_parameters, make_config, max_seq_len
+from gpt2c.support.machine import require_memory
+
+# One copy of the parameters each: parameters, gradients, m, v.
+COPIES = 4
+
+
+class Model:
+    """`params`, `grads`, `m` and `v` are Arenas: m.params["wte"] is a view, m.params.flat all of them in one array.
+
+    `recompute` trades time for memory in training (Tape), `balance_loss` weighs the balance loss of a mixture of experts;
+    both are set before the first forward. `record`, `reuse` and `poison` are the Runner's and the Pool's, for debugging.
+    """
+
+    def __init__(self, family, config, tokenizer=None, *, recompute=0, balance_loss=0.0, record=True, reuse=True, poison=False):
+        self.family, self.config, self.tokenizer = family, config, tokenizer
+        self.recompute, self.balance_loss = recompute, balance_loss
+        self.module = family_named(family)
+        specs = self.module.params(config)
+        self.params, self.grads, self.m, self.v = (Arena(specs, prefix) for prefix in ("", "d", "m.", "v."))
+        require_memory(self.params.nbytes, f"a model of {self.params.size:,} parameters", "choose a smaller one")
+        self._runner = Runner(self, record=record, reuse=reuse, poison=poison)
+        self._evaluation = None  # a Runner of its own for a family that carries a state
+        self.description = ""  # in the words of whoever made it
+        self.turns = 0  # questions in the longest conversation that it has learned from (gpt2c.data.conversations)
+        self.stream = Stream()
+        self.seed, self.dropout_counter = 1337, 0  # from which dropout's masks follow; forward(train=True) counts
+        self._last = None  # the Pass of the last forward
+        self._backward_ready = False
+
+    @property
+    def num_parameters(self):
+        return self.params.size
+
+    @property
+    def num_active_parameters(self):
+        """Those that a token meets: all, but of a mixture of experts the chosen ones alone."""
+        return self.num_parameters - idle_parameters(self.family, self.config)
+
+    def initialise(self, seed):
+        """Fills the parameters as the family starts them. Each tensor has its own stream of random numbers."""
+        self.seed = seed
+        for number, spec in enumerate(self.params.specs):
+            self.params[spec.name][...] = spec.init(np.random.default_rng([seed, number]), spec.shape)
+        return self
+
+    @property
+    def state(self) -> Mapping[str, np.ndarray]:
+        """What a recurrent family carries from one forward to the next, by name; a transformer carries nothing."""
+        return self._runner.state
+
+    @state.setter
+    def state(self, arrays):
+        for array in arrays.values():
+            return self._runner.begin(array.shape[1], arrays)
+
+    def reset_state(self):
+        """Starts the next forward from a state of zeros."""
+        for array in self.state.values():
+            return self._runner.begin(array.shape[1])
+
+    def carried(self, window=1):
+        """What the next training step takes over from those before it, by name: the state and, with a window, what the
+        backward will need of the chunks inside it."""
+        return {f"state.{name}": array for name, array in self.state.items()} | self._runner.chain_arrays(window - 1)
+
+    def carry(self, arrays):
+        """Goes on from what `carried` gave."""
+        self.state = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
+        self._runner.restore_chain({name: array for name, array in arrays.items() if name.startswith("chain.")})
+
+    def forward(self, inputs, targets=None, *, keep=False, train=False, window=1):
+        """The mean loss over the counted targets (a float); without targets, None: see `logits`.
+
+        inputs and targets are (B, T) token ids, targets -1 where they do not count. `keep` keeps every activation for
+        `acts`. `train` turns on what acts in training only: dropout, with new masks each time. Gradients and parameters
+        stay as they are.
+
+        A recurrent family continues from `state`. The backward of this chunk's loss then reaches back through the last
+        `window` chunks, this one included; the state before them counts as a constant.
+        """
+        self._run_forward(inputs, targets, window, keep=keep, train=train)
+        return None if targets is None else self._loss()
+
+    def evaluate(self, inputs, targets, continues=False):
+        """The cross-entropy, for less memory than forward: no logits and no backward afterwards.
+
+        A recurrent family starts from zeros, or where the evaluation before ended if this one `continues` it; `state` and
+        what training carries stay as they are.
+        """
+        if not self._runner.state_shapes(1):
+            return self._cross_entropy(inputs, targets)
+        if self._evaluation is None:
+            self._evaluation = Runner(self)
+        training, self._runner, last, ready = self._runner, self._evaluation, self._last, self._backward_ready
+        try:
+            if not continues:
+                self._runner.begin(len(inputs))
+            return self._cross_entropy(inputs, targets)
+        finally:
+            self._runner, self._last, self._backward_ready = training, last, ready
+
+    def _cross_entropy(self, inputs, targets):
+        self._run_forward(inputs, targets, purpose="loss")
+        self._backward_ready = False
+        self._loss()
+        return self.metrics["cross_entropy"]
+
+    def loss_and_grad(self, inputs, targets, add=False, window=1, *, train=False):
+        """forward and backward in one: the loss; its gradients take the place of `grads`, or are added to them."""
+        self._run_forward(inputs, targets, window, ADD if add else STORE, purpose="step", train=train)
+        self.backward()
+        return self._loss()
+
+    def _run_forward(self, inputs, targets, window=1, backward=ADD, **how):
+        tokens = self._checked("inputs", inputs, lowest=0)
+        B, T = tokens.shape
+        if targets is not None:
+            targets = self._checked("targets", targets, lowest=-1)
+            if targets.shape != tokens.shape:
+                raise UsageError(f"targets have shape {targets.shape}, expected {tokens.shape} as the inputs")
+        if window < 1:
+            raise UsageError(f"a window of {window} chunks: expected at least 1")
+        through = window > 1 and targets is not None and bool(self._runner.state_shapes(B))
+        self._runner.keep_window(window - 1)  # and the one to come
+        self._last = self._runner.prepare(Work(B, T, targets is not None, through=through, **how), backward)
+        self._last.tokens[...] = tokens
+        if targets is not None:
+            self._last.targets[...] = targets
+        if self._last.work.train:
+            self.dropout_counter += 1
+            self._last.noise.view(np.uint32)[...] = self.seed % 2**32, self.dropout_counter % 2**32
+        self._last.forward()
+        self._backward_ready = targets is not None
+
+    def _loss(self):
+        output = self._last.output
+        self.metrics = {"cross_entropy": float(output.loss.array[0])}
+        loss = self.metrics["cross_entropy"]
+        for name, term in output.terms.items():
+            self.metrics[name] = float(term.value.array[0])
+            loss += term.weight * self.metrics[name]
+        return loss
+
+    def _checked(self, name, tokens, lowest):
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+            raise UsageError(f"{name} are {tokens.dtype} of shape {tokens.shape}, expected whole numbers of shape (B, T)")
+        if tokens.shape[1] > (most := max_seq_len(self.config)):
+            raise UsageError(f"{name} have {tokens.shape[1]} positions, the model has max_seq_len = {most}")
+        if tokens.size and (tokens.min() < lowest or tokens.max() >= self.config.vocab_size):
+            raise UsageError(f"{name} hold ids from {tokens.min()} to {tokens.max()}, "
+                             f"expected {lowest} to {self.config.vocab_size - 1}")
+        return tokens
+
+    @property
+    def logits(self):
+        """(B, T, columns) of the last forward, until the next forward or backward; the first vocab_size columns count."""
+        if self._last is None or self._last.output.logits is None:
+            raise UsageError("logits are there after forward; loss_and_grad and evaluate never have them all at once")
+        return self._last.output.logits.array
+
+    @property
+    def acts(self) -> Mapping[str, np.ndarray]:
+        """Every activation of the last forward(keep=True), by name; attention scores and weights among them."""
+        if self._last is None or not self._last.work.keep:
+            raise UsageError("acts are there after forward(..., keep=True)")
+        return {name: buffer.array for name, buffer in self._last.kept.items()}
+
+    def zero_grad(self):
+        self.stream.zero(self.grads.flat)
+
+    @property
+    def losses(self):
+        """(B, T) of the last forward: -log of each target's probability, 0 where it is not counted. Until the next forward or
+        backward."""
+        if self._last is None or self._last.weights is None:
+            raise UsageError("losses are there after forward with targets")
+        return self._last.output.losses.array
+
+    def backward(self, weights=None):
+        """Adds the gradients of the last forward's loss to `grads`.
+
+        With weights (B, T), those of the sum of weights * `losses` over the number of counted targets, in the place of the
+        cross-entropy's. What else a family's loss has stays.
+        """
+        if not self._backward_ready:
+            raise UsageError("backward needs a forward with targets before it, and each forward is good for one")
+        if self._last.weights is not None:
+            self._last.weights[...] = 1 if weights is None else weights
+        self._backward_ready = False
+        if not self.grads.allocated:
+            require_memory(self.grads.nbytes, "the gradients", "choose a smaller model")
+        self._runner.backward(self._last)
+
+    def update(self, lr=1e-4, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, t=1):
+        """One AdamW step on every tensor, decay included; t counts updates from 1."""
+        if t < 1:
+            raise UsageError(f"t is {t}, the first update has t = 1")
+        if not self.m.allocated:
+            require_memory(self.m.nbytes + self.v.nbytes, "Adam's moments", "choose a smaller model")
+        self.stream.adamw(self.params.flat, self.m.flat, self.v.flat, self.grads.flat,
+                           lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, 1 - beta2**t)
+
+    def save(self, path, version=3):
+        """The weights: a name in .json makes JSON, one in .bin makes a gpt2 model an llm.c file (version 3, or 5 for bf16),
+        any other a checkpoint."""
+        from gpt2c.formats.native import save_model  # which needs Model to load
+
+        save_model(self, path, version)
+
+    def program(self, B, T):
+        """The recorded kernel calls of one training step at this shape: print it."""
+        return self._runner.prepare(Work(B, T, True, purpose="step", train=True), STORE)
+
+    def memory(self, B, T, window=1):
+        """Bytes that training at this shape takes, by what for; nothing is allocated to find out."""
+        through = window > 1 and bool(self._runner.state_shapes(B))
+        work = Work(B, T, True, purpose="step", through=through, train=True)
+        activations = self._runner.plan(work) * (window if through else 1)
+        return {"parameters": self.params.nbytes, "gradients": self.grads.nbytes,
+                "Adam moments": self.m.nbytes + self.v.nbytes,
+                "activations": activations}
+
+
+def create(family, *, seed=1337, **fields):
+    """A new model with random parameters; fields are those of the family's Config."""
+    return Model(family, make_config(family, fields)).initialise(seed)

@@ -1,0 +1,275 @@
+"""The loop around a Trainer: validate, sample, update, tell, save, until it is done or has to stop."""
+import dataclasses
+import math
+import resource
+import signal
+import time
+
+from gpt2c import settings
+from gpt2c.engine.peak import measured_peak
+from gpt2c.errors import DivergedError, Gpt2cError, UsageError
+from gpt2c.formats.native import newest, read
+from gpt2c.runs import folder as runs
+from gpt2c.support import pictures
+from gpt2c.support.machine import in_units
+from gpt2c.support.progress import duration
+
+# What is said of an epoch, of a run in epochs that is saved at the end, and of a sample. A family's document may have others.
+LINES = dict(
+    epoch="epoch completed: epoch={epoch} loss={loss:.6f} grad_norm={grad_norm:.4f} learning_rate={lr:.3e} step={step}",
+    saved="",
+    sample="generating:\n---\n{text}\n---")
+ROLLBACKS = 3  # to one and the same checkpoint; then going back does not help
+SILENCE = 10.0  # seconds after which a run that counts in epochs shows a step all the same
+
+
+class Loop:
+    """One run of the training program. `flags` are those of train.py that say when to sample, save and tell."""
+
+    def __init__(self, trainer, flags, run, stop, console):
+        self.trainer, self.flags, self.run, self.stop, self.console = trainer, flags, run, stop, console
+        self.world = trainer.world
+        self.by_epoch = bool(trainer.epochs)  # what --save-every and --log-every count
+        self._lines = LINES | getattr(trainer.model.module, "LINES", {})
+        self._told = time.monotonic()
+        self._best_epoch = math.inf  # the least loss of one
+        self._board = None
+        self._leaving = False  # because a rank was told to
+        self._validated = None  # the step of the last validation
+        self._rolled_back = {}  # how often, by the step gone back to
+        tokenizer = trainer.model.tokenizer
+        if flags.prompt and tokenizer is None:
+            raise UsageError("--prompt needs a tokenizer; name its file with --tokenizer")
+        self._prompt = tokenizer.encode(flags.prompt) if flags.prompt else [tokenizer.eot or 0 if tokenizer else 0]
+        trainer.should_stop = lambda: bool(stop)
+
+    def train(self):
+        """Returns the exit code."""
+        trainer, console = self.trainer, self.console
+        self._began, self._first = time.monotonic(), trainer.step
+        self.stop.training = True
+        self._board = board(self.flags.report_to, self.run, trainer.step) if self.world.rank == 0 else None
+        self._retain()  # a disk that was full may have room then
+        self._peak, self._work = measured_peak(settings.info()["isa"]), trainer.flops_per_step
+        console.info(f"run: {trainer.total_steps} updates of {trainer.tokens_per_step} tokens, {self._work / 1e9:.1f} GFLOP "
+                     f"each; peak {self._peak:.0f} GFLOP/s{' per rank' * (self.world.size > 1)}; files in {self.run}")
+        console.start_bar(trainer.total_steps, trainer.step)
+        while trainer.going:
+            val_loss = self.validate() if trainer.validation_due else None
+            if self._due(self.flags.sample_every) and not trainer.stopped:
+                self.sample()
+            self._leaving, save = self.stop.agreed(self.world)
+            if trainer.stopped or self._leaving:
+                break
+            if save:
+                self.save_on_the_way()
+            try:
+                step = trainer.update(val_loss)
+            except DivergedError as error:
+                self.roll_back(error)
+                continue
+            self.tell(step)
+            if (trainer.going or self.flags.save_path) and self._save_due(step):
+                self.save_on_the_way()
+        console.end_bar()
+        return self.finish()
+
+    def finish(self):
+        """The last checkpoint, then what is to be seen of it."""
+        trainer, path, why = self.trainer, self.run.last(self.trainer.step), self.trainer.stopped
+        if self.flags.save_on_complete or self._leaving:
+            trainer.save(path)
+            self._name_too(path, "last", "epoch")
+            self._retain()
+            if self._lines["saved"] and self._best_epoch < math.inf:
+                self.console.info(self._lines["saved"].format(
+                    seconds=time.monotonic() - self._began, best=self._best_epoch, path=path,
+                    megabytes=path.stat().st_size / 2**20))
+        else:
+            path = "nowhere, as asked"
+        pictured = self.look_back()
+        why = signal.Signals(self.stop.signal).name if self.stop else why
+        self.console.info(f"{'stopped: ' + why if why else 'done'}: step {trainer.step} of {trainer.total_steps} in "
+                          f"{duration(time.monotonic() - self._began)}, peak memory "
+                          f"{in_units(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)}; checkpoint {path}"
+                          f"{', curve in loss.png' if pictured else ''}")
+        return self.stop.exit_code
+
+    def look_back(self):
+        """What follows the last update: a validation, a sample and a picture, as far as the logs have them not. Whether
+        there is a picture."""
+        trainer, stop, step = self.trainer, self.stop, self.trainer.step
+        stop.training = True
+        wanted = trainer.val_loader and trainer.config.val_steps and self._validated != step
+        if wanted and not self.world.most(bool(stop) or self.run.has_validation(step))[0]:
+            self.validate()
+        if self.flags.sample_every and not stop and not self.run.has_sample(step):
+            self.sample()
+        if self._board:
+            self._board.close()
+        return self.run.folder and pictures.available() and self._draw()
+
+    def _draw(self):
+        try:
+            name = self.run.folder.name
+            pictures.loss_curves({name: runs.read_metrics(self.run.folder)}, self.run.folder / "loss.png")
+        except Gpt2cError as error:  # a run that was stopped before its first update has no rows
+            self.console.debug(f"no picture: {error}")
+            return False
+        return True
+
+    # ---- before an update
+
+    def validate(self):
+        """The validation loss, told, logged by the caller's update or here at the end, and its weights kept if they are
+        the best; None where it was abandoned."""
+        trainer, start = self.trainer, time.perf_counter()
+        val_loss = trainer.validate()
+        if val_loss is None:
+            return None
+        self._validated = trainer.step
+        self.console.info(f"val loss {val_loss:.6f}")
+        self.console.debug(f"validated in {duration(time.perf_counter() - start)}")
+        if trainer.at_best:
+            self._try_to_save(trainer.save if self.flags.resumable_best else trainer.save_weights, self.run.best, "best")
+        if trainer.stopped or not trainer.going:
+            self._log(trainer.step, val_loss, tokens=trainer.tokens)
+        return val_loss
+
+    def _due(self, every):
+        return every > 0 and self.trainer.step and self.trainer.step % every == 0
+
+    def sample(self):
+        """Prints a sample as llm.c does and adds it to samples.txt; ids where there is no tokenizer. Rank 0 alone does so."""
+        if self.stop or self.world.rank:
+            return
+        flags, tokenizer = self.flags, self.trainer.model.tokenizer
+        ids = self.trainer.sample(self._prompt, flags.sample_len, flags.temperature, flags.sample_top_k, flags.sample_top_p)
+        if self.stop:
+            return
+        if tokenizer:
+            texts = [[]]
+            for i in ids:
+                texts.append([]) if i == tokenizer.eot else texts[-1].append(i)
+            text = flags.prompt + "\n\n".join(map(tokenizer.decode, texts))
+        else:
+            text = " ".join(map(str, ids))
+        self.console.info(self._lines["sample"].format(text=text, temperature=flags.temperature, count=len(ids), rule="-" * 70))
+        self.run.append("samples.txt", f"--- step {self.trainer.step}\n{text}")
+
+    # ---- after an update
+
+    def tell(self, step):
+        """The step's line where it is time for one, the epoch's where it ended one, and the logs."""
+        trainer, console = self.trainer, self.console
+        done, total = trainer.step, trainer.total_steps
+        if step.skipped:
+            console.warning(f"step {step.step} left the parameters as they were: {step.skipped}")
+        console.advance(done, f"loss {step.loss:.4f}, {step.tok_s:.0f} tok/s")
+        every, silent = self.flags.log_every, time.monotonic() - self._told > SILENCE
+        if self.by_epoch:
+            wanted = silent and every
+        else:
+            wanted = every and step.step % every == 0 or done == total
+        if wanted and not console.has_bar:
+            console.info(self._line(step))
+            self._told = time.monotonic()
+        if step.epoch:
+            epochs, (updates, loss, norm) = trainer.epochs_done, dataclasses.astuple(step.epoch)
+            shown = self.by_epoch and every and (epochs == 1 or epochs % every == 0 or done == total)
+            (console.info if shown else console.debug)(self._lines["epoch"].format(
+                epoch=epochs, loss=loss / updates, grad_norm=norm / updates, lr=step.lr, step=done,
+                seconds=time.monotonic() - self._began))
+            self._best_epoch = min(loss / updates, self._best_epoch)
+        self._log(step.step, step.val_loss, tokens=step.tokens, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm,
+                  ms=round(step.ms, 3), tok_s=round(step.tok_s, 1), **step.parts)
+
+    def _line(self, step):
+        done, total = self.trainer.step, self.trainer.total_steps
+        left = (total - done) * (time.monotonic() - self._began) / max(1, done - self._first)
+        loss, norm = (f"{value} ({z:+.2f}z)" if z == z else value for value, z in (
+            (f"{step.loss:.6f}", step.loss_z), (f"{step.grad_norm:.4f}", step.norm_z)))
+        peak = self._peak * self.world.size
+        return (f"step {done:4d}/{total} | loss {loss} | norm {norm} | lr {step.lr:.2e} | {step.ms:.2f} ms | "
+                f"{100 * self._work / (1e6 * step.ms * peak):.1f}% of fp32 peak | {step.tok_s:.0f} tok/s | "
+                f"eta {duration(left)}")
+
+    def _log(self, step, val_loss, **row):
+        if not self.run.log(step, val_loss, **row):
+            self.console.warning(f"the logs in {self.run} cannot be written for now: free some room on the disk")
+        if self._board:
+            for name, value in row.items() | {("val_loss", val_loss)}:
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
+
+    # ---- checkpoints
+
+    def _save_due(self, step):
+        every = self.flags.save_every
+        if not every:
+            return False
+        if self.by_epoch:
+            return step.epoch is not None and self.trainer.epochs_done % every == 0
+        return self.trainer.step % every == 0
+
+    def save_on_the_way(self):
+        self.stop.save = False
+        epoch = self.trainer.epochs_done if self.by_epoch else None
+        if self._try_to_save(self.trainer.save, self.run.on_the_way(self.trainer.step, epoch), "epoch"):
+            self._retain()
+
+    def _name_too(self, path, *kinds):
+        for kind in kinds:
+            if kind != "epoch" or self.trainer.at_end_of_epoch:
+                self.run.name_too(path, kind, self.trainer.epochs_done)
+
+    def _try_to_save(self, save, path, kind):
+        """True if it worked. A full disk may have room again the next time."""
+        start = time.perf_counter()
+        try:
+            save(path)
+            self._name_too(path, kind)
+        except DivergedError:
+            raise
+        except Gpt2cError as error:
+            self.console.warning(f"not saved: {error}")
+            return False
+        self.console.debug(f"saved {path} in {time.perf_counter() - start:.2f} s")
+        return True
+
+    def _retain(self):
+        try:
+            self.run.retain(self.flags.keep, self.trainer.step, self.flags.keep_major)
+        except OSError as error:
+            self.console.warning(f"an old checkpoint stays: {error}")
+
+    def roll_back(self, error):
+        """Back to the newest checkpoint, and on from there with the data that follow; the error where that does not help."""
+        trainer = self.trainer
+        if trainer.config.on_anomaly != "rollback":
+            raise error
+        found = newest(self.run.checkpoints(), self.console.warning)
+        path = self.world.text(str(found.path) if found else "")
+        if not path:
+            raise DivergedError(f"{error}; there is no checkpoint to roll back to: choose a --save-every")
+        content = found or read(path)
+        trainer.restore(content.copy_to(trainer.model, trainer.part_of_moments), data_position=False)
+        times = self._rolled_back[trainer.step] = self._rolled_back.get(trainer.step, 0) + 1
+        if times > ROLLBACKS:
+            raise DivergedError(f"{error}; rolled back to {content.path} {ROLLBACKS} times already")
+        self.run.forget(trainer.step)
+        self.console.warning(f"{error}; rolled back to {content.path}, going on with the data that follow")
+
+
+def board(report_to, run, step):
+    """A writer of TensorBoard's events, if asked for."""
+    if report_to == "none":
+        return None
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise UsageError('--report-to tensorboard needs tensorboardX, which is not installed: pip install '
+                         '"gpt2c[tensorboard]"') from None
+    if not run.folder:
+        raise UsageError("--report-to tensorboard needs a folder for its files: add --out-dir")
+    return SummaryWriter(str(run.folder / "tensorboard"), purge_step=step)

@@ -1,0 +1,55 @@
+"""What all kernels of this process use: threads, instruction set, precision of products. And what there is to choose from."""
+import os
+
+# How long libgomp's threads spin before they sleep; it reads this once, when it is loaded. Its own value, hundreds of
+# times longer, makes a thread that waits keep the one it waits for from running wherever cores are shared (SPEED.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+from gpt2c import __version__, _core
+from gpt2c.errors import UsageError
+from gpt2c.support.machine import cores, cpu_name
+
+_settings = {}
+
+
+def set_num_threads(n):
+    """Threads that kernels may use, from the next call on; more than there are cores is allowed."""
+    if n < 1:
+        raise UsageError(f"the number of threads is {n}, expected at least 1")
+    _core.use_threads(n)
+    _settings["threads"] = n
+
+
+def set_isa(name):
+    """The instruction set that kernels use, from the next call on: one of info()["isas"]."""
+    try:
+        _core.use_isa(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    _settings["isa"] = name
+
+
+def set_matmul_precision(name):
+    """fp32, or bf16: operands of matrix products are rounded to bf16, their sums stay float32. From the next call on."""
+    if name not in ("fp32", "bf16"):
+        raise UsageError(f"unknown matmul precision {name!r}, expected fp32 or bf16")
+    _core.use_matmul_bf16(name == "bf16")
+    _settings["matmul_precision"] = name
+
+
+def info():
+    """This machine and this build: isas (usable, best last), isa, threads,
+    matmul_precision, cores, openmp, compiler, version, cpu."""
+    return {"isas": _core.isas(), **_settings, "cores": cores(), **_core.build_info(), "version": __version__,
+            "cpu": cpu_name()}
+
+
+def _default_threads():
+    """One per core; OMP_NUM_THREADS can only lower it."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return min(cores(), int(wanted)) if wanted.isdecimal() and int(wanted) else cores()
+
+
+set_num_threads(_default_threads())
+set_matmul_precision("fp32")
+set_isa(os.environ.get("GPT2C_ISA") or _core.isas()[-1])

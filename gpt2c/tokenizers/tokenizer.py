@@ -1,0 +1,319 @@
+"""Text to token ids and back: one class for characters, bytes, words, byte-level BPE and GPT-2's vocabulary.
+
+Tokenizers are kept as tokenizer.json, the file of the `tokenizers` library, which gives the same ids and the same text
+back. The library encodes, except for characters and bytes, where a table is faster; it is imported when first needed.
+"""
+import codecs
+import hashlib
+import json
+from functools import cached_property
+from itertools import count, takewhile
+from pathlib import Path
+
+import numpy as np
+
+from gpt2c.errors import InputError, TokenizationError, UsageError
+from gpt2c.support.files import atomic_write, open_input
+from gpt2c.tokenizers import byte_list
+from gpt2c.tokenizers import llmc as llmc_tokenizer
+from gpt2c.tokenizers.byte_level import BYTES, GPT2_BYTES, raw, recover_merges, utf8, visible
+
+KINDS = ("char", "byte", "word", "bpe", "gpt2")
+# The SHA-256 of GPT-2's tokens with a zero byte between them.
+GPT2_DIGEST = "80fc72dae333882a37b202858853685b0232e9dd624396c1024fb93536a62a83"
+PIECE = 1 << 15  # characters; large texts are encoded in pieces, on all cores
+
+
+class Tokenizer:
+    """A vocabulary: `tokens[id]` is the bytes of each id, `eot` the id that ends a text, `bos` begins one; None: has none.
+
+    Made directly, it is a byte-level BPE whose ids are merge ranks; 256 bytes alone are a byte tokenizer.
+    """
+
+    def __init__(self, tokens, eot=None):
+        self.tokens = list(tokens)
+        self.eot, self.bos = eot, None
+        if eot is not None and not 0 <= eot < len(self.tokens):
+            raise TokenizationError(f"the end-of-text id is {eot}; expected one below the {len(self.tokens)} tokens")
+        self._specials = set() if eot is None else {eot}
+        self._byte_level = True
+        self._split_as_gpt2 = True
+        self._joined = True  # decoding is joining the tokens
+
+    @classmethod
+    def make(cls, kind, text=None, **options):
+        """A new vocabulary of one of the KINDS from a text, or from an iterable of texts, which is read once.
+
+        char: unk=False, specials=(). byte: specials=(). word: vocab_size=50_000, min_frequency=1, specials=("</s>",).
+        bpe: vocab_size=512, min_frequency=2, specials=("<|endoftext|>",), progress=False. gpt2: path, or folders to
+        look for gpt2_tokenizer.bin in before the current one and data/. byte and gpt2 need no text.
+        """
+        from gpt2c.tokenizers import vocabularies
+
+        if kind not in KINDS:
+            raise UsageError(f"there is no tokenizer {kind!r}; expected one of {', '.join(KINDS)}")
+        if kind == "gpt2":
+            return cls._gpt2(**options)
+        if kind == "byte":
+            return cls._around(vocabularies.make_byte(**options))
+        if text is None:
+            raise UsageError(f"a {kind} tokenizer is made from a text; name one")
+        make = {"char": vocabularies.make_char, "word": vocabularies.make_word, "bpe": vocabularies.make_bpe}[kind]
+        return cls._around(make([text] if isinstance(text, str) else text, **options))
+
+    @classmethod
+    def _gpt2(cls, path=None, folders=()):
+        from gpt2c.data import find_gpt2_tokenizer
+
+        path = path or find_gpt2_tokenizer(*folders)
+        if path is None:
+            raise TokenizationError("there is no gpt2_tokenizer.bin here or in data/; run downloaddataset.sh --only "
+                                    "gpt2_tokenizer.bin")
+        made = cls.load(path)
+        if made.kind != "gpt2":
+            raise TokenizationError(f"{path} has a vocabulary of {made.vocab_size} tokens that is not GPT-2's; fetch it again "
+                                    "with downloaddataset.sh --only gpt2_tokenizer.bin")
+        return made
+
+    @classmethod
+    def load(cls, path):
+        """Read a tokenizer.json, or the tokenizer of llm.c, rnn-rust, randyGPT or GRUfinity; the content says which, not the
+        name."""
+        with open_input(path) as file:
+            header = file.read(llmc_tokenizer.HEADER_BYTES)
+            if llmc_tokenizer.is_llmc(header):
+                return cls(*llmc_tokenizer.read(file, header, path))
+            if byte_list.is_list(header):
+                byte_list.check(header + file.read(byte_list.LONGEST), path)
+                return cls.make("byte")
+            if not header.lstrip().startswith(b"{"):
+                raise TokenizationError(f"{path} begins with the bytes {header[:4].hex(' ')}; expected the magic "
+                                        f"{llmc_tokenizer.MAGIC} of llm.c's tokenizer or a tokenizer.json")
+            try:
+                text = (header + file.read()).decode()
+                document = json.loads(text)
+            except UnicodeDecodeError:
+                raise TokenizationError(f"{path} has bytes that are not UTF-8; expected a tokenizer.json") from None
+            except (ValueError, RecursionError) as error:
+                raise TokenizationError(f"{path} is not a JSON file: {error}") from None
+        from gpt2c.tokenizers import foreign as foreign_tokenizers
+
+        library = foreign_tokenizers.read(document)
+        return cls._around(library) if library else cls.from_json(text)
+
+    @classmethod
+    def from_json(cls, text):
+        """From a tokenizer.json; a vocabulary that is none of the KINDS encodes and decodes as the library does."""
+        from tokenizers import Tokenizer
+
+        try:
+            library = Tokenizer.from_str(text)
+        except Exception as error:  # noqa: BLE001 - the library raises nothing more special
+            raise TokenizationError(f"the tokenizers library refuses this tokenizer.json: {error}") from None
+        library.no_truncation()
+        library.no_padding()
+        return cls._around(library)
+
+    @classmethod
+    def _around(cls, library):
+        from tokenizers import decoders, models
+
+        from gpt2c.tokenizers.vocabularies import BOS_NAMES, EOT_NAMES, find_special, is_split_as_gpt2
+
+        strings = list(takewhile(lambda s: s is not None, map(library.id_to_token, count())))
+        if len(strings) < (n := library.get_vocab_size()):
+            raise TokenizationError(f"this tokenizer.json has {n} tokens but no id {len(strings)}; "
+                                    f"expected the ids 0 to {n - 1}")
+        byte_level = isinstance(library.decoder, decoders.ByteLevel)
+        specials = {t.content: i for i, t in library.get_added_tokens_decoder().items() if t.special}
+        made = cls([raw(s) if byte_level else s.encode() for s in strings])
+        made._specials = set(specials.values())
+        made._byte_level = byte_level
+        made._split_as_gpt2 = is_split_as_gpt2(library)
+        made._joined = isinstance(library.decoder, decoders.ByteLevel | decoders.Fuse)
+        made.bos = find_special(specials, BOS_NAMES)
+        made.eot = find_special(specials, EOT_NAMES)
+        unknown = getattr(library.model, "unk_token", None)
+        others = [i for text, i in specials.items() if text != unknown and i != made.bos]
+        if made.eot is None and len(others) == 1:
+            made.eot = others[0]
+        decodes_only = isinstance(library.model, models.Unigram) or not set(GPT2_BYTES) <= set(made.tokens)
+        if not (byte_level and decodes_only):
+            made._library = library
+        return made
+
+    @cached_property
+    def _library(self):
+        """The `tokenizers` library's object that encodes; InputError where the vocabulary only decodes."""
+        from tokenizers import models
+
+        merges = recover_merges(self.tokens, self.eot)
+        return self._with_eot(models.BPE({visible(t): i for i, t in enumerate(self.tokens)}, merges))
+
+    def _with_eot(self, model):
+        """The library's object for a byte-level model that has the end-of-text token in its vocabulary."""
+        from tokenizers import AddedToken
+
+        from gpt2c.tokenizers.vocabularies import over_bytes
+
+        library = over_bytes(model)
+        if self.eot is not None:
+            library.add_special_tokens([AddedToken(visible(self.tokens[self.eot]), special=True, normalized=False)])
+        return library
+
+    @property
+    def vocab_size(self):
+        return len(self.tokens)
+
+    @cached_property
+    def kind(self):
+        """One of the KINDS; for what is none of them the name of the library's model."""
+        if self._byte_level:
+            if not self._split_as_gpt2:
+                return "bpe"
+            if self.tokens[:256] == BYTES and self._specials == set(range(256, self.vocab_size)):
+                return "byte"
+            return "gpt2" if hashlib.sha256(b"\0".join(self.tokens)).hexdigest() == GPT2_DIGEST else "bpe"
+        from tokenizers import models
+
+        from gpt2c.tokenizers import vocabularies
+
+        model = self._library.model
+        if isinstance(model, models.WordLevel):
+            return "char" if vocabularies.is_split_by(self._library, vocabularies.CHARACTERS) else "word"
+        return type(model).__name__.lower()
+
+    def to_json(self):
+        """A tokenizer.json that the tokenizers library loads and that gives the same ids."""
+        from tokenizers import models
+
+        try:
+            return self._library.to_str()
+        except InputError:  # decodes only: written as a Unigram, whose list may hold a token twice
+            return self._with_eot(models.Unigram([(visible(t), 0.0) for t in self.tokens])).to_str()
+
+    def save(self, path):
+        """Write a tokenizer.json, or a list of the bytes where there are only these and the name ends in .txt."""
+        plain = Path(path).suffix == ".txt" and self.kind == "byte" and self.vocab_size == 256
+        text = byte_list.TEXT if plain else self.to_json()
+        with atomic_write(path) as file:
+            file.write(text.encode())
+
+    def save_bin(self, path):
+        """Write llm.c's tokenizer file, version 2: the tokens alone, without merges."""
+        if not self._byte_level or self.eot is None:
+            lacks = "an end-of-text id" if self._byte_level else "byte-level tokens"
+            raise UsageError(f"llm.c's tokenizer file needs {lacks}, which this tokenizer has not; "
+                             "write a tokenizer.json")
+        llmc_tokenizer.write(path, self.tokens, self.eot)
+
+    def encode(self, text, allow_special=False):
+        """Text -> list of ids. The text of a special token is plain text unless `allow_special`."""
+        if not allow_special:
+            return self.encode_array(text).tolist()
+        return [i for ids in self._encode_with_library([text], special=True) for i in ids]
+
+    def encode_array(self, text):
+        """Text -> int32 array of ids; the text of a special token is plain text."""
+        if self.kind == "byte":
+            return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
+        if self.kind == "char":
+            return self._encode_characters(text)
+        from gpt2c.tokenizers.vocabularies import cut
+
+        lists = self._encode_with_library(list(cut(text, PIECE)) if self._may_cut else [text])
+        return np.concatenate([np.array(ids, np.int32) for ids in lists])
+
+    def _encode_characters(self, text):
+        ids = self._id_of_code_point[np.frombuffer(utf8(text, "utf-32-le"), "<u4")]
+        if ids.min(initial=0) < 0:
+            self._refuse(text, int(np.argmax(ids < 0)))
+        return ids
+
+    @cached_property
+    def _id_of_code_point(self):
+        """(0x110000,) int32; -1 where there is no such character and no <unk>."""
+        unknown = self._library.token_to_id(self._library.model.unk_token)
+        table = np.full(0x110000, -1 if unknown is None else unknown, np.int32)
+        for token, id in self._library.get_vocab(with_added_tokens=False).items():
+            if len(token) == 1:
+                table[ord(token)] = id
+        return table
+
+    @cached_property
+    def _may_cut(self):
+        from gpt2c.tokenizers.vocabularies import WORDS, is_split_by
+
+        return self._split_as_gpt2 or is_split_by(self._library, WORDS)
+
+    def _encode_with_library(self, texts, special=False):
+        """The list of ids of each text."""
+        library = self._library
+        library.encode_special_tokens = not special
+        for text in texts:
+            utf8(text)
+            if self._characters and (others := set(text) - self._characters):
+                self._refuse(text, min(map(text.index, others)))
+        try:
+            return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]
+        except Exception as error:  # noqa: BLE001 - the library raises nothing more special
+            unknown = next(filter(None, (_unknown(library, text) for text in texts)), error)
+            raise TokenizationError(f"the text cannot be encoded: {unknown}") from None
+
+    @cached_property
+    def _characters(self):
+        """The characters of a BPE of characters without <unk>, for which the library leaves out all others; else None."""
+        from tokenizers import models
+
+        from gpt2c.tokenizers.vocabularies import LINES, is_split_by
+
+        model = self._library.model
+        if isinstance(model, models.BPE) and model.unk_token is None and is_split_by(self._library, LINES):
+            return {s for token in self.tokens if len(s := token.decode()) == 1}
+        return None
+
+    def _refuse(self, text, at):
+        raise TokenizationError(f"the character {text[at]!r} at offset {at} of the text is not in the vocabulary of this "
+                                "tokenizer; make one from text that has it, or with <unk>")
+
+    def decode_bytes(self, ids):
+        ids = [int(i) for i in ids]
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise UsageError(f"{i} is not an id of this tokenizer, which has 0 to {self.vocab_size - 1}")
+        if self._joined:
+            return b"".join([self.tokens[i] for i in ids])
+        return self._library.decode(ids, skip_special_tokens=False).encode()
+
+    def decode(self, ids):
+        """Ids -> text; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def stream(self, after=()):
+        """A decoder for ids that arrive one at a time, after these, whose text is there already."""
+        return TextStream(self, after)
+
+
+class TextStream:
+    """Gives the text of each id as it comes and holds back a character until all its bytes are there."""
+
+    def __init__(self, tokenizer, after=()):
+        self.tokenizer = tokenizer
+        self.before = list(after)[-2:]  # the last two ids: words are written according to the two before them
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id):
+        decode = self.tokenizer.decode_bytes
+        new = decode([*self.before, id])[len(decode(self.before)):]
+        self.before = [*self.before[-1:], id]
+        return self.decoder.decode(new)
+
+    def flush(self):
+        """What is left: U+FFFD where the last character is incomplete, else nothing."""
+        return self.decoder.decode(b"", final=True)
+
+
+def _unknown(library, text):
+    """Names the first piece of the text that a vocabulary of words or characters lacks; "" if none."""
+    pieces = library.pre_tokenizer.pre_tokenize_str(text) if library.pre_tokenizer else [(text, None)]
+    return next((f"{p!r} is not in the vocabulary" for p, _ in pieces if library.token_to_id(p) is None), "")
