@@ -6,6 +6,7 @@ Environment:
     GPT2C_SANITIZE=LIST    e.g. address,undefined: instrument the kernels (run with the sanitizer's library preloaded)
     GPT2C_BREAK=1          build one kernel wrong on purpose: the test suite must turn red
 """
+
 import os
 import sys
 import sysconfig
@@ -18,9 +19,28 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-KERNELS = [f"kernels/{name}.c" for name in (
-    "activation", "attention", "cope", "dropout", "dyt", "elementwise", "embedding", "gru", "loss", "matmul", "moe", "norm",
-    "optim", "peak", "recursion", "scan", "table")]
+KERNELS = [
+    f"kernels/{name}.c"
+    for name in (
+        "activation",
+        "attention",
+        "cope",
+        "dropout",
+        "dyt",
+        "elementwise",
+        "embedding",
+        "gru",
+        "loss",
+        "matmul",
+        "moe",
+        "norm",
+        "optim",
+        "peak",
+        "recursion",
+        "scan",
+        "table",
+    )
+]
 ONCE = ["kernels/isa.c", "kernels/program.c"]  # without instruction set flags
 HEADERS = [str(path) for path in sorted(Path("kernels").iterdir()) if path.suffix in (".h", ".def")]
 
@@ -28,16 +48,30 @@ HEADERS = [str(path) for path in sorted(Path("kernels").iterdir()) if path.suffi
 # set only say that nobody reads errno or floating-point exception flags. -g0: Python was often built with -g, which would
 # make the wheel three times as large. Loops that begin where a cache line does: else products are up to 4 % slower, or not,
 # as chance has it.
-FLAGS = ["-std=gnu11", "-O3", "-falign-loops=64", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast",
-         "-fvisibility=hidden", "-Wall"]
+FLAGS = [
+    "-std=gnu11",
+    "-O3",
+    "-falign-loops=64",
+    "-g0",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fvisibility=hidden",
+    "-Wall",
+]
 
 ISAS = {"baseline": []}
 if sysconfig.get_platform().endswith("x86_64"):  # what is built for, which need not be where it is built
     AVX2 = ["-mavx2", "-mfma"]
     AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
     AVX512BF16 = [*AVX512, "-mavx512bf16"]
-    ISAS = {"baseline": ["-march=x86-64-v2"], "avx2": AVX2, "avx512": AVX512, "avx512bf16": AVX512BF16,
-            "amx": [*AVX512BF16, "-mamx-tile", "-mamx-bf16"]}
+    ISAS = {
+        "baseline": ["-march=x86-64-v2"],
+        "avx2": AVX2,
+        "avx512": AVX512,
+        "avx512bf16": AVX512BF16,
+        "amx": [*AVX512BF16, "-mamx-tile", "-mamx-bf16"],
+    }
 
 
 class BuildKernels(build_ext):
@@ -50,10 +84,18 @@ class BuildKernels(build_ext):
         isas = {isa: isa_flags for isa, isa_flags in ISAS.items() if isa != "amx" or self.compiler_knows(isa_flags)}
         has_amx = [("GPT2C_AMX", "1")] if "amx" in isas else []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            compiled = [pool.submit(
-                self.compiler.compile, [source], output_dir=str(folder / (isa or "once")), depends=HEADERS,
-                macros=[("ISA", isa or "baseline"), *has_amx], extra_postargs=flags + isa_flags)
-                for isa, isa_flags in {**isas, None: []}.items() for source in (KERNELS if isa else ONCE)]
+            compiled = [
+                pool.submit(
+                    self.compiler.compile,
+                    [source],
+                    output_dir=str(folder / (isa or "once")),
+                    depends=HEADERS,
+                    macros=[("ISA", isa or "baseline"), *has_amx],
+                    extra_postargs=flags + isa_flags,
+                )
+                for isa, isa_flags in {**isas, None: []}.items()
+                for source in (KERNELS if isa else ONCE)
+            ]
         ext.extra_objects += [path for done in compiled for path in done.result()]
         super().build_extension(ext)
 
@@ -86,7 +128,8 @@ class BuildKernels(build_ext):
                 raise CompileError(
                     "the C compiler has no OpenMP, so gpt2c would use one core only. Install it (Debian: gcc brings it; "
                     "macOS: brew install libomp, and a compiler that finds it in CC), or set GPT2C_NO_OPENMP=1 to build "
-                    f"for one thread. ({error})") from None
+                    f"for one thread. ({error})"
+                ) from None
         ext.extra_link_args.append("-fopenmp")
         return ["-fopenmp"]
 
@@ -104,10 +147,20 @@ if sys.byteorder != "little":
     raise SystemExit("gpt2c reads and writes little-endian files in place: a big-endian machine is not supported.")
 
 # CPython's stable interface: one binary serves every version from the oldest supported one on.
-core = Extension("gpt2c._core", ["kernels/stream.pyx"], include_dirs=["kernels"], depends=HEADERS, py_limited_api=True,
-                 extra_compile_args=["-g0"],
-                 define_macros=[("ISA", "baseline"), ("Py_LIMITED_API", "0x030B0000")])
+core = Extension(
+    "gpt2c._core",
+    ["kernels/stream.pyx"],
+    include_dirs=["kernels"],
+    depends=HEADERS,
+    py_limited_api=True,
+    extra_compile_args=["-g0"],
+    define_macros=[("ISA", "baseline"), ("Py_LIMITED_API", "0x030B0000")],
+)
 # gpt2c.shipped: what a first run trains on.
-setup(packages=[*find_packages(include=["gpt2c*"]), "gpt2c.shipped"], package_dir={"gpt2c.shipped": "data"},
-      ext_modules=cythonize([core], build_dir="build"), cmdclass={"build_ext": BuildKernels},
-      options={"bdist_wheel": {"py_limited_api": "cp311"}})
+setup(
+    packages=[*find_packages(include=["gpt2c*"]), "gpt2c.shipped"],
+    package_dir={"gpt2c.shipped": "data"},
+    ext_modules=cythonize([core], build_dir="build"),
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

@@ -54,9 +54,5 @@ def speeds(pytestconfig):
 def pytest_terminal_summary(terminalreporter, config):
     if rows := config.stash[ROWS]:
         terminalreporter.section("kernels")
-        for line in [
-            *tables.header(config.stash[MACHINE]).splitlines(),
-            tables.titles("kernels"),
-            *map(tables.line, rows),
-        ]:
+        for line in [*tables.header(config.stash[MACHINE]).splitlines(), tables.titles("kernels"), *map(tables.line, rows)]:
             terminalreporter.write_line(line)

@@ -4,6 +4,7 @@ A session may take several runs: of all files of the newest one's day and proces
 
     gpt2c bench --compare torch --out benchmarks/results && python benchmarks/readme_table.py
 """
+
 import json
 import re
 from pathlib import Path
@@ -44,14 +45,23 @@ def section(bench):
     lines = [
         f"{machine['cpu']}, {machine['threads']} threads, {machine['date']}, {machine['compiler']}; in the same session: float32 "
         f"peak {machine['peak'][isa]:.0f} GFLOP/s ({isa}), reading {machine['read_bandwidth']:.0f} GB/s. PyTorch "
-        f"{machine['torch']} takes turns with gpt2c in the same precision; times are medians, its best mode counts.", "",
+        f"{machine['torch']} takes turns with gpt2c in the same precision; times are medians, its best mode counts.",
+        "",
         "| training step | gpt2c | share of peak | memory | PyTorch | gpt2c is | gpt2c bf16 | PyTorch bf16 | gpt2c is |",
-        "|---|---|---|---|---|---|---|---|---|"]
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for model in dict.fromkeys(row["model"] for row in rows if row["work"] == "train"):
         mine = {row["system"]: row for row in rows if row["model"] == model and row["work"] == "train"}
         ours, bf16 = mine["gpt2c"], mine.get("gpt2c bf16")
-        cells = [model, _ms(ours), f"{ours['share']:.0%}", f"{ours['peak_memory'] / 1e9:.1f} GB",
-                 *_rival(mine, lambda name: "bf16" not in name), _ms(bf16), *_rival(mine, lambda name: "bf16" in name)]
+        cells = [
+            model,
+            _ms(ours),
+            f"{ours['share']:.0%}",
+            f"{ours['peak_memory'] / 1e9:.1f} GB",
+            *_rival(mine, lambda name: "bf16" not in name),
+            _ms(bf16),
+            *_rival(mine, lambda name: "bf16" in name),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     for row in rows:
         if row["work"] != "train":

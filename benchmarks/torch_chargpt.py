@@ -26,9 +26,7 @@ class Block(nn.Module):
         self.fcproj = nn.Linear(4 * channels, channels, bias=False)
 
     def forward(self, x):  # (B, T, C)
-        q, k, v = (
-            self.qkv(normalised(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # (B, H, T, D)
+        q, k, v = self.qkv(normalised(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + F.dropout(self.attproj(attended.transpose(1, 2).flatten(-2)), self.dropout)
         return x + F.dropout(self.fcproj(F.relu(self.fc(normalised(x))).square()), self.dropout)

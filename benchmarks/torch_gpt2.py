@@ -23,9 +23,7 @@ class Block(nn.Module):
         self.fc, self.fcproj = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
 
     def forward(self, x):  # (B, T, C)
-        q, k, v = (
-            self.qkv(self.ln1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        )  # (B, H, T, D)
+        q, k, v = self.qkv(self.ln1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.attproj(attended.transpose(1, 2).flatten(-2))
         return x + self.fcproj(F.gelu(self.fc(self.ln2(x)), approximate="tanh"))

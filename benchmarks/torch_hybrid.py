@@ -79,7 +79,8 @@ class Hybrid(nn.Module):
             raise SystemExit("torch_hybrid.py has experts, time mixing and carry=layer only")
         self.emb = nn.Embedding(vocab_size, embed)
         self.layers = nn.Sequential(
-            *(Layer(l == 0, hidden if l else embed, hidden, num_experts, top_k) for l in range(num_layers)))
+            *(Layer(l == 0, hidden if l else embed, hidden, num_experts, top_k) for l in range(num_layers))
+        )
         self.out_norm, self.head = nn.RMSNorm(hidden, 1e-6), nn.Linear(hidden, vocab_size, bias=False)
 
     def forward(self, tokens, targets):

@@ -23,8 +23,7 @@ LENGTHS = range(60, 201)  # words in a story
 VOCAB_SIZE = 4096
 EOT = b"<|endoftext|>"
 PRONOUNS = {"girl": "she her her", "boy": "he him his"}
-ALWAYS_BOUND = ["season=season:spring,summer,autumn", "scene", "relative", "elder", "job", "pet", "petname",
-                "house", "toy"]
+ALWAYS_BOUND = ["season=season:spring,summer,autumn", "scene", "relative", "elder", "job", "pet", "petname", "house", "toy"]
 
 
 def read_words(path):
@@ -179,7 +178,8 @@ def train_tokenizer(stories):
     library = tokenizers.Tokenizer(tokenizers.models.BPE())
     library.pre_tokenizer = byte_level
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - 1, initial_alphabet=byte_level.alphabet(), show_progress=False)
+        vocab_size=VOCAB_SIZE - 1, initial_alphabet=byte_level.alphabet(), show_progress=False
+    )
     library.train_from_iterator(stories, trainer)
     tokens = [raw(library.id_to_token(id)) for id in range(VOCAB_SIZE - 1)]
     return Tokenizer([*tokens, EOT], eot=VOCAB_SIZE - 1)
@@ -195,8 +195,10 @@ def main():
     for name, part in ("train", stories[:-VAL_STORIES]), ("val", stories[-VAL_STORIES:]):
         ids = [id for story in part for id in (tokenizer.eot, *tokenizer.encode(story))]
         write_shard(folder / f"stories_{name}.bin", ids)
-        print(f"stories_{name}.bin: {len(part):,} stories, {len(ids):,} tokens, "
-              f"{sum(map(len, part)) / len(ids):.2f} characters per token")
+        print(
+            f"stories_{name}.bin: {len(part):,} stories, {len(ids):,} tokens, "
+            f"{sum(map(len, part)) / len(ids):.2f} characters per token"
+        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 The help comes from the fields of dataclasses (gpt2c/commands/flags.py), and so does this page: tests/test_docs.py compares them.
 """
+
 import contextlib
 import dataclasses
 import importlib
@@ -61,8 +62,10 @@ def family(name):
     starts = f"Starts from {listed(usual(name))}."
     if name == "gpt2":
         plain = {f.name: f.default for cls in (RunConfig, TrainConfig, gpt2.Config) for f in dataclasses.fields(cls)}
-        starts = ("The defaults above and here are those of the run without arguments. With `gpt2_124M.bin` at hand, or `-e`, it "
-                  f"starts from {listed({flag: plain[flag] for flag in STARTER})}.")
+        starts = (
+            "The defaults above and here are those of the run without arguments. With `gpt2_124M.bin` at hand, or `-e`, it "
+            f"starts from {listed({flag: plain[flag] for flag in STARTER})}."
+        )
     return f"### --model {name}\n\n{starts}\n\n```\n{own}\n```\n"
 
 

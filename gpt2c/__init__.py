@@ -1,9 +1,10 @@
 """gpt2c: train and run small language models on a CPU.
 
-    import gpt2c
-    m = gpt2c.load("gpt2_124M.bin")     # or gpt2c.create("gpt2", num_layers=4, channels=128, ...)
-    loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-4, t=1)
+import gpt2c
+m = gpt2c.load("gpt2_124M.bin")     # or gpt2c.create("gpt2", num_layers=4, channels=128, ...)
+loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-4, t=1)
 """
+
 import importlib
 
 __version__ = "0.1.0"

@@ -1,4 +1,5 @@
 """gpt2c VERB ..., or python -m gpt2c VERB ..."""
+
 import importlib
 import sys
 
@@ -58,9 +59,11 @@ def main(verb=None):
         run_program("gpt2c", verbless, words)
     verb = ALIASES.get(words[0], words[0])
     if verb not in VERBS:
+
         def unknown(argv):
             near = nearest(verb, {name: name for name in [*VERBS, *ALIASES]})
             raise UsageError(f"there is no verb {verb!r}{near}; the verbs are {', '.join(VERBS)}")
+
         run_program("gpt2c", unknown, words)
     run_program(f"gpt2c {verb}", importlib.import_module(f"gpt2c.commands.{verb.replace('-', '_')}").main, words[1:])
 

@@ -1,4 +1,5 @@
 """What all kernels of this process use: threads, instruction set, precision of products. And what there is to choose from."""
+
 import os
 
 # How long libgomp's threads spin before they sleep; it reads this once, when it is loaded. Its own value, hundreds of
@@ -40,8 +41,7 @@ def set_matmul_precision(name):
 def info():
     """This machine and this build: isas (usable, best last), isa, threads,
     matmul_precision, cores, openmp, compiler, version, cpu."""
-    return {"isas": _core.isas(), **_settings, "cores": cores(), **_core.build_info(), "version": __version__,
-            "cpu": cpu_name()}
+    return {"isas": _core.isas(), **_settings, "cores": cores(), **_core.build_info(), "version": __version__, "cpu": cpu_name()}
 
 
 def _default_threads():

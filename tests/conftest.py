@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "passive"
-)  # waiting threads leave their cores to others; read on import
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads leave their cores to others; read on import
 
 import gpt2c
 from gpt2c import _core

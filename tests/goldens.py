@@ -1,4 +1,5 @@
 """The numbers of other programs in golden/, made by the scripts there."""
+
 from pathlib import Path
 
 import numpy as np

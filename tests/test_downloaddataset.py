@@ -186,9 +186,7 @@ def test_a_server_without_ranges_sends_it_whole(server, run, tmp_path):
 
 @needs_curl
 @pytest.mark.parametrize(
-    "part",
-    [FILES["model.bin"], FILES["model.bin"] + b"more", PAGE, b""],
-    ids=["whole", "larger", "page", "empty"],
+    "part", [FILES["model.bin"], FILES["model.bin"] + b"more", PAGE, b""], ids=["whole", "larger", "page", "empty"]
 )
 def test_a_useless_partial_file_is_started_again(server, run, tmp_path, part):
     put(tmp_path, "model.bin.part", part)
@@ -262,8 +260,7 @@ def test_an_interruption_leaves_no_half_file(server, run, call, tmp_path, sent, 
     # A shell started where SIGINT is ignored (as in a background job) cannot trap it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        **call(server.url), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        **call(server.url), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     signal.signal(signal.SIGINT, before)
     part = tmp_path / "dest" / "model.bin.part"
@@ -311,8 +308,12 @@ def test_without_curl_it_says_so(run, tmp_path):
     for tool in ("bash", "dirname", "grep", "awk", "sort", "cat"):
         (tools / tool).symlink_to(shutil.which(tool))
     done = subprocess.run(
-        [str(tools / "bash"), SCRIPT, "--dest", tmp_path / "dest"], env={"PATH": str(tools)},
-        check=False, capture_output=True, text=True, timeout=30,
+        [str(tools / "bash"), SCRIPT, "--dest", tmp_path / "dest"],
+        env={"PATH": str(tools)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert done.returncode == 1
     assert "curl is not installed" in done.stderr
@@ -342,12 +343,12 @@ def test_the_built_in_table_has_the_sizes_of_gpt2_124m(run):
         "gpt2_124M.bin": [str(header + 4 * parameters), "gpt2_124M.bin"],
         "gpt2_124M_bf16.bin": [str(header + 2 * parameters), "gpt2_124M_bf16.bin"],
         "gpt2_124M_debug_state.bin": [  # x, y (4, 64); logits (4, 64, V); loss; gradients
-            str(header + 4 * (2 * 256 + 256 * V + 1 + parameters)), "gpt2_124M_debug_state.bin"],
+            str(header + 4 * (2 * 256 + 256 * V + 1 + parameters)),
+            "gpt2_124M_debug_state.bin",
+        ],
         "gpt2_tokenizer.bin": ["372108", "gpt2_tokenizer.bin"],
-        "tiny_shakespeare_train.bin": [
-            str(header + 2 * 305_260), "data/tinyshakespeare/tiny_shakespeare_train.bin"],
-        "tiny_shakespeare_val.bin": [
-            str(header + 2 * 32_768), "data/tinyshakespeare/tiny_shakespeare_val.bin"],
+        "tiny_shakespeare_train.bin": [str(header + 2 * 305_260), "data/tinyshakespeare/tiny_shakespeare_train.bin"],
+        "tiny_shakespeare_val.bin": [str(header + 2 * 32_768), "data/tinyshakespeare/tiny_shakespeare_val.bin"],
         "hellaswag_val.bin": ["not", "known"],
     }
 

@@ -10,6 +10,7 @@ because each rank sends the parts of all others and receives its own (N-1) times
 sends its part to all and receives theirs. Nothing is computed meanwhile. batch, update and summing are measured here, the
 bandwidth (bytes/s, each way) and the latency (s, of one message) are the link's.
 """
+
 import math
 import statistics
 import time

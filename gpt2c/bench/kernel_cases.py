@@ -11,15 +11,7 @@ from gpt2c.bench import kernel_setups as setups
 from gpt2c.engine.flops import flops
 from gpt2c.errors import Gpt2cError
 
-GPT2_124M = {
-    "B": 4,
-    "lengths": (64, 1024),
-    "C": 768,
-    "H": 12,
-    "V": 50257,
-    "P": 50304,
-    "parameters": 124_475_904,
-}
+GPT2_124M = {"B": 4, "lengths": (64, 1024), "C": 768, "H": 12, "V": 50257, "P": 50304, "parameters": 124_475_904}
 HALF_UNIT = 2.0**-24  # what rounding to float32 changes at most, relatively
 READ_ONLY = ("matmul_one_row", "global_norm")  # what they write is next to nothing
 

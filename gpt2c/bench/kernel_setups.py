@@ -73,18 +73,14 @@ def matmul_forward(s, R, C, N, bias):
         if bias:
             np.add(out, b, out=out)
 
-    return Subject(
-        [Check(lambda: out[rows], x[rows].astype(np.float64) @ w.T + (b if bias else 0), C)], numpy
-    )
+    return Subject([Check(lambda: out[rows], x[rows].astype(np.float64) @ w.T + (b if bias else 0), C)], numpy)
 
 
 def matmul_backward_x(s, R, C, N):
     dx, dout, w = zeros(R, C), normal(R, N), normal(N, C)
     s.matmul_backward_x(dx, dout, w)
     rows = sample(R)
-    return Subject(
-        [Check(lambda: dx[rows], dout[rows].astype(np.float64) @ w, N)], lambda: np.add(dx, dout @ w, out=dx)
-    )
+    return Subject([Check(lambda: dx[rows], dout[rows].astype(np.float64) @ w, N)], lambda: np.add(dx, dout @ w, out=dx))
 
 
 def matmul_backward_w(s, R, C, N, bias):
@@ -190,11 +186,7 @@ def layernorm_forward(s, R, C):
     rows = sample(R)
     n, want_mean, want_rstd = standardise(x[rows])
     return Subject(
-        [
-            Check(lambda: out[rows], n * w + b, C),
-            Check(lambda: mean[rows], want_mean, C),
-            Check(lambda: rstd[rows], want_rstd, C),
-        ]
+        [Check(lambda: out[rows], n * w + b, C), Check(lambda: mean[rows], want_mean, C), Check(lambda: rstd[rows], want_rstd, C)]
     )
 
 
@@ -219,9 +211,7 @@ def rmsnorm_forward(s, R, C):
     s.rmsnorm_forward(out, rstd, x, w)
     rows = sample(R)
     want_rstd = 1 / np.sqrt(np.square(x[rows], dtype=np.float64).mean(axis=-1) + 1e-5)
-    return Subject(
-        [Check(lambda: out[rows], x[rows] * want_rstd[:, None] * w, C), Check(lambda: rstd[rows], want_rstd, C)]
-    )
+    return Subject([Check(lambda: out[rows], x[rows] * want_rstd[:, None] * w, C), Check(lambda: rstd[rows], want_rstd, C)])
 
 
 def rmsnorm_backward(s, R, C):
@@ -304,9 +294,7 @@ def swiglu_backward(s, R):
     some = elements(R)
     a64, b64, d = double(a[some], b[some], dout[some])
     g = 1 / (1 + np.exp(-a64))
-    return Subject(
-        [Check(lambda: da[some], d * b64 * g * (1 + a64 * (1 - g)), 32), Check(lambda: db[some], d * a64 * g, 16)]
-    )
+    return Subject([Check(lambda: da[some], d * b64 * g * (1 + a64 * (1 - g)), 32), Check(lambda: db[some], d * a64 * g, 16)])
 
 
 def residual_forward(s, R):
@@ -400,10 +388,7 @@ def crossentropy_forward(s, R, P, V):
     rows = sample(R)
     want_lse = np.logaddexp.reduce(logits[rows, :V].astype(np.float64), axis=-1)
     return Subject(
-        [
-            Check(lambda: losses[rows], want_lse - logits[rows, targets[rows]], V),
-            Check(lambda: lse[rows], want_lse, V),
-        ]
+        [Check(lambda: losses[rows], want_lse - logits[rows, targets[rows]], V), Check(lambda: lse[rows], want_lse, V)]
     )
 
 
@@ -448,9 +433,7 @@ def adamw(s, R):
     m64 = beta1 * m64 + (1 - beta1) * g
     v64 = beta2 * v64 + (1 - beta2) * g**2
     p = p - lr * (m64 / bias1 / (np.sqrt(v64 / bias2) + eps) + decay * p)
-    return Subject(
-        [Check(lambda: params[some], p, 16), Check(lambda: m[some], m64, 16), Check(lambda: v[some], v64, 16)]
-    )
+    return Subject([Check(lambda: params[some], p, 16), Check(lambda: m[some], m64, 16), Check(lambda: v[some], v64, 16)])
 
 
 def global_norm(s, R):

@@ -212,9 +212,7 @@ def model_flops(case):
         work = model.program(case.B, case.T)
         return flops(work.forward_program) + flops(work.backward_program)
     work = Runner(model, context=case.T).prepare(Work(case.B, case.T, targets=False))
-    attention = FLOPS["attention_forward"](
-        case.B, case.T, config.channels, config.num_heads
-    )  # the cached kernel's too
+    attention = FLOPS["attention_forward"](case.B, case.T, config.channels, config.num_heads)  # the cached kernel's too
     return flops(work.forward_program) + config.num_layers * attention
 
 
@@ -334,9 +332,7 @@ def measure_torch(case, mode, python, isa, machine, seconds):
     precision = "bf16" if "bf16" in mode else "fp32"
     with gpt2c_worker(case, isa, machine, precision) as ours, torch_worker(case, mode, python, machine) as theirs:
         our_seconds, their_seconds = medians([ours, theirs], seconds)
-        return model_row(
-            case, isa, machine, their_seconds, theirs, f"torch {mode}", their_seconds / our_seconds
-        )
+        return model_row(case, isa, machine, their_seconds, theirs, f"torch {mode}", their_seconds / our_seconds)
 
 
 # ---- where a training step's time goes

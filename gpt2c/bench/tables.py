@@ -58,8 +58,7 @@ def header(machine):
         f"gpt2c {machine['version']} {commit}, {machine['date']}, {machine['compiler']}{openmp}\n"
         f"{machine['cpu']}, {machine['threads']} threads ({machine['cores']} cores); "
         f"measured peak in GFLOP/s: {peaks}; bandwidth {machine['bandwidth']:.0f} GB/s, reading "
-        f"{machine['read_bandwidth']:.0f}"
-        + ("\nbeside it: " + ", ".join(others) if others else "")
+        f"{machine['read_bandwidth']:.0f}" + ("\nbeside it: " + ", ".join(others) if others else "")
     )
 
 
@@ -99,22 +98,15 @@ def load_kernels(path):
             bench = json.load(file)
             machine, rows = bench["machine"], [row for row in bench["rows"] if row["section"] == "kernels"]
             texts = [machine["cpu"]] + [row[key] for row in rows for key in ("kernel", "case")]
-            numbers = [
-                machine["threads"],
-                machine["bandwidth"],
-                *(machine["peak"][row["isa"]] for row in rows),
-            ]
+            numbers = [machine["threads"], machine["bandwidth"], *(machine["peak"][row["isa"]] for row in rows)]
             numbers += [row[key] for row in rows for key in ("intensity", "gflop_s")]
-            good = all(isinstance(text, str) for text in texts) and all(
-                1e-9 < number < 1e9 for number in numbers
-            )
+            good = all(isinstance(text, str) for text in texts) and all(1e-9 < number < 1e9 for number in numbers)
         except (ValueError, KeyError, TypeError, RecursionError):
             good = False
     if not good:
         raise InputError(f"{path} is not a benchmark; name a .json file that gpt2c bench --out has written")
     if not 0 < len(rows) <= MOST_POINTS:
         raise InputError(
-            f"{path} has {len(rows)} rows of kernels, expected 1 to {MOST_POINTS}; measure with gpt2c bench "
-            "kernels --out DIR"
+            f"{path} has {len(rows)} rows of kernels, expected 1 to {MOST_POINTS}; measure with gpt2c bench kernels --out DIR"
         )
     return machine, rows

@@ -32,20 +32,17 @@ class BenchConfig:
     isa: tuple[str, ...] = flag((), "instruction set, or all", metavar="NAME", default_text="the best")
     threads: int = flag(0, "threads to use", default_text="one per core")
     seconds: float = flag(1.0, "time everything at least so long, and at least five times")
-    compare: tuple[str, ...] = flag(
-        (), "torch: training beside PyTorch; numpy: products beside NumPy's", metavar="NAME"
-    )
+    compare: tuple[str, ...] = flag((), "torch: training beside PyTorch; numpy: products beside NumPy's", metavar="NAME")
     torch_python: str = flag("", "the Python that has PyTorch", metavar="PATH", default_text="this one")
     profile: bool = flag(False, "show instead where the time of a training step goes")
     shape: str = flag(benchmarks.SHAPES[0], "the model of --profile and --mpi", choices=benchmarks.SHAPES)
-    mpi: bool = flag(False, "show instead what the ranks that mpirun has started cost and gain, and what more of them would, one "
-                     "to a node")
+    mpi: bool = flag(
+        False, "show instead what the ranks that mpirun has started cost and gain, and what more of them would, one to a node"
+    )
     batches: int = flag(4, "with --mpi: batches of each rank in an update")
     link_gbit: float = flag(10.0, "and what the link between nodes carries each way, in Gbit/s")
     link_us: float = flag(50.0, "and how long a message takes on it, in microseconds")
-    out: str = flag(
-        "", "folder for <date>-<machine>.json and .csv", "-o", metavar="DIR", default_text="none is written"
-    )
+    out: str = flag("", "folder for <date>-<machine>.json and .csv", "-o", metavar="DIR", default_text="none is written")
 
     def __post_init__(self):
         require_at_least(self, seconds=0, batches=1)
@@ -98,16 +95,21 @@ def measure_ranks(config):
     ranks.quiet()
     ranks.settle(config.threads)
     threads = settings.info()["threads"]
-    print(f"{ranks.size} ranks, {ranks.neighbours} of them here with {threads} threads each; {case.shape}, batches of {case.B} x "
-          f"{case.T}, {config.batches} of each rank in an update", flush=True)
+    print(
+        f"{ranks.size} ranks, {ranks.neighbours} of them here with {threads} threads each; {case.shape}, batches of {case.B} x "
+        f"{case.T}, {config.batches} of each rank in an update",
+        flush=True,
+    )
     model = case.create()
     S, costs = model.params.nbytes, cluster.costs(case, model, ranks)
     print(f"a batch {1e3 * costs.batch:.1f} ms, an update {1e3 * costs.update:.1f} ms, adding {costs.summing / 1e9:.1f} GB/s")
     if ranks.size > 1:
         compare_ranks(config, case, model, costs, ranks)
     link = cluster.Link(config.link_gbit * 1e9 / 8, config.link_us * 1e-6)
-    print(f"\npredicted, with {config.link_gbit:g} Gbit/s and {config.link_us:g} us between nodes:\n"
-          f"{'nodes':>6} {'tokens':>9} {'ms':>9} {'exchanging':>11} {'tok/s':>10} {'efficiency':>11}")
+    print(
+        f"\npredicted, with {config.link_gbit:g} Gbit/s and {config.link_us:g} us between nodes:\n"
+        f"{'nodes':>6} {'tokens':>9} {'ms':>9} {'exchanging':>11} {'tok/s':>10} {'efficiency':>11}"
+    )
     for N, tokens, seconds, exchanging, speed, efficiency in cluster.predictions(S, case.B * case.T, config.batches, costs, link):
         print(f"{N:6d} {tokens:9d} {1e3 * seconds:9.1f} {1e3 * exchanging:11.1f} {speed:10.0f} {efficiency:11.1%}")
 
@@ -121,14 +123,20 @@ def compare_ranks(config, case, model, costs, ranks):
         print(f"{4 * floats:12d} {1e3 * seconds:10.3f} {8 * floats * (1 - 1 / ranks.size) / seconds / 1e9:8.2f}", flush=True)
     link = cluster.fitted(measured, ranks, costs.summing)
     S = model.params.nbytes
-    print(f"the link: {8e-9 * link.bandwidth:.1f} Gbit/s each way, {1e6 * link.latency:.1f} us a message\n"
-          f"hidden behind the computation of a batch: {cluster.hidden(case, model, ranks):.0%} of a sum by MPI alone", flush=True)
+    print(
+        f"the link: {8e-9 * link.bandwidth:.1f} Gbit/s each way, {1e6 * link.latency:.1f} us a message\n"
+        f"hidden behind the computation of a batch: {cluster.hidden(case, model, ranks):.0%} of a sum by MPI alone",
+        flush=True,
+    )
     loader = benchmarks.one_batch(case)
-    trainer = Trainer(model, loader, config=TrainConfig(
-        max_steps=sys.maxsize, total_batch_size=config.batches * ranks.size * case.B * case.T))
+    trainer = Trainer(
+        model, loader, config=TrainConfig(max_steps=sys.maxsize, total_batch_size=config.batches * ranks.size * case.B * case.T)
+    )
     now, expected = cluster.median(trainer.update, ranks, 3), cluster.step(S, ranks.size, config.batches, costs, link)
-    print(f"an update: {1e3 * now:.1f} ms, predicted {1e3 * expected:.1f} ms ({expected / now - 1:+.1%}); "
-          f"{trainer.tokens_per_step / now:.0f} tok/s")
+    print(
+        f"an update: {1e3 * now:.1f} ms, predicted {1e3 * expected:.1f} ms ({expected / now - 1:+.1%}); "
+        f"{trainer.tokens_per_step / now:.0f} tok/s"
+    )
 
 
 def split(words):

@@ -4,6 +4,7 @@ A model that has learned conversations answers, knowing what was said before as 
 continues each line. `exit` or the end of the input ends the program; Ctrl-C stops an answer, and ends the program where
 nothing is typed. Into a pipe go the answers alone, one to a line.
 """
+
 import sys
 from dataclasses import dataclass
 
@@ -26,10 +27,19 @@ PROMPT, ANSWER = "Enter prompt: ", "Model output: "
 class ChatConfig:
     checkpoint: str = flag("", "a gpt2c checkpoint or an llm.c model", "--model", "--load-checkpoint", metavar="CKPT")
     max_new_tokens: int = flag(256, "tokens of an answer, at most", "-n", "--length", "--gen-length")
-    turns: int = flag(0, "questions that the model knows of at a time, the last one included",
-                      default_text="as many as the conversations had that it learned from")
-    tokenizer: str = flag("", "tokenizer file, for checkpoints that have none of their own", "--vocab", "--bpe-load-path",
-                          metavar="PATH", default_text="gpt2_tokenizer.bin here or in data/")
+    turns: int = flag(
+        0,
+        "questions that the model knows of at a time, the last one included",
+        default_text="as many as the conversations had that it learned from",
+    )
+    tokenizer: str = flag(
+        "",
+        "tokenizer file, for checkpoints that have none of their own",
+        "--vocab",
+        "--bpe-load-path",
+        metavar="PATH",
+        default_text="gpt2_tokenizer.bin here or in data/",
+    )
     threads: int = flag(0, "threads to use", default_text="one per core")
 
     def __post_init__(self):
@@ -102,9 +112,13 @@ def chat(conversation):
         except ImportError:
             pass
     model = conversation.model
-    print(f"{model.family}, {model.num_parameters:,} parameters{', ' + model.description if model.description else ''}; "
-          + ("it answers" if model.turns else "it has learned no conversations and continues what you write")
-          + "; exit ends", file=aside, flush=True)
+    print(
+        f"{model.family}, {model.num_parameters:,} parameters{', ' + model.description if model.description else ''}; "
+        + ("it answers" if model.turns else "it has learned no conversations and continues what you write")
+        + "; exit ends",
+        file=aside,
+        flush=True,
+    )
     while (text := read_question(terminal, aside)) is not None:
         if text:
             reply(conversation, text, terminal)

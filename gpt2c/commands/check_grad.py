@@ -4,6 +4,7 @@ Along random directions in each parameter tensor, what the backward pass gives i
 Without a checkpoint a tiny model of the family is checked, or one of the size that the flags say. The exit code is 1 where
 a tensor fails.
 """
+
 import dataclasses
 from dataclasses import dataclass
 
@@ -45,8 +46,15 @@ def main(argv):
     path, family = flags.peek(argv, CheckConfig, "checkpoint", "model")
     module = family_named(family)
     tiny = {field.name: TINY[field.name] for field in dataclasses.fields(module.Config) if field.name in TINY}
-    (config, shape), _ = flags.parse(argv, [CheckConfig, module.Config], "gpt2c check-grad", __doc__.partition("\n\n")[2],
-                                     ["checkpoint"], tiny, other_configs(family))
+    (config, shape), _ = flags.parse(
+        argv,
+        [CheckConfig, module.Config],
+        "gpt2c check-grad",
+        __doc__.partition("\n\n")[2],
+        ["checkpoint"],
+        tiny,
+        other_configs(family),
+    )
     if config.threads:
         settings.set_num_threads(config.threads)
     model = load(config.checkpoint) if config.checkpoint else Model(family, shape).initialise(config.seed)
@@ -58,12 +66,16 @@ def main(argv):
         wrong = any(error > config.tolerance + noise for error, noise in both)
         unknown = not wrong and both[0][1] > FLAT
         parts = "   ".join(f"{how} {error:.1e} +- {noise:.1e}" for how, (error, noise) in zip(("along it", "at random"), both))
-        print(f"  {name:<12} gradient {size:.3e}   {parts}   {'FAILS' if wrong else 'too flat to tell' if unknown else 'ok'}",
-              flush=True)
+        print(
+            f"  {name:<12} gradient {size:.3e}   {parts}   {'FAILS' if wrong else 'too flat to tell' if unknown else 'ok'}",
+            flush=True,
+        )
         failed += [name] * wrong
         flat += [name] * unknown
-    print(f"{'FAILED: ' + ', '.join(failed) if failed else 'no tensor fails'}"
-          + (f"; too flat to tell: {', '.join(flat)}" if flat else ""))
+    print(
+        f"{'FAILED: ' + ', '.join(failed) if failed else 'no tensor fails'}"
+        + (f"; too flat to tell: {', '.join(flat)}" if flat else "")
+    )
     return int(bool(failed))
 
 

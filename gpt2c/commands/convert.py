@@ -4,6 +4,7 @@ FROM is a checkpoint, an llm.c model, a checkpoint of randyGPT or a model in JSO
 says what is written: .json is JSON, .bin of a gpt2 model is llm.c's format, anything else is a checkpoint. The weights go
 over, not the state of a run.
 """
+
 import os
 from dataclasses import dataclass
 
@@ -24,8 +25,12 @@ class ConvertConfig:
     target: str = flag("", "what to write", metavar="TO")
     version: int = flag(3, "of llm.c's format: 3 float32, 5 bf16", choices=(3, 5))
     tokenizer: str = flag("", "a tokenizer file to put into the model", metavar="PATH", default_text="the model's own")
-    training_text: str = flag("", "for randyGPT's checkpoints, which do not hold their characters: the text that the model was "
-                              "trained on", "--text", metavar="PATH")
+    training_text: str = flag(
+        "",
+        "for randyGPT's checkpoints, which do not hold their characters: the text that the model was trained on",
+        "--text",
+        metavar="PATH",
+    )
     description: str = flag("", "words about the model", default_text="the model's own")
 
 
@@ -55,7 +60,9 @@ def model_in(config):
         text = "".join(text for text, _ in decoded_blocks(config.training_text, Reading()))
         known = characters(text)
         if len(known) != model.config.vocab_size:
-            raise UsageError(f"{config.training_text} gives {len(known)} characters, the model has {model.config.vocab_size}: it "
-                             "is not the text that the model was trained on")
+            raise UsageError(
+                f"{config.training_text} gives {len(known)} characters, the model has {model.config.vocab_size}: it "
+                "is not the text that the model was trained on"
+            )
         model.tokenizer = Tokenizer.from_json(over_characters(known).to_str())
     return model

@@ -3,6 +3,7 @@
 For text and token files the loss per token, the perplexity and the bits per byte; for files of multiple choice
 (HellaSwag, MMLU) how many it gets right.
 """
+
 import math
 import os
 from dataclasses import dataclass
@@ -29,8 +30,12 @@ class EvalConfig:
     seq_len: int = flag(0, "tokens per sequence", "-t", default_text="as many as the model takes, at most 1024")
     val_steps: int = flag(-1, "batches to evaluate (-1: all)", "-m", "--val-num-batches")
     limit: int = flag(0, "examples of multiple choice to evaluate (0: all)")
-    tokenizer: str = flag("", "tokenizer file, for checkpoints that have none of their own", metavar="PATH",
-                          default_text="gpt2_tokenizer.bin here or in data/")
+    tokenizer: str = flag(
+        "",
+        "tokenizer file, for checkpoints that have none of their own",
+        metavar="PATH",
+        default_text="gpt2_tokenizer.bin here or in data/",
+    )
     threads: int = flag(0, "threads to use", default_text="one per core")
 
     def __post_init__(self):
@@ -116,11 +121,14 @@ def score_choices(model, examples, config, T):
     examples = examples[: config.limit or None]
     highest = max(max(ids) for e in examples for ids in (e.context, *e.answers))
     if highest >= model.config.vocab_size:
-        raise InputError(f"{config.data} has id {highest}, the model a vocabulary of {model.config.vocab_size}; use the "
-                         "tokenizer the file was made with")
+        raise InputError(
+            f"{config.data} has id {highest}, the model a vocabulary of {model.config.vocab_size}; use the "
+            "tokenizer the file was made with"
+        )
     rows = [(e.context, answer) for e in examples for answer in e.answers]
-    losses = [sums for n in range(0, len(rows), config.batch_size)
-              for sums in answer_losses(model, rows[n : n + config.batch_size], T)]
+    losses = [
+        sums for n in range(0, len(rows), config.batch_size) for sums in answer_losses(model, rows[n : n + config.batch_size], T)
+    ]
     right = right_norm = at = 0
     for example in examples:
         sums = np.array(losses[at : at + len(example.answers)])
@@ -128,8 +136,7 @@ def score_choices(model, examples, config, T):
         right += int(sums.argmin()) == example.label
         right_norm += int((sums / [len(answer) for answer in example.answers]).argmin()) == example.label
     count = len(examples)
-    return (f"{name}: {right_norm}/{count} = {right_norm / count:f}\n"
-            f"acc {right / count:.4f} acc_norm {right_norm / count:.4f}")
+    return f"{name}: {right_norm}/{count} = {right_norm / count:f}\nacc {right / count:.4f} acc_norm {right_norm / count:.4f}"
 
 
 def answer_losses(model, rows, T):

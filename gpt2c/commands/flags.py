@@ -31,17 +31,26 @@ METAVARS = {bool: "", int: "N", float: "X", str: "TEXT"}
 HELP_COLUMN = 34
 
 
-def flag(default, help, *names, metavar=None, choices=None, default_text=None, hidden=False, group=None,
-         deprecated=None):
+def flag(default, help, *names, metavar=None, choices=None, default_text=None, hidden=False, group=None, deprecated=None):
     """A dataclass field with what a flag needs besides its name and type.
 
     names: further spellings, dashes included. deprecated: {spelling: advice}, accepted with a warning.
     group: the title of a section of the help that lasts until the next field with a group.
     default_text: what the help shows as the default where the value itself does not say it.
     """
-    return dataclasses.field(default=default, metadata={
-        "help": help, "names": names, "metavar": metavar, "choices": choices, "default_text": default_text,
-        "hidden": hidden, "group": group, "deprecated": deprecated or {}})
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "help": help,
+            "names": names,
+            "metavar": metavar,
+            "choices": choices,
+            "default_text": default_text,
+            "hidden": hidden,
+            "group": group,
+            "deprecated": deprecated or {},
+        },
+    )
 
 
 def require_at_least(instance, **least):
@@ -54,12 +63,12 @@ def require_at_least(instance, **least):
 class Flag(typing.NamedTuple):
     """One field of one dataclass, seen from the command line."""
 
-    owner: int              # index of its dataclass
-    name: str               # of the field
-    kinds: tuple            # the types of one value, in the order they are tried
-    many: type | None       # tuple or list where the flag may be repeated
+    owner: int  # index of its dataclass
+    name: str  # of the field
+    kinds: tuple  # the types of one value, in the order they are tried
+    many: type | None  # tuple or list where the flag may be repeated
     default: object
-    meta: dict              # the arguments of flag()
+    meta: dict  # the arguments of flag()
 
     @property
     def spellings(self):
@@ -70,8 +79,7 @@ class Flag(typing.NamedTuple):
 class General:
     """The flags of every program."""
 
-    config: str = flag(None, "read flags from a TOML file; the command line goes before it", metavar="FILE",
-                       group="general")
+    config: str = flag(None, "read flags from a TOML file; the command line goes before it", metavar="FILE", group="general")
     help: bool = flag(False, "print this help", "-h", default_text="")
 
 
@@ -91,8 +99,9 @@ def parse(argv, classes, prog, description="", positional=(), defaults=None, els
     values, rest = _from_argv(argv, words, prog, *elsewhere or ())
     _from_rest(rest, _named(positional, flags), values, prog)
     values = _with_file(values, words, len(classes))
-    instances = [cls(**{f.name: values.get((i, f.name), f.default) for f in flags if f.owner == i})
-                 for i, cls in enumerate(classes)]
+    instances = [
+        cls(**{f.name: values.get((i, f.name), f.default) for f in flags if f.owner == i}) for i, cls in enumerate(classes)
+    ]
     return instances, {name for _, name in values}
 
 
@@ -148,8 +157,10 @@ def help_text(prog, description, classes, positional=(), defaults=None):
         names = [s for s in f.spellings if words[_key(s)] is f and s not in f.meta["deprecated"]]
         if names and not f.meta["hidden"]:
             sections.setdefault(title, []).append(_help_entry(f, names, width))
-    notes = ("Long flags ignore case, - and _. --flag=VALUE and --flag VALUE are the same; --no-flag turns a "
-             "switch off. The last of a repeated flag counts.")
+    notes = (
+        "Long flags ignore case, - and _. --flag=VALUE and --flag VALUE are the same; --no-flag turns a "
+        "switch off. The last of a repeated flag counts."
+    )
     tables = ["\n".join([f"{title}:", *entries]) for title, entries in sections.items()]
     usage = " ".join(["usage:", prog, *usage, "[flags]"])
     blocks = [usage, _fill(description, width), *tables, _fill(notes, width)]
@@ -269,8 +280,11 @@ def _from_argv(argv, words, prog=None, chooser="", elsewhere=None):
         if f is None:
             if prog:
                 owners = [value for value, cls in (elsewhere or {}).items() if key in _table([cls])[1]]
-                hint = (f", which goes with {chooser} {' or '.join(owners)}" if owners else
-                        nearest(spelling, {known: f.spellings[0] for known, f in words.items()}))
+                hint = (
+                    f", which goes with {chooser} {' or '.join(owners)}"
+                    if owners
+                    else nearest(spelling, {known: f.spellings[0] for known, f in words.items()})
+                )
                 raise UsageError(f"unknown flag {spelling}{hint} ({prog} --help lists all)")
             continue
         if not equals:
@@ -278,8 +292,11 @@ def _from_argv(argv, words, prog=None, chooser="", elsewhere=None):
             if bool in f.kinds and (follows is None or _read(follows, f.kinds) is None):
                 text = "true"
             elif follows is None:
-                found = (f"the flag {queue[0]} (write {spelling}={queue[0]} if that is the value)" if queue
-                         else "the end of the command line")
+                found = (
+                    f"the flag {queue[0]} (write {spelling}={queue[0]} if that is the value)"
+                    if queue
+                    else "the end of the command line"
+                )
                 raise UsageError(f"{spelling}: expected a value, found {found}")
             else:
                 text = queue.pop(0)
@@ -354,8 +371,7 @@ def _help_entry(f, names, width):
 
 
 def _fill(text, width, first="", indent=0):
-    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * indent,
-                         break_on_hyphens=False) or first
+    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False) or first
 
 
 def _toml(value):

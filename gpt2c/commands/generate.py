@@ -2,6 +2,7 @@
 
 The text alone goes to standard output, as it comes.
 """
+
 import sys
 from dataclasses import dataclass
 
@@ -21,8 +22,14 @@ class GenerateConfig:
     prompt: str = flag("", "what the text begins with", default_text="nothing: the end-of-text token")
     max_new_tokens: int = flag(256, "tokens to generate", "-n", "--length", "--gen-length")
     ignore_eot: bool = flag(False, "go on after an end-of-text token")
-    tokenizer: str = flag("", "tokenizer file, for checkpoints that have none of their own", "--vocab", "--bpe-load-path",
-                          metavar="PATH", default_text="gpt2_tokenizer.bin here or in data/")
+    tokenizer: str = flag(
+        "",
+        "tokenizer file, for checkpoints that have none of their own",
+        "--vocab",
+        "--bpe-load-path",
+        metavar="PATH",
+        default_text="gpt2_tokenizer.bin here or in data/",
+    )
     chunk_size: int = flag(CHUNK, "tokens of the prompt that are read at a time")
     threads: int = flag(0, "threads to use", default_text="one per core")
     device: str = flag("", "", hidden=True, deprecated={"--device-id": "gpt2c runs on the CPU; it changes nothing"})
@@ -33,8 +40,14 @@ class GenerateConfig:
 
 def main(argv):
     def parsed(**defaults):
-        return flags.parse(argv, [GenerateConfig, Sampling, VocabularySource], "gpt2c generate", __doc__.partition("\n\n")[2],
-                           ["checkpoint"], defaults)[0]
+        return flags.parse(
+            argv,
+            [GenerateConfig, Sampling, VocabularySource],
+            "gpt2c generate",
+            __doc__.partition("\n\n")[2],
+            ["checkpoint"],
+            defaults,
+        )[0]
 
     config, how, _ = parsed()
     if not config.checkpoint:

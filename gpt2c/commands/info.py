@@ -3,6 +3,7 @@
 Without PATH this machine and this build; of a checkpoint, what it holds and whether it is whole; of the folder of a run,
 how far it is and its checkpoints. --json prints the same for programs to read.
 """
+
 import dataclasses
 import json
 import math
@@ -77,22 +78,45 @@ def model_file(path):
         head = file.read(8)
     if is_rgpt(head):
         old = read_rgpt(path)
-        return {"file": path, "format": head.decode(), **old.config, "step": old.step, "best_loss": old.best_loss,
-                "parameters": sum(array.size for array in old.params.values())}
+        return {
+            "file": path,
+            "format": head.decode(),
+            **old.config,
+            "step": old.step,
+            "best_loss": old.best_loss,
+            "parameters": sum(array.size for array in old.params.values()),
+        }
     if len(head) >= 4 and struct.unpack("<i", head[:4])[0] in llmc.KINDS:
         header = llmc.read_header(path)
         shapes = llmc.gpt2_shapes(header)
-        return {"file": path, "format": f"llm.c, version {header.version}", **header._asdict(),
-                "parameters": sum(math.prod(shape) for shape in shapes.values())}
+        return {
+            "file": path,
+            "format": f"llm.c, version {header.version}",
+            **header._asdict(),
+            "parameters": sum(math.prod(shape) for shape in shapes.values()),
+        }
     if head[:1] == b"{":
         model = checkpoint.load(path)
-        return {"file": path, "format": json_model.FORMAT, "family": model.family, **dataclasses.asdict(model.config),
-                "parameters": model.num_parameters, "description": model.description, "turns": model.turns,
-                "saved": written_at(path), "sha256": "that of its numbers, as it is"}
+        return {
+            "file": path,
+            "format": json_model.FORMAT,
+            "family": model.family,
+            **dataclasses.asdict(model.config),
+            "parameters": model.num_parameters,
+            "description": model.description,
+            "turns": model.turns,
+            "saved": written_at(path),
+            "sha256": "that of its numbers, as it is",
+        }
     content, said = checkpoint.read(path), checkpoint.metadata(path)
-    found = {"file": path, "format": said["format"], "family": content.family, **dataclasses.asdict(content.config),
-             **parameter_counts(content, said["tensors"]),
-             "tokenizer": f"{content.tokenizer.vocab_size} tokens" if content.tokenizer else "none"}
+    found = {
+        "file": path,
+        "format": said["format"],
+        "family": content.family,
+        **dataclasses.asdict(content.config),
+        **parameter_counts(content, said["tensors"]),
+        "tokenizer": f"{content.tokenizer.vocab_size} tokens" if content.tokenizer else "none",
+    }
     found |= {name: said[name] for name in ("description", "turns", "step", "best_val_loss") if name in said}
     found["saved"] = written_at(path)
     return found | {"run": content.run.values if content.run else "none: weights alone", "sha256": said["sha256"] + ", as it is"}

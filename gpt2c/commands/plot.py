@@ -17,15 +17,9 @@ from gpt2c.support import pictures
 @dataclass
 class PlotConfig:
     run: tuple[str, ...] = flag((), "the folder of a run", metavar="RUN")
-    roofline: str = flag(
-        "", "draw the kernels of a benchmark below the roofs of its machine", metavar="BENCH.json"
-    )
+    roofline: str = flag("", "draw the kernels of a benchmark below the roofs of its machine", metavar="BENCH.json")
     out: str = flag(
-        "",
-        "the picture; its ending tells the format",
-        "-o",
-        metavar="FILE",
-        default_text="loss.png or roofline.png here",
+        "", "the picture; its ending tells the format", "-o", metavar="FILE", default_text="loss.png or roofline.png here"
     )
 
 
@@ -38,9 +32,7 @@ def main(argv):
         pictures.roofline(*tables.load_kernels(config.roofline), path)
     else:
         path = config.out or "loss.png"
-        pictures.loss_curves(
-            {name: runs.read_metrics(folder) for name, folder in named(config.run).items()}, path
-        )
+        pictures.loss_curves({name: runs.read_metrics(folder) for name, folder in named(config.run).items()}, path)
     print(f"written: {path}")
 
 

@@ -4,6 +4,7 @@ Takes text, JSON, JSON Lines and CSV files, folders and patterns of them. The en
 document; the last tenth is held out for validation. Memory stays small whatever the size of the input, and an
 interrupted run leaves nothing behind.
 """
+
 import signal
 import sys
 import time
@@ -33,8 +34,12 @@ class PrepareConfig:
     inputs: tuple[str, ...] = flag((), "files, folders or patterns", metavar="FILE", group="what to make")
     name: str = flag("", "what the data set is called", default_text="the first input's name")
     out_dir: str = flag("data", "the folder it goes to", "-o", "--output", metavar="DIR")
-    tokenizer: str = flag("", f"{', '.join(KINDS)}, or a tokenizer file", metavar="KIND|PATH",
-                          default_text="gpt2 where gpt2_tokenizer.bin is at hand, else char")
+    tokenizer: str = flag(
+        "",
+        f"{', '.join(KINDS)}, or a tokenizer file",
+        metavar="KIND|PATH",
+        default_text="gpt2 where gpt2_tokenizer.bin is at hand, else char",
+    )
     layout: str = flag("", "make what llm.c's script of this name makes", choices=("", *LAYOUTS), default_text="")
     val_fraction: float = flag(0.1, "the part of the text, at its end, that is held out for validation", "--val-frac")
     shard_tokens: int = flag(SHARD_TOKENS, "the most tokens in one file; more become NAME_train_000001.bin and so on")
@@ -61,8 +66,10 @@ def main(argv):
     began = time.monotonic()
     make = prepare_choices if config.layout in CHOICES else prepare_text
     print(make(config, reading, files, total, name, tokenizer))
-    print(f"{in_units(total)} in {duration(time.monotonic() - began)} with a {tokenizer.kind} tokenizer of "
-          f"{tokenizer.vocab_size} tokens")
+    print(
+        f"{in_units(total)} in {duration(time.monotonic() - began)} with a {tokenizer.kind} tokenizer of "
+        f"{tokenizer.vocab_size} tokens"
+    )
 
 
 def prepare_text(config, reading, files, total, name, tokenizer):
@@ -82,8 +89,9 @@ def prepare_text(config, reading, files, total, name, tokenizer):
             writer.write(part, ids)
             progress.update(at)
         progress.end()
-    return (f"{name} in {config.out_dir}: {writer.counts['train']:,} training tokens, {writer.counts['val']:,} for validation"
-            + ("" if writer.counts["val"] else " (none: a document is never cut, and the last one is most of the text)"))
+    return f"{name} in {config.out_dir}: {writer.counts['train']:,} training tokens, {writer.counts['val']:,} for validation" + (
+        "" if writer.counts["val"] else " (none: a document is never cut, and the last one is most of the text)"
+    )
 
 
 def prepare_choices(config, reading, files, total, name, tokenizer):

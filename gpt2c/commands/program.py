@@ -1,4 +1,5 @@
 """What all programs share: how an error ends them."""
+
 import os
 import select
 import sys

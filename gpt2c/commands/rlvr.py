@@ -2,6 +2,7 @@
 
 Goes on from a checkpoint that has read text of the task (gpt2c train --data task:copy), of any family, with GRPO.
 """
+
 import dataclasses
 import signal
 import time
@@ -34,8 +35,13 @@ class RlvrConfig:
     task: str = flag("copy", f"{', '.join(TASKS)}, or a Python file with a task", "--rl-task", metavar="NAME|FILE")
     out_dir: str = flag("", "the run's folder", "-o", "--output", metavar="DIR", default_text="runs/<date>-<family>")
     save_path: str = flag("", "the checkpoint at the end, instead of a folder or beside one", metavar="X")
-    resume: bool | str = flag(False, "go on from the newest whole checkpoint of --out-dir or --save-path, or from this one; "
-                              "flags that are not given stay as they were", "-y", metavar="PATH")
+    resume: bool | str = flag(
+        False,
+        "go on from the newest whole checkpoint of --out-dir or --save-path, or from this one; "
+        "flags that are not given stay as they were",
+        "-y",
+        metavar="PATH",
+    )
     save_every: int = flag(0, "save a checkpoint every N steps (0: only at the end)", "--checkpoint-interval")
     save_on_complete: bool = flag(True, "save at the end")
     log_every: int = flag(10, "print every Nth step", "--log-interval")
@@ -43,8 +49,13 @@ class RlvrConfig:
     prompt: str = flag("", "also go on with this text after the end")
     gen_length: int = flag(100, "how far", "--length")
     temperature: float = flag(0.3, "and at this temperature; rewards are always earned at 1")
-    tokenizer: str = flag("", "tokenizer file, for checkpoints that have none of their own", "--bpe-load-path", metavar="PATH",
-                          default_text="gpt2_tokenizer.bin here or in data/")
+    tokenizer: str = flag(
+        "",
+        "tokenizer file, for checkpoints that have none of their own",
+        "--bpe-load-path",
+        metavar="PATH",
+        default_text="gpt2_tokenizer.bin here or in data/",
+    )
     threads: int = flag(0, "threads to use", default_text="one per core")
 
     def __post_init__(self):
@@ -60,8 +71,13 @@ def main(argv):
 def rlvr(argv, stop, console):
     old = checkpoint_to_resume(*flags.peek(argv, RlvrConfig, "resume", "out_dir", "save_path"), console, PROGRAM)
     (run, config, _), given = flags.parse(
-        argv, [RlvrConfig, GrpoConfig, VocabularySource], "gpt2c rlvr", __doc__.partition("\n\n")[2], ["checkpoint"],
-        recorded_flags(old, RlvrConfig, GrpoConfig) if old else None)
+        argv,
+        [RlvrConfig, GrpoConfig, VocabularySource],
+        "gpt2c rlvr",
+        __doc__.partition("\n\n")[2],
+        ["checkpoint"],
+        recorded_flags(old, RlvrConfig, GrpoConfig) if old else None,
+    )
     if not run.checkpoint:
         raise UsageError("name a checkpoint: gpt2c rlvr CKPT [flags]; gpt2c train --data task:NAME makes one")
     ranks = world()
@@ -83,8 +99,10 @@ def rlvr(argv, stop, console):
     if aside := files.begin(flags.to_toml(dataclasses.replace(run, resume=False), config), grpo.step):
         console.warning(aside)
     origin = f"resumed from {old.path} at step {grpo.step}" if old else f"from {run.checkpoint}"
-    console.info(f"rlvr: {run.task} with {model.family}, {model.num_parameters:,} parameters, {origin}; "
-                 f"{config.steps} steps of {config.prompts} prompts x {config.group_size} completions; files in {files}")
+    console.info(
+        f"rlvr: {run.task} with {model.family}, {model.num_parameters:,} parameters, {origin}; "
+        f"{config.steps} steps of {config.prompts} prompts x {config.group_size} completions; files in {files}"
+    )
     began = time.monotonic()
     if not old:
         measure(grpo, run, console, "before")
@@ -130,9 +148,11 @@ def learn(grpo, run, files, stop, console):
         console.advance(grpo.step, f"reward {step.reward:.3f}, success {100 * step.success:.0f}%")
         if run.log_every and (step.step == 0 or grpo.step % run.log_every == 0 or grpo.step == total):
             left = (total - grpo.step) * (time.monotonic() - began) / (grpo.step - first)
-            console.info(f"step {grpo.step:4d}/{total} | reward {step.reward:.3f} | success {100 * step.success:.1f}% | "
-                         f"entropy {step.entropy:.3f} | kl {step.kl:.4f} | norm {step.grad_norm:.3f} | "
-                         f"skipped {step.skipped}/{grpo.config.prompts} | {step.ms:.0f} ms | eta {duration(left)}")
+            console.info(
+                f"step {grpo.step:4d}/{total} | reward {step.reward:.3f} | success {100 * step.success:.1f}% | "
+                f"entropy {step.entropy:.3f} | kl {step.kl:.4f} | norm {step.grad_norm:.3f} | "
+                f"skipped {step.skipped}/{grpo.config.prompts} | {step.ms:.0f} ms | eta {duration(left)}"
+            )
             if step.best:
                 console.info(described(step.best))
         if save or run.save_every and grpo.step % run.save_every == 0 and grpo.step < total:

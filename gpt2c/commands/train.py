@@ -3,6 +3,7 @@
 Without arguments it fine-tunes gpt2_124M.bin where that file is present, and otherwise trains a small model from
 scratch on the first data set below data/.
 """
+
 import dataclasses
 import os
 from dataclasses import dataclass
@@ -36,31 +37,71 @@ from gpt2c.training.trainer import Trainer
 PRETRAINED = "gpt2_124M.bin"
 
 # The run without arguments and without a checkpoint: a model that learns to write in a minute or two on two cores.
-STARTER = dict(num_layers=4, num_heads=4, channels=128, max_seq_len=128, batch_size=8, seq_len=128, max_steps=1500,
-               learning_rate=4e-3, lr_schedule="cosine", warmup_steps=50, final_lr_frac=0.1, weight_decay=0.1, beta2=0.99,
-               grad_clip=1.0, val_every=200, sample_every=500, sample_len=120, temperature=0.7, log_every=20)
+STARTER = dict(
+    num_layers=4,
+    num_heads=4,
+    channels=128,
+    max_seq_len=128,
+    batch_size=8,
+    seq_len=128,
+    max_steps=1500,
+    learning_rate=4e-3,
+    lr_schedule="cosine",
+    warmup_steps=50,
+    final_lr_frac=0.1,
+    weight_decay=0.1,
+    beta2=0.99,
+    grad_clip=1.0,
+    val_every=200,
+    sample_every=500,
+    sample_len=120,
+    temperature=0.7,
+    log_every=20,
+)
 
 
 @dataclass
 class RunConfig:
     """What to train, on what, and where it goes."""
 
-    model: str = flag("", "the model family, whose sizes are flags too: --model FAMILY --help lists them",
-                      choices=("", *FAMILIES), metavar="|".join(FAMILIES), group="model",
-                      default_text="gpt2, or the family that alone has flags that are given")
-    init_from: str = flag("", "scratch, a checkpoint to take the weights from, or for gpt2 a size such as d12", "-e",
-                          metavar="scratch|PATH|dN", default_text=f"{PRETRAINED} if it is there, else scratch")
+    model: str = flag(
+        "",
+        "the model family, whose sizes are flags too: --model FAMILY --help lists them",
+        choices=("", *FAMILIES),
+        metavar="|".join(FAMILIES),
+        group="model",
+        default_text="gpt2, or the family that alone has flags that are given",
+    )
+    init_from: str = flag(
+        "",
+        "scratch, a checkpoint to take the weights from, or for gpt2 a size such as d12",
+        "-e",
+        metavar="scratch|PATH|dN",
+        default_text=f"{PRETRAINED} if it is there, else scratch",
+    )
 
-    out_dir: str = flag("", "the run's folder", "-o", "--output", metavar="DIR", default_text="runs/<date>-<family>",
-                        group="output")
-    save_path: str = flag("", "the checkpoint at the end, instead of a folder or beside one; on the way come X_stepN, and "
-                          "X_best", metavar="X")
+    out_dir: str = flag(
+        "", "the run's folder", "-o", "--output", metavar="DIR", default_text="runs/<date>-<family>", group="output"
+    )
+    save_path: str = flag(
+        "", "the checkpoint at the end, instead of a folder or beside one; on the way come X_stepN, and X_best", metavar="X"
+    )
     resumable_best: bool = flag(False, "keep in the best checkpoint all that a run needs to go on from it, not its weights alone")
-    resume: bool | str = flag(False, "go on from the newest whole checkpoint of --out-dir or --save-path, or from this one; "
-                              "flags that are not given stay as they were", "-y", "--load-checkpoint", metavar="PATH")
+    resume: bool | str = flag(
+        False,
+        "go on from the newest whole checkpoint of --out-dir or --save-path, or from this one; "
+        "flags that are not given stay as they were",
+        "-y",
+        "--load-checkpoint",
+        metavar="PATH",
+    )
     description: str = flag("", "words about the model that its checkpoints keep")
-    save_every: int = flag(0, "save a checkpoint every N updates, or epochs if the run is given in epochs (0: only at the "
-                           "end)", "-n", "--checkpoint-interval")
+    save_every: int = flag(
+        0,
+        "save a checkpoint every N updates, or epochs if the run is given in epochs (0: only at the end)",
+        "-n",
+        "--checkpoint-interval",
+    )
     keep: int = flag(0, "keep only the newest N checkpoints (0: all)", "-nk")
     keep_major: int = flag(0, "but never delete those of every Nth update (0: none)", "-nm", default_text="")
     save_on_complete: bool = flag(True, "save at the end; a run that is interrupted is always saved")
@@ -69,13 +110,16 @@ class RunConfig:
     dry_run: bool = flag(False, "print what the run would take in memory and stop")
     device_id: int = flag(0, "accepted for old command lines: there is one device", hidden=True)
     threads: int = flag(0, "threads to use, of each rank where there are several", default_text="one per core")
-    recompute: int = flag(0, "save memory by computing again in the backward pass: 1 norms and activations, 2 whole blocks",
-                          "-r", choices=(0, 1, 2))
-    matmul_precision: str = flag("fp32", "bf16 rounds the operands of matrix products: faster, nearly the same losses",
-                                 choices=("fp32", "bf16"))
+    recompute: int = flag(
+        0, "save memory by computing again in the backward pass: 1 norms and activations, 2 whole blocks", "-r", choices=(0, 1, 2)
+    )
+    matmul_precision: str = flag(
+        "fp32", "bf16 rounds the operands of matrix products: faster, nearly the same losses", choices=("fp32", "bf16")
+    )
 
-    sample_every: int = flag(20, "write a sample every N updates and at the end (0: never, -1: only at the end)", "-s",
-                             group="samples")
+    sample_every: int = flag(
+        20, "write a sample every N updates and at the end (0: never, -1: only at the end)", "-s", group="samples"
+    )
     sample_len: int = flag(64, "tokens in a sample", "-g", "--gen-length", "--length")
     prompt: str = flag("", "what samples begin with", default_text="the end-of-text token")
     temperature: float = flag(1.0, "of samples; 0 always takes the likeliest token")
@@ -89,7 +133,7 @@ class RunConfig:
 
 def main(argv):
     world().quiet()
-    interactive, = flags.peek(argv, PhasesConfig, "interactive")
+    (interactive,) = flags.peek(argv, PhasesConfig, "interactive")
     with Stop() as stop:
         code, model = (train_in_phases if in_phases(argv) else train)(argv, stop, Console())
     if interactive and model and not code and world().rank == 0:
@@ -112,11 +156,16 @@ def in_phases(argv):
 def train_in_phases(argv, stop, console):
     """(the exit code, the model or None)"""
     argv = ["--model", PHASED, *argv]
-    family, = flags.peek(argv, RunConfig, "model")
+    (family,) = flags.peek(argv, RunConfig, "model")
     module = family_named(family)
     (run, phases, chosen, reading, *_), _ = flags.parse(
-        argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
-        __doc__.partition("\n\n")[2], defaults=usual_phase(family), elsewhere=other_configs(family))
+        argv,
+        [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config],
+        "gpt2c train",
+        __doc__.partition("\n\n")[2],
+        defaults=usual_phase(family),
+        elsewhere=other_configs(family),
+    )
     return run_phases(train, argv, shipped(phases), run, chosen, reading, stop, console)
 
 
@@ -134,11 +183,15 @@ def train(argv, stop, console):
     starter = plain and not Path(PRETRAINED).exists()
     size = module.describe(start) if start and hasattr(module, "describe") else None
     (run, _, chosen, reading, config, shape), given = flags.parse(
-        argv, [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config], "gpt2c train",
+        argv,
+        [RunConfig, PhasesConfig, DataConfig, Reading, TrainConfig, module.Config],
+        "gpt2c train",
         __doc__.partition("\n\n")[2],
-        defaults={"model": family} | usual(family) | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else
-                                                      STARTER if starter else size or {}),
-        elsewhere=other_configs(family))
+        defaults={"model": family}
+        | usual(family)
+        | (recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig) if old else STARTER if starter else size or {}),
+        elsewhere=other_configs(family),
+    )
     if not (run.out_dir or run.save_path):
         run.save_path = getattr(module, "SAVE_PATH", "")
     if "max_steps" in given and "epochs" not in given:  # what is given goes before the epochs of a family or an old run
@@ -178,8 +231,11 @@ def train(argv, stop, console):
     console.info(banner(model, origin or f"from scratch, seed {config.seed}", source, memory, ranks))
     if run.dry_run:
         return 0, None
-    require_memory(ranks.neighbours * (sum(memory.values()) - (model.params.nbytes if model.params.allocated else 0)), "this run",
-                   "try a smaller --batch-size or --seq-len")
+    require_memory(
+        ranks.neighbours * (sum(memory.values()) - (model.params.nbytes if model.params.allocated else 0)),
+        "this run",
+        "try a smaller --batch-size or --seq-len",
+    )
     ranks.wait()  # none takes memory before all have looked
     if not origin:
         model.initialise(config.seed)
@@ -192,8 +248,10 @@ def train(argv, stop, console):
     files = runs.run_at(run.out_dir, run.save_path, model.family, ranks, getattr(module, "FILES", {}))
     loop = Loop(trainer, run, files, stop, console)
     if state and not trainer.going:
-        console.info(f"already at step {trainer.step} of {trainer.total_steps}: nothing to train; ask for more with --max-steps "
-                     "or --epochs")
+        console.info(
+            f"already at step {trainer.step} of {trainer.total_steps}: nothing to train; ask for more with --max-steps "
+            "or --epochs"
+        )
         if run.out_dir:
             files.take()
             loop.look_back()
@@ -228,8 +286,10 @@ def initial_model(run, shape, given, anew):
         raise UsageError(f"{path} holds a {model.family} model; say --model {model.family}")
     for name in sorted(given & {field.name for field in dataclasses.fields(shape)}):
         if getattr(shape, name) != getattr(model.config, name):
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(shape, name)} does not fit {path}, "
-                             f"where it is {getattr(model.config, name)}")
+            raise UsageError(
+                f"--{name.replace('_', '-')} {getattr(shape, name)} does not fit {path}, "
+                f"where it is {getattr(model.config, name)}"
+            )
     return model, None, f"from {path}"
 
 
@@ -256,9 +316,12 @@ def banner(model, origin, source, memory, ranks):
     if ranks.size > 1:
         threads = f"{ranks.size} ranks, {ranks.neighbours} of them here with {threads} each"
     active = f" ({model.num_active_parameters:,} active)" if model.num_active_parameters < model.num_parameters else ""
-    return "\n".join([
-        f"gpt2c {about['version']} on {about['cpu']}: {about['isa']}, {threads} ({about['cores']} cores)",
-        f"model: {model.family}, {model.num_parameters:,} parameters{active}, {origin}",
-        f"       {size}",
-        f"data: {source.summary}",
-        f"memory: {parts} = {in_units(sum(memory.values()))}"])
+    return "\n".join(
+        [
+            f"gpt2c {about['version']} on {about['cpu']}: {about['isa']}, {threads} ({about['cores']} cores)",
+            f"model: {model.family}, {model.num_parameters:,} parameters{active}, {origin}",
+            f"       {size}",
+            f"data: {source.summary}",
+            f"memory: {parts} = {in_units(sum(memory.values()))}",
+        ]
+    )

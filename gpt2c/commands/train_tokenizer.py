@@ -3,6 +3,7 @@
 Learns byte-level BPE merges, unless --kind asks for another vocabulary, and writes them as a tokenizer.json. Of several
 sources the first of these counts: --bpe-training-file, --bpe-training-text, FILE, --training-text.
 """
+
 import codecs
 import os
 import sys
@@ -30,19 +31,29 @@ class TrainTokenizerConfig:
     bpe_training_file: str = flag("", "the same as FILE, and goes before all others", metavar="FILE")
     bpe_training_text: str = flag("", "the same as --training-text, and goes before FILE")
     kind: str = flag("bpe", "what tokens are made of", choices=KINDS)
-    vocab_size: int | None = flag(None, "tokens at most, special ones included (bpe and word)", "--bpe-vocab-size",
-                                  default_text="512 for bpe, 50,000 for word")
-    min_frequency: int | None = flag(None, "a pair or word that is rarer does not become a token (bpe and word)",
-                                     "--bpe-min-frequency", default_text="2 for bpe, 1 for word")
-    special: tuple[str, ...] = flag((), "a token that text never gives", metavar="TOKEN",
-                                    default_text="<|endoftext|> for bpe, </s> for word")
+    vocab_size: int | None = flag(
+        None,
+        "tokens at most, special ones included (bpe and word)",
+        "--bpe-vocab-size",
+        default_text="512 for bpe, 50,000 for word",
+    )
+    min_frequency: int | None = flag(
+        None,
+        "a pair or word that is rarer does not become a token (bpe and word)",
+        "--bpe-min-frequency",
+        default_text="2 for bpe, 1 for word",
+    )
+    special: tuple[str, ...] = flag(
+        (), "a token that text never gives", metavar="TOKEN", default_text="<|endoftext|> for bpe, </s> for word"
+    )
     unk: bool = flag(False, "have <unk> for characters that the text does not have (char)")
     save_path: str = flag("./tokenizer.json", "where the tokenizer goes", "--bpe-save-path", "-o", "--output", metavar="FILE")
 
 
 def main(argv):
-    (config,), given = flags.parse(argv, [TrainTokenizerConfig], "gpt2c train-tokenizer", __doc__.partition("\n\n")[2],
-                                   ["training_file"])
+    (config,), given = flags.parse(
+        argv, [TrainTokenizerConfig], "gpt2c train-tokenizer", __doc__.partition("\n\n")[2], ["training_file"]
+    )
     options = _options(config, given)
     source, chunks = _source(config)
     if source is None and config.kind != "byte":
@@ -58,8 +69,10 @@ def main(argv):
     for warning in caught:
         print(f"gpt2c train-tokenizer: warning: {warning.message}", file=sys.stderr)
     seconds = time.perf_counter() - started
-    print(f"{config.kind} tokenizer: {tokenizer.vocab_size:,} tokens"
-          + (f" from {sample.seen:,} characters of {source} in {seconds:.1f} s" if sample.seen else ""))
+    print(
+        f"{config.kind} tokenizer: {tokenizer.vocab_size:,} tokens"
+        + (f" from {sample.seen:,} characters of {source} in {seconds:.1f} s" if sample.seen else "")
+    )
     same = not sample.text or _statistics(tokenizer, sample.text)
     tokenizer.save(config.save_path)
     print(f"written: {config.save_path}")
@@ -123,8 +136,9 @@ def _decode(decoder, block, at, path):
     try:
         return decoder.decode(block, final=not block)
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: byte {at - begun + error.start} is 0x{error.object[error.start]:02x}; "
-                         "convert it to UTF-8") from None
+        raise InputError(
+            f"{path} is not UTF-8: byte {at - begun + error.start} is 0x{error.object[error.start]:02x}; convert it to UTF-8"
+        ) from None
 
 
 class Sample:
@@ -136,7 +150,7 @@ class Sample:
     def __iter__(self):
         for chunk in self.chunks:
             self.seen += len(chunk)
-            self.text += chunk[:SAMPLE - len(self.text)]
+            self.text += chunk[: SAMPLE - len(self.text)]
             yield chunk
 
 

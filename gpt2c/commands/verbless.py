@@ -1,4 +1,5 @@
 """Command lines without a verb, as the hybrid's document had them once: gpt2c --trainBPE=true, gpt2c --doRL=true."""
+
 from dataclasses import dataclass
 
 from gpt2c.commands import flags, rlvr, train, train_tokenizer

@@ -1,4 +1,5 @@
 """Multiple choice: files of questions with four answers (HellaSwag, MMLU), as llm.c writes and reads them."""
+
 import os
 from typing import NamedTuple
 
@@ -35,8 +36,10 @@ def write_choices(path, examples):
                 row += [len(answer), *answer]
             size = 2 * (len(row) + 3)
             if count + 1 >= LIMIT or size >= LIMIT or max(row) >= BEGIN:
-                raise UsageError(f"example {count} takes {size} bytes, with ids up to {max(row)}; {path} holds less than "
-                                 f"{LIMIT} examples of less than {LIMIT} bytes, and ids below {BEGIN}")
+                raise UsageError(
+                    f"example {count} takes {size} bytes, with ids up to {max(row)}; {path} holds less than "
+                    f"{LIMIT} examples of less than {LIMIT} bytes, and ids below {BEGIN}"
+                )
             file.write(np.array([BEGIN, size, count, *row], "<u2"))
             count, longest = count + 1, max(longest, size)
         if not count:
@@ -52,8 +55,10 @@ def read_choices(path):
         size = os.fstat(file.fileno()).st_size
         magic, version, count, longest = np.frombuffer(file.read(16).ljust(16, b"\0"), "<i4").tolist()
         if magic != MAGIC or version != VERSION or not 0 < count < LIMIT or size < HEADER_BYTES or size % 2:
-            raise DataError(f"{path} is not a multiple-choice file: magic {magic}, version {version}, {count} examples, {size} "
-                            f"bytes; expected {MAGIC}, {VERSION}, 1 to {LIMIT - 1}, and an even number from {HEADER_BYTES}")
+            raise DataError(
+                f"{path} is not a multiple-choice file: magic {magic}, version {version}, {count} examples, {size} "
+                f"bytes; expected {MAGIC}, {VERSION}, 1 to {LIMIT - 1}, and an even number from {HEADER_BYTES}"
+            )
         file.seek(HEADER_BYTES)
         words = np.frombuffer(file.read(), "<u2")
     examples, at = [], 0

@@ -8,6 +8,7 @@ A record {"prompt", "completion"} or {"messages": [{"role", "content"}, ...]} be
 and so does a plain string of that form; the end-of-text token follows each answer. A checkpoint notes that its model has
 learned to answer so (Model.turns): then gpt2c chat writes what a user says in the same way.
 """
+
 import re
 
 from gpt2c.errors import DataError
@@ -20,18 +21,23 @@ def conversation(record, where):
     if isinstance(record, str):
         return _of_text(record, where)
     if isinstance(record, dict) and {"prompt", "completion"} <= record.keys():
-        record = {"messages": [{"role": "user", "content": record["prompt"]},
-                               {"role": "assistant", "content": record["completion"]}]}
+        record = {
+            "messages": [{"role": "user", "content": record["prompt"]}, {"role": "assistant", "content": record["completion"]}]
+        }
     if not isinstance(record, dict) or not isinstance(record.get("messages"), list) or not record["messages"]:
         found = f"keys {', '.join(map(str, record))}" if isinstance(record, dict) else type(record).__name__
-        raise DataError(f"{where} has {found or 'no keys'}; expected a string, or an object with text, with prompt and "
-                        "completion, or with messages")
+        raise DataError(
+            f"{where} has {found or 'no keys'}; expected a string, or an object with text, with prompt and "
+            "completion, or with messages"
+        )
     parts = []
     for number, message in enumerate(record["messages"], 1):
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if role not in NAMES or not isinstance(content, str):
-            raise DataError(f"message {number} in {where} has role {role!r} and content of type {type(content).__name__}; "
-                            f"expected a role of {', '.join(NAMES)} and a string")
+            raise DataError(
+                f"message {number} in {where} has role {role!r} and content of type {type(content).__name__}; "
+                f"expected a role of {', '.join(NAMES)} and a string"
+            )
         gap = " " if parts else ""
         if role == "assistant":
             parts += [(f"{gap}{NAMES[role]}", False), (f" {content}", True)]

@@ -41,9 +41,12 @@ def find_datasets(root):
         found += [_dataset(path, root) for path in paths if os.path.isfile(path)]
     found.sort(key=lambda dataset: (dataset.name, dataset.train))
     uses = Counter(dataset.name for dataset in found)
-    return [dataset if uses[dataset.name] == 1
-            else dataset._replace(name=os.path.relpath(os.path.join(os.path.dirname(dataset.train), dataset.name), root))
-            for dataset in found]
+    return [
+        dataset
+        if uses[dataset.name] == 1
+        else dataset._replace(name=os.path.relpath(os.path.join(os.path.dirname(dataset.train), dataset.name), root))
+        for dataset in found
+    ]
 
 
 def _stem(train):
@@ -113,7 +116,5 @@ def list_datasets(datasets):
     """What was found, as text; the numbers are those that `choose_dataset` takes."""
     lines = ["Available datasets:"]
     for i, dataset in enumerate(datasets):
-        lines += [f"  {i}: {dataset.name}",
-                  f"    Train: {dataset.train}",
-                  f"    Val:   {dataset.val or 'none'}"]
+        lines += [f"  {i}: {dataset.name}", f"    Train: {dataset.train}", f"    Val:   {dataset.val or 'none'}"]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 Everything is UTF-8, whatever the locale. What cannot be read is named by file and byte, or by file and row.
 """
+
 import glob
 import math
 import os
@@ -36,8 +37,12 @@ def text_files(sources):
     files = []
     for source in map(os.fspath, sources):
         if os.path.isdir(source):
-            found = [os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names
-                     if name.endswith(SUFFIXES) and not name.startswith(".")]
+            found = [
+                os.path.join(folder, name)
+                for folder, _, names in os.walk(source)
+                for name in names
+                if name.endswith(SUFFIXES) and not name.startswith(".")
+            ]
             if not found:
                 raise DataError(f"there is no text below {source}; files there must end in {', '.join(SUFFIXES)}")
         else:
@@ -55,8 +60,10 @@ def total_bytes(files, reading):
         with open_input(path) as file:
             size = os.fstat(file.fileno()).st_size
         if size > reading.max_file_size * 1e9:
-            raise DataError(f"{path} has {in_units(size)}, more than the {reading.max_file_size:g} GB allowed; "
-                            "split it or raise --max-file-size")
+            raise DataError(
+                f"{path} has {in_units(size)}, more than the {reading.max_file_size:g} GB allowed; "
+                "split it or raise --max-file-size"
+            )
         total += size
     return total
 
@@ -111,8 +118,9 @@ def _plain(path, reading, begin, end):
             at += len(held[:cut].encode())
             held = held[cut:]
         elif len(held) > reading.line_bytes:
-            raise DataError(f"{path} has no white space in the {reading.max_line:g} MB from byte {at}; raise --max-line if "
-                            "that is right")
+            raise DataError(
+                f"{path} has no white space in the {reading.max_line:g} MB from byte {at}; raise --max-line if that is right"
+            )
     if held:
         yield held, at
 
@@ -146,7 +154,8 @@ def _sections(path, reading):
             yield section + mark, at, f"{path} from byte {at}"
             at += len((section + mark).encode())
         if len(held) > reading.line_bytes:
-            raise DataError(f"{path} has no {mark!r} in the {reading.max_line:g} MB from byte {at}; raise --max-line if "
-                            "that is right")
+            raise DataError(
+                f"{path} has no {mark!r} in the {reading.max_line:g} MB from byte {at}; raise --max-line if that is right"
+            )
     if held:
         yield held, at, f"{path} from byte {at}"

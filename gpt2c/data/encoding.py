@@ -1,4 +1,5 @@
 """Pieces of text to ids, on several processes, in order."""
+
 import multiprocessing
 import os
 import signal

@@ -1,4 +1,5 @@
 """Conversations and other short texts as batches: one to a row; of conversations the loss may count answers only."""
+
 import itertools
 from typing import NamedTuple
 
@@ -42,8 +43,14 @@ def read_items(files, reading, tokenizer, mask_prompt=True):
 def turns_in(files, reading):
     """The questions of the longest conversation near the beginning of these files; 0 where there is none."""
     every = itertools.chain.from_iterable(records(path, reading) for path in files if path.endswith(RECORDS))
-    return max((sum(answer for _, answer in conversation(record, where))
-                for record, _, where in itertools.islice(every, LOOKED_AT) if is_conversation(record)), default=0)
+    return max(
+        (
+            sum(answer for _, answer in conversation(record, where))
+            for record, _, where in itertools.islice(every, LOOKED_AT)
+            if is_conversation(record)
+        ),
+        default=0,
+    )
 
 
 def usable(items, T):
@@ -67,8 +74,9 @@ class ItemLoader(Positioned):
         self.cut = sum(len(item.ids) > T + 1 for item in items)
         self.dropped = len(items) - len(self._items)
         if not self._items:
-            raise DataError(f"none of the {len(items)} conversations has an answer within T + 1 = {T + 1} tokens; choose a "
-                            "larger T")
+            raise DataError(
+                f"none of the {len(items)} conversations has an answer within T + 1 = {T + 1} tokens; choose a larger T"
+            )
         self.num_tokens = sum(min(len(item.ids), T + 1) for item in self._items)
         self._batches = -(-len(self._items) // B)  # of all ranks
         self.num_batches = -(-self._batches // world)

@@ -2,6 +2,7 @@
 
 For recurrent models, which carry a state from one batch to the next.
 """
+
 import numpy as np
 
 from gpt2c.data.shards import copied, expand, map_shard, read_shard
@@ -23,8 +24,9 @@ class Lanes(Positioned):
         longest = max(last - first for first, last, _ in ranges)
         self.chunks = min(chunks, (longest - 1) // T)
         if self.chunks < 1:
-            raise DataError(f"{counts[0][1]} has {longest} tokens, but a chunk takes T + 1 = {T + 1}; choose a smaller T or use "
-                            "a longer file")
+            raise DataError(
+                f"{counts[0][1]} has {longest} tokens, but a chunk takes T + 1 = {T + 1}; choose a smaller T or use a longer file"
+            )
         span = self.chunks * T + 1
         self._ranges = [(first, last, path) for first, last, path in ranges if last - first >= span]
         self._ends = np.cumsum([last - first - span + 1 for first, last, _ in self._ranges])  # of the places to begin at

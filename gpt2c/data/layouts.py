@@ -1,4 +1,5 @@
 """Data sets laid out as llm.c's scripts lay them out, from local files: the same tokens in the same order."""
+
 import csv
 import dataclasses
 import random
@@ -45,8 +46,9 @@ def hellaswag(files, reading, tokenizer):
     for path in files:
         for record, _, where in json_records(path, reading):
             match record:
-                case {"ctx": str(context), "endings": [*endings], "label": int(label)} if (
-                        all(isinstance(ending, str) for ending in endings) and 0 <= label < len(endings)):
+                case {"ctx": str(context), "endings": [*endings], "label": int(label)} if all(
+                    isinstance(ending, str) for ending in endings
+                ) and 0 <= label < len(endings):
                     yield _example(tokenizer, context, endings, label)
                 case _:
                     raise DataError(f"{where} is no example of HellaSwag; expected ctx, endings and label")
@@ -60,8 +62,10 @@ def mmlu(files, reading, tokenizer):
         try:
             for row in rows:
                 if len(row) != 6 or row[5] not in ("A", "B", "C", "D"):
-                    raise DataError(f"the row at line {rows.line_num} of {path} is no example of MMLU; expected a question, "
-                                    "four answers and a letter from A to D")
+                    raise DataError(
+                        f"the row at line {rows.line_num} of {path} is no example of MMLU; expected a question, "
+                        "four answers and a letter from A to D"
+                    )
                 yield _example(tokenizer, f"Question: {row[0]}\n\nAnswer:", row[1:5], "ABCD".index(row[5]))
         except csv.Error as error:
             raise DataError(f"line {rows.line_num} of {path} is not CSV: {error}") from None

@@ -20,8 +20,10 @@ class DataLoader:
 
     def __init__(self, files, B, T, rank=0, world=1, shuffle=False, vocab_size=None, part=(0, 1)):
         if min(B, T, world) < 1 or not 0 <= rank < world:
-            raise UsageError(f"B = {B}, T = {T}, world = {world}, rank = {rank}: the first three must be at "
-                             "least 1, and the rank from 0 to world - 1")
+            raise UsageError(
+                f"B = {B}, T = {T}, world = {world}, rank = {rank}: the first three must be at "
+                "least 1, and the rank from 0 to world - 1"
+            )
         self.B, self.T, self.rank, self.world, self.shuffle = B, T, rank, world, bool(shuffle)
         self.paths = expand(files)
         self._window = world * B * T  # tokens all ranks advance together
@@ -29,9 +31,11 @@ class DataLoader:
         self._counts = [len(self._served(read_shard(path, vocab_size).tokens)) for path in self.paths]
         for path, count in zip(self.paths, self._counts):
             if count <= self._window:
-                raise DataError(f"{path} has {count} tokens, but a batch takes world * B * T + 1 = "
-                                f"{self._window + 1}; choose B * T of at most {(count - 1) // world} "
-                                "or use a longer file")
+                raise DataError(
+                    f"{path} has {count} tokens, but a batch takes world * B * T + 1 = "
+                    f"{self._window + 1}; choose B * T of at most {(count - 1) // world} "
+                    "or use a longer file"
+                )
         self.num_tokens = sum(self._counts)
         self.num_batches = sum((count - 1) // self._window for count in self._counts)  # per rank and epoch
         self._rng = Mt19937(42 + rank)
@@ -69,8 +73,12 @@ class DataLoader:
     def state(self):
         """The position as a dict of ints and arrays; `restore` continues from it with the same batches."""
         settings = {name: int(getattr(self, name)) for name in self.SETTINGS}
-        return settings | {"shard": self._shard, "sample": self._sample,
-                           "shard_order": self._shard_order.copy(), "rng": self._rng_at_open}
+        return settings | {
+            "shard": self._shard,
+            "sample": self._sample,
+            "shard_order": self._shard_order.copy(),
+            "rng": self._rng_at_open,
+        }
 
     def restore(self, state):
         """Go to a position saved by `state` of a loader over the same data with the same settings."""
@@ -78,13 +86,17 @@ class DataLoader:
             raise UsageError("the saved data position is one of another --order; resume with the same one")
         for name in self.SETTINGS:
             if int(state[name]) != getattr(self, name):
-                raise UsageError(f"the saved data position has {name} = {int(state[name])}, this run has "
-                                 f"{int(getattr(self, name))}; resume with the same data and batch settings")
+                raise UsageError(
+                    f"the saved data position has {name} = {int(state[name])}, this run has "
+                    f"{int(getattr(self, name))}; resume with the same data and batch settings"
+                )
         shard, sample = int(state["shard"]), int(state["sample"])
         order = np.array(state["shard_order"], np.int32)
         if not 0 <= shard < len(self.paths) or sorted(order.tolist()) != list(range(len(self.paths))):
-            raise DataError(f"the saved data position is damaged: shard {shard} of {order.tolist()}, "
-                            f"expected an order of {len(self.paths)} shards")
+            raise DataError(
+                f"the saved data position is damaged: shard {shard} of {order.tolist()}, "
+                f"expected an order of {len(self.paths)} shards"
+            )
         windows = (self._counts[order[shard]] - 1) // self._window
         if not 0 <= sample <= windows:
             raise DataError(f"the saved data position is damaged: batch {sample} of a shard with {windows}")
@@ -102,8 +114,10 @@ class DataLoader:
         index = self._shard_order[self._shard]
         self._tokens = self._served(map_shard(self.paths[index]).tokens)
         if len(self._tokens) != self._counts[index]:
-            raise DataError(f"{self.paths[index]} changed during the run from {self._counts[index]} to "
-                            f"{len(self._tokens)} tokens; start again with the new file")
+            raise DataError(
+                f"{self.paths[index]} changed during the run from {self._counts[index]} to "
+                f"{len(self._tokens)} tokens; start again with the new file"
+            )
         windows = (len(self._tokens) - 1) // self._window
         self._rng_at_open = self._rng.state  # enough to draw this shard's order again
         self._order = self._rng.random_permutation(windows) if self.shuffle else range(windows)

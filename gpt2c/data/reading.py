@@ -1,4 +1,5 @@
 """UTF-8 from files in bounded memory, whatever the locale; what is not UTF-8 is named by its byte."""
+
 import codecs
 from dataclasses import dataclass
 
@@ -13,13 +14,23 @@ BLOCK = 1 << 18  # bytes read at a time
 class Reading:
     """How files of text are read."""
 
-    split_on: str = flag("", r"begin a new document behind this text, e.g. '\n\n'; it stays at the end of the document",
-                         metavar="TEXT", default_text="a file is one document", group="reading text")
-    column: str = flag("", "the column of a CSV file with the text: its name, or its number from 1", metavar="NAME|N",
-                       default_text="text, else the first that holds text")
+    split_on: str = flag(
+        "",
+        r"begin a new document behind this text, e.g. '\n\n'; it stays at the end of the document",
+        metavar="TEXT",
+        default_text="a file is one document",
+        group="reading text",
+    )
+    column: str = flag(
+        "",
+        "the column of a CSV file with the text: its name, or its number from 1",
+        metavar="NAME|N",
+        default_text="text, else the first that holds text",
+    )
     csv_header: bool = flag(True, "the first row of a CSV file names its columns")
-    errors: str = flag("strict", "what to do with bytes that are not UTF-8: stop, or put U+FFFD in their place",
-                       choices=("strict", "replace"))
+    errors: str = flag(
+        "strict", "what to do with bytes that are not UTF-8: stop, or put U+FFFD in their place", choices=("strict", "replace")
+    )
     max_file_size: float = flag(100.0, "refuse a larger file", metavar="GB")
     max_line: float = flag(16.0, "refuse a longer line, record, or run of text without white space", metavar="MB")
 
@@ -51,8 +62,10 @@ def decoded_blocks(path, reading, begin=0, end=None):
             try:
                 text, used = codecs.utf_8_decode(rest + block, reading.errors, not block)
             except UnicodeDecodeError as error:
-                raise DataError(f"{path} is not UTF-8: byte {at + error.start} is 0x{error.object[error.start]:02x}; "
-                                "convert it, or go on with --errors replace") from None
+                raise DataError(
+                    f"{path} is not UTF-8: byte {at + error.start} is 0x{error.object[error.start]:02x}; "
+                    "convert it, or go on with --errors replace"
+                ) from None
             if text:
                 yield (text.removeprefix("\ufeff") if at == 0 else text), at
             if not block:
@@ -67,12 +80,13 @@ def decoded_lines(path, reading):
         while line := file.readline(reading.line_bytes + 1):
             row += 1
             if len(line) > reading.line_bytes:
-                raise DataError(f"row {row} of {path} is longer than {reading.max_line:g} MB; raise --max-line if that is "
-                                "right")
+                raise DataError(f"row {row} of {path} is longer than {reading.max_line:g} MB; raise --max-line if that is right")
             try:
                 text = line.decode("utf-8", reading.errors)
             except UnicodeDecodeError as error:
-                raise DataError(f"{path} is not UTF-8: byte {at + error.start}, in row {row}, is "
-                                f"0x{line[error.start]:02x}; convert it, or go on with --errors replace") from None
+                raise DataError(
+                    f"{path} is not UTF-8: byte {at + error.start}, in row {row}, is "
+                    f"0x{line[error.start]:02x}; convert it, or go on with --errors replace"
+                ) from None
             yield (text.removeprefix("\ufeff") if row == 1 else text), at, row
             at += len(line)

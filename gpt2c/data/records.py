@@ -1,4 +1,5 @@
 """The records of JSON, JSON Lines and CSV files, one at a time; a bad one is named by its row."""
+
 import csv
 import json
 import re
@@ -63,8 +64,10 @@ class _JsonText:
 
     def expect(self, character, place):
         if (found := self.peek()) != character:
-            raise DataError(f"{self._path} has {repr(found) if found else 'its end'} {place}, expected {character!r}; it "
-                            "should be one JSON array")
+            raise DataError(
+                f"{self._path} has {repr(found) if found else 'its end'} {place}, expected {character!r}; it "
+                "should be one JSON array"
+            )
         self._go_to(self._position + 1)
 
     def value(self, where):
@@ -78,8 +81,10 @@ class _JsonText:
                 return value, byte
             except (ValueError, RecursionError) as error:
                 if len(self._held) - self._position > self._reading.line_bytes:
-                    raise DataError(f"{where} is longer than {self._reading.max_line:g} MB, or is not JSON: {error}; raise "
-                                    "--max-line if it is right") from None
+                    raise DataError(
+                        f"{where} is longer than {self._reading.max_line:g} MB, or is not JSON: {error}; raise "
+                        "--max-line if it is right"
+                    ) from None
                 if isinstance(error, RecursionError) or not self._read():
                     raise DataError(f"{where} is not JSON: {error}") from None
 
@@ -123,8 +128,7 @@ def csv_cells(path, reading):
             if reading.csv_header:
                 continue
         if len(row) != width:
-            raise DataError(f"the row at line {rows.line_num} of {path} has {len(row)} columns, expected {width} as in the "
-                            "first")
+            raise DataError(f"the row at line {rows.line_num} of {path} has {len(row)} columns, expected {width} as in the first")
         if column is None:
             column = _column(path, reading.column, names, row)
         yield row[column], begin, f"the row at line {rows.line_num} of {path}"

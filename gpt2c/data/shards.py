@@ -49,23 +49,27 @@ def map_shard(path):
             expected_version, dtype = SHARD_FORMATS[magic]
             expected_size = HEADER_BYTES + count * dtype.itemsize
             if version != expected_version:
-                raise DataError(f"{path} is a token shard of version {version}, expected "
-                                f"{expected_version}; make it again")
+                raise DataError(f"{path} is a token shard of version {version}, expected {expected_version}; make it again")
             if count < 1:
                 raise DataError(f"{path} declares {count} tokens, expected at least 1; make it again")
             if size != expected_size:
-                raise DataError(f"{path} has {size} bytes, but its header declares {count} tokens, which "
-                                f"take {expected_size}; copy or make it again")
+                raise DataError(
+                    f"{path} has {size} bytes, but its header declares {count} tokens, which "
+                    f"take {expected_size}; copy or make it again"
+                )
             return Shard(path, magic, np.memmap(file, dtype, "r", HEADER_BYTES, (count,)))
         if magic in KINDS:
-            raise DataError(f"{path} is {KINDS[magic]} (magic {magic}), not a token file; "
-                            "give a file of tokens (data/README.md)")
+            raise DataError(f"{path} is {KINDS[magic]} (magic {magic}), not a token file; give a file of tokens (data/README.md)")
         if b"\0" not in head:  # any id below 2**24 has a zero byte
-            raise DataError(f"{path} is not a token file: its {size} bytes begin with {head[:24]}, where "
-                            "token ids should be (data/README.md); if that is a web page, the download failed")
+            raise DataError(
+                f"{path} is not a token file: its {size} bytes begin with {head[:24]}, where "
+                "token ids should be (data/README.md); if that is a web page, the download failed"
+            )
         if size % 4:
-            raise DataError(f"{path} is not a token file: it begins with {magic}, not with 20240520 or "
-                            f"20240801 as a shard does, and its {size} bytes are not whole int32 ids")
+            raise DataError(
+                f"{path} is not a token file: it begins with {magic}, not with 20240520 or "
+                f"20240801 as a shard does, and its {size} bytes are not whole int32 ids"
+            )
         return Shard(path, None, np.memmap(file, "<i4", "r", 0, (size // 4,)))
 
 
@@ -78,8 +82,10 @@ def copied(tokens):
     while not isinstance(base, mmap.mmap):
         base = base.base
     if base.size() < len(base):
-        raise DataError(f"{tokens.filename} has {base.size()} bytes, but had {len(base)} when it was opened; make it again, and "
-                        "let nothing write to it during a run")
+        raise DataError(
+            f"{tokens.filename} has {base.size()} bytes, but had {len(base)} when it was opened; make it again, and "
+            "let nothing write to it during a run"
+        )
     return np.array(tokens, np.int32)
 
 
@@ -92,16 +98,20 @@ def _check_ids(shard, limit):
         if piece.min() < 0 or piece.max() >= limit:
             at = int(np.flatnonzero((piece < 0) | (piece >= limit))[0])
             kind = "headerless int32" if shard.magic is None else piece.dtype.name
-            raise DataError(f"{shard.path} ({kind}) has id {piece[at]} at position {start + at}, expected "
-                            f"ids from 0 to {limit - 1}; use the vocabulary the file was made with")
+            raise DataError(
+                f"{shard.path} ({kind}) has id {piece[at]} at position {start + at}, expected "
+                f"ids from 0 to {limit - 1}; use the vocabulary the file was made with"
+            )
 
 
 def write_shard(path, tokens, dtype=None):
     """Write ids as a shard with header: uint16, or uint32 where an id needs it or `dtype` asks for it."""
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or not 0 < tokens.size < MAX_IDS:
-        raise UsageError(f"a shard is one row of 1 to {MAX_IDS - 1} integer ids, got shape {tokens.shape} of "
-                         f"{tokens.dtype}; split longer data into several shards")
+        raise UsageError(
+            f"a shard is one row of 1 to {MAX_IDS - 1} integer ids, got shape {tokens.shape} of "
+            f"{tokens.dtype}; split longer data into several shards"
+        )
     low, high = int(tokens.min()), int(tokens.max())
     dtype = np.dtype(dtype or (np.uint16 if high < 2**16 else np.uint32))
     magic = {np.dtype("u2"): 20240520, np.dtype("u4"): 20240801}.get(dtype)

@@ -1,4 +1,5 @@
 """What a run trains on: token files, text, or conversations, as its flags say."""
+
 import os
 import sys
 from dataclasses import dataclass
@@ -27,21 +28,44 @@ TASK = "task:"  # before the name of a task whose prompts and answers are the da
 class DataConfig:
     """Which data, and how they are served."""
 
-    data: str = flag("", "text, JSON or CSV, a folder of them, a token file, a pattern, or the name or number of a data set "
-                     "below data/; or task:NAME, prompts and answers of a task of rlvr", "-i", "--train-data", "--training-file",
-                     metavar="PATH|NAME", default_text="the first data set", group="data")
+    data: str = flag(
+        "",
+        "text, JSON or CSV, a folder of them, a token file, a pattern, or the name or number of a data set "
+        "below data/; or task:NAME, prompts and answers of a task of rlvr",
+        "-i",
+        "--train-data",
+        "--training-file",
+        metavar="PATH|NAME",
+        default_text="the first data set",
+        group="data",
+    )
     training_text: str = flag("", "the text itself", default_text="")
-    val_data: str = flag("", "validation text or tokens", "-j", metavar="PATH",
-                         default_text="the *_val.bin beside the training data, else its last tenth")
-    tokenizer: str = flag("", f"of text: {', '.join(KINDS)}, or a tokenizer file", "--bpe-load-path", "--vocab",
-                          metavar="KIND|PATH", default_text="the one beside token files; for text the family's own")
+    val_data: str = flag(
+        "",
+        "validation text or tokens",
+        "-j",
+        metavar="PATH",
+        default_text="the *_val.bin beside the training data, else its last tenth",
+    )
+    tokenizer: str = flag(
+        "",
+        f"of text: {', '.join(KINDS)}, or a tokenizer file",
+        "--bpe-load-path",
+        "--vocab",
+        metavar="KIND|PATH",
+        default_text="the one beside token files; for text the family's own",
+    )
     use_bpe: bool = flag(False, "the same as --tokenizer bpe where that is not given")
     bpe_vocab_size: int = flag(512, "tokens of a bpe tokenizer made from the text")
     bpe_min_frequency: int = flag(2, "a pair that is rarer does not become one of them")
-    order: str = flag("", "windows at random places; inside documents; items, one record to a row; lanes that go on from batch "
-                      "to batch, for recurrent families; or llm.c's windows, shuffled or not", choices=("", *ORDERS),
-                      metavar="|".join(ORDERS),
-                      default_text="lanes for recurrent families, random for text, shuffled for token files")
+    order: str = flag(
+        "",
+        "windows at random places; inside documents; items, one record to a row; lanes that go on from batch "
+        "to batch, for recurrent families; or llm.c's windows, shuffled or not",
+        choices=("", *ORDERS),
+        metavar="|".join(ORDERS),
+        default_text="lanes for recurrent families, random for text, shuffled for token files",
+    )
     max_chunks_per_epoch: int = flag(1000, "batches for which lanes go on before they begin elsewhere, with a state of zeros")
     context_length: int = flag(0, "the same in tokens", default_text="")
     held_out: float = flag(HELD_OUT, "part of a text that is kept for validation where there is no --val-data", metavar="X")
@@ -101,8 +125,9 @@ class TokenSource:
             loader = Lanes(self._dataset.train, B, T, chunks, world.rank, world.size, seed=seed, **options)
         elif self._order == "documents":
             if not self.tokenizer or self.tokenizer.eot is None:
-                raise UsageError("--order documents needs a tokenizer with an end-of-text token; choose another --tokenizer or "
-                                 "--order")
+                raise UsageError(
+                    "--order documents needs a tokenizer with an end-of-text token; choose another --tokenizer or --order"
+                )
             loader = DocumentWindows(self._dataset.train, B, T, self.tokenizer.eot, seed=seed, **options)
         else:
             loader = DataLoader(self._dataset.train, B, T, shuffle=self._order == "shuffled", **options)
@@ -138,8 +163,10 @@ class ItemSource:
 
     @property
     def summary(self):
-        return (f"{self.name}, {len(self._items)} {self._what} to train on, {len(self._val_items)} for validation; loss on "
-                f"{self._counted}, {self.tokenizer.vocab_size} tokens")
+        return (
+            f"{self.name}, {len(self._items)} {self._what} to train on, {len(self._val_items)} for validation; loss on "
+            f"{self._counted}, {self.tokenizer.vocab_size} tokens"
+        )
 
     def fit(self, B, T):
         """(B, T), shorter where no item is so long; shorter items are padded."""
@@ -150,8 +177,10 @@ class ItemSource:
         """(the training loader, the validation loader or None)"""
         loader = ItemLoader(self._items, B, T, seed=seed, shuffle=True)
         if loader.cut:
-            print(f"{loader.cut} of {len(self._items)} {self._what} are longer than {T} tokens and cut there; "
-                  f"{loader.dropped} of them have nothing left that counts and are not used")
+            print(
+                f"{loader.cut} of {len(self._items)} {self._what} are longer than {T} tokens and cut there; "
+                f"{loader.dropped} of them have nothing left that counts and are not used"
+            )
         if validate and not usable(self._val_items, T):
             warn(f"{self.name} has too few {self._what} for validation: there will be none")
             validate = False
@@ -230,8 +259,10 @@ def _text_source(config, reading, files, name, model, module):
 
 def _options(config, spec, module=None):
     """How a tokenizer of this kind is made from a text."""
-    options = {"bpe": {"vocab_size": config.bpe_vocab_size, "min_frequency": config.bpe_min_frequency},
-               "char": {"specials": getattr(module, "SPECIALS", ())}}
+    options = {
+        "bpe": {"vocab_size": config.bpe_vocab_size, "min_frequency": config.bpe_min_frequency},
+        "char": {"specials": getattr(module, "SPECIALS", ())},
+    }
     return options.get(spec, {}) if isinstance(spec, str) else {}
 
 
@@ -242,13 +273,16 @@ def _token_dataset(config, folder, model) -> Dataset:
         dataset = dataset_of(config.data)
     else:
         found = find_datasets(folder)
-        fitting = [d for d in found if not model or not d.tokenizer
-                   or Tokenizer.load(d.tokenizer).vocab_size == model.config.vocab_size]
+        fitting = [
+            d for d in found if not model or not d.tokenizer or Tokenizer.load(d.tokenizer).vocab_size == model.config.vocab_size
+        ]
         if not fitting:
-            raise DataError(f"no data set below {folder} fits the model's vocabulary of {model.config.vocab_size}; "
-                            "run downloaddataset.sh, or name the data with --data" if model and found else
-                            f"there is no *_train.bin below {folder}; run downloaddataset.sh, or name text or token files "
-                            "with --data")
+            raise DataError(
+                f"no data set below {folder} fits the model's vocabulary of {model.config.vocab_size}; "
+                "run downloaddataset.sh, or name the data with --data"
+                if model and found
+                else f"there is no *_train.bin below {folder}; run downloaddataset.sh, or name text or token files with --data"
+            )
         if len(found) > 1:
             print(list_datasets(found))
         dataset = fitting[0]

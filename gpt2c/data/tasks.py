@@ -10,6 +10,7 @@ A task of one's own is a Task in TASKS, or for the command line one named `task`
 
     task = Task(ask, by_position, answers="0123456789")
 """
+
 import re
 import runpy
 from collections.abc import Callable

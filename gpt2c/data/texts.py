@@ -1,4 +1,5 @@
 """Straight from text: files are encoded once, and kept in a cache under the digest of all that the ids depend on."""
+
 import hashlib
 import os
 import sys
@@ -44,8 +45,10 @@ def alphabet(files, reading):
     for piece in read_pieces(files, reading):
         characters.update(piece.text)
         if len(characters) > reading.max_vocab:
-            raise DataError(f"{piece.where} brings the different characters to {len(characters)}, more than the "
-                            f"{reading.max_vocab} allowed; use --tokenizer byte or raise --max-vocab")
+            raise DataError(
+                f"{piece.where} brings the different characters to {len(characters)}, more than the "
+                f"{reading.max_vocab} allowed; use --tokenizer byte or raise --max-vocab"
+            )
     return "".join(sorted(characters))
 
 
@@ -70,8 +73,12 @@ def text_dataset(files, spec, reading, val_fraction=0.1, **options):
             write_pieces(writer, read_pieces(files, reading, (1 - val_fraction) * total), tokenizer, total)
         _seal(folder)
     val, tokenizer = folder / f"{NAME}_val.bin", folder / f"{NAME}_tokenizer.bin"
-    return Dataset(os.path.basename(files[0]), str(folder / f"{NAME}_train.bin"), str(val) if val.exists() else None,
-                   str(tokenizer if tokenizer.exists() else tokenizer.with_suffix(".json")))
+    return Dataset(
+        os.path.basename(files[0]),
+        str(folder / f"{NAME}_train.bin"),
+        str(val) if val.exists() else None,
+        str(tokenizer if tokenizer.exists() else tokenizer.with_suffix(".json")),
+    )
 
 
 def write_pieces(writer, pieces, tokenizer, total, workers=0):
@@ -108,8 +115,16 @@ def _key(files, spec, reading, val_fraction, options):
     identity = spec.to_json() if isinstance(spec, Tokenizer) else spec if spec in KINDS else _digest(_tokenizer_file(spec))
     if spec == "gpt2" and (path := find_gpt2_tokenizer()):
         identity = _digest(path)
-    settings = (CACHE_FORMAT, identity, sorted(options.items()), val_fraction, reading.split_on, reading.column,
-                reading.csv_header, reading.errors)
+    settings = (
+        CACHE_FORMAT,
+        identity,
+        sorted(options.items()),
+        val_fraction,
+        reading.split_on,
+        reading.column,
+        reading.csv_header,
+        reading.errors,
+    )
     digest.update(repr(settings).encode())
     for path in files:
         digest.update(f"{os.path.splitext(path)[1]} {_digest(path)}".encode())
@@ -156,8 +171,10 @@ def tokenizer_of_model(model, path=""):
         return model.tokenizer
     path, vocab_size = path or find_gpt2_tokenizer(), model.config.vocab_size
     if not path:
-        raise UsageError("the checkpoint has no tokenizer and there is no gpt2_tokenizer.bin here or in data/; run "
-                         "downloaddataset.sh --only gpt2_tokenizer.bin, or name a file with --tokenizer")
+        raise UsageError(
+            "the checkpoint has no tokenizer and there is no gpt2_tokenizer.bin here or in data/; run "
+            "downloaddataset.sh --only gpt2_tokenizer.bin, or name a file with --tokenizer"
+        )
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size != vocab_size:
         raise UsageError(f"{path} has {tokenizer.vocab_size} tokens, the model {vocab_size}; name its own with --tokenizer")

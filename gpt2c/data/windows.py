@@ -3,6 +3,7 @@
 Batch number k depends on the seed and on k alone: a position is one number, and a run that goes on sees the batches
 it would have seen.
 """
+
 import functools
 
 import numpy as np
@@ -23,8 +24,10 @@ class Positioned:
 
     def __init__(self, B, T, rank, world, seed):
         if min(B, T, world) < 1 or not 0 <= rank < world:
-            raise UsageError(f"B = {B}, T = {T}, world = {world}, rank = {rank}: the first three must be at "
-                             "least 1, and the rank from 0 to world - 1")
+            raise UsageError(
+                f"B = {B}, T = {T}, world = {world}, rank = {rank}: the first three must be at "
+                "least 1, and the rank from 0 to world - 1"
+            )
         self.B, self.T, self.rank, self.world, self.seed = B, T, rank, world, seed
         self._batch = 0  # of this rank
 
@@ -53,8 +56,10 @@ class Positioned:
             raise UsageError("the saved data position is one of another --order; resume with the same one")
         for name in self.SETTINGS:
             if int(state[name]) != now[name]:
-                raise UsageError(f"the saved data position has {name} = {int(state[name])}, this run has {now[name]}; resume "
-                                 "with the same data and batch settings")
+                raise UsageError(
+                    f"the saved data position has {name} = {int(state[name])}, this run has {now[name]}; resume "
+                    "with the same data and batch settings"
+                )
         if int(state["batch"]) < 0:
             raise DataError(f"the saved data position is damaged: batch {int(state['batch'])}")
         self._batch = int(state["batch"])
@@ -78,8 +83,10 @@ class RandomWindows(Positioned):
     def _prepare(self):
         starts = [max(0, last - first - self.T) for first, last in self._ranges]  # places where a window may begin
         if not any(starts):
-            raise DataError(f"{self._paths[0]} has {self.num_tokens} tokens, but a window takes T + 1 = {self.T + 1}; choose "
-                            "a smaller T or use a longer file")
+            raise DataError(
+                f"{self._paths[0]} has {self.num_tokens} tokens, but a window takes T + 1 = {self.T + 1}; choose "
+                "a smaller T or use a longer file"
+            )
         self._ends = np.cumsum(starts)
 
     def _make(self, number):

@@ -1,4 +1,5 @@
 """Writing a data set: NAME_train.bin, NAME_val.bin and the tokenizer beside them, all of them or none."""
+
 import glob
 import os
 import shutil

@@ -1,4 +1,5 @@
 """Memory: an Arena holds named tensors in one block, a Pool hands out pieces of a slab and takes them back."""
+
 import bisect
 import math
 import mmap

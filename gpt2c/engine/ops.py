@@ -4,6 +4,7 @@ Each takes the tape first, calls its forward kernel, and leaves a closure with i
 are in kernels/gpt2c.h under the kernels' names. The first backward kernel to reach a tensor stores its gradient and the
 others add, so a tensor used twice gets both.
 """
+
 import math
 from typing import NamedTuple
 

@@ -3,6 +3,7 @@
 Like those in ops.py; the formulas are in kernels/gpt2c.h. A layer's weights come as a function of their names that gives
 None for those the model does not have.
 """
+
 from typing import NamedTuple
 
 from gpt2c._core import Buffer
@@ -84,8 +85,10 @@ class Mixture:
         """Room for what the backward leaves for the weights' gradients: of gates and logits."""
         t, M = self.t, self.N - 1
         shape = self.chosen.shape[:2]
-        return (t.buffer(self.gates.shape, f"d{self.name}.gates"),
-                t.buffer((*shape, M), f"d{self.name}.logits") if self.probs else None)
+        return (
+            t.buffer(self.gates.shape, f"d{self.name}.gates"),
+            t.buffer((*shape, M), f"d{self.name}.logits") if self.probs else None,
+        )
 
     def backward_w(self, dout, dgates, dlogits, n):
         expert_g, expert_u, expert_d, router = self.weights
@@ -135,8 +138,24 @@ def gru(t, inputs, xr, weights, top_k, gauge, *, layer, skip=0.0, name):
     n = t.buffer((B, T, H), f"{name}.n") if moe else None
     kept, experts = (moe.kept, moe.data) if moe else ([None] * 5, [None] * 4)
     cell = [w and w.data for w in (norm, uz, ur, uh, *matrices, *vectors, moe_norm)] + experts
-    t.s.gru_forward(out.data, acts.whole, mixed.whole, n, *kept, *(x.data for x in last), *none, az.data, ar.data, ah.data,
-                    xr and xr.data, *(x.data for x in first), *none, *cell, eps=EPS, skip=skip)
+    t.s.gru_forward(
+        out.data,
+        acts.whole,
+        mixed.whole,
+        n,
+        *kept,
+        *(x.data for x in last),
+        *none,
+        az.data,
+        ar.data,
+        ah.data,
+        xr and xr.data,
+        *(x.data for x in first),
+        *none,
+        *cell,
+        eps=EPS,
+        skip=skip,
+    )
     if moe:
         moe.measure()
 
@@ -149,10 +168,33 @@ def gru(t, inputs, xr, weights, top_k, gauge, *, layer, skip=0.0, name):
         dxr, add = xr.sink() if xr else (None, 0)
         flows = [x.grad if x.gradient.written else None for x in last]
         t.s.gru_backward(
-            dxr, deltas.whole, mixed_deltas.whole, dtotal, dgates, dlogits, *(x.sink()[0] for x in first), *none,
-            norm.grad, *(v and v.grad for v in vectors), moe_norm and moe_norm.grad, out.grad, *flows, *none, out.data,
-            acts.whole, mixed.whole, *kept, *(x.data for x in first), *none, *cell, usage,
-            eps=EPS, skip=skip, balance=balance, add=add)
+            dxr,
+            deltas.whole,
+            mixed_deltas.whole,
+            dtotal,
+            dgates,
+            dlogits,
+            *(x.sink()[0] for x in first),
+            *none,
+            norm.grad,
+            *(v and v.grad for v in vectors),
+            moe_norm and moe_norm.grad,
+            out.grad,
+            *flows,
+            *none,
+            out.data,
+            acts.whole,
+            mixed.whole,
+            *kept,
+            *(x.data for x in first),
+            *none,
+            *cell,
+            usage,
+            eps=EPS,
+            skip=skip,
+            balance=balance,
+            add=add,
+        )
         for x, part in zip(inputs, DELTAS):
             x.gradient.is_in(deltas.plane[part])
         products = [(uz, "dz", "hn"), (ur, "dr", "hn"), (uh, "dc", "rh")]

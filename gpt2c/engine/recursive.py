@@ -1,6 +1,7 @@
 """The differentiable operations of recursive models, in the manner of ops.py: DyT, attention with contextual positions,
 residuals with a learned scale, and adaptive depth. Formulas and shapes are in kernels/gpt2c.h.
 """
+
 from gpt2c.engine.ops import Term
 
 
@@ -75,13 +76,15 @@ class Halting:
         """Adds x, as it is after this step (from 1), to the mixture, and lets tokens halt."""
         t, w, b = self.t, self.w, self.b
         prob, weight = (t.buffer(x.shape[:-1], f"{step - 1}.{name}") for name in ("halt_prob", "halt_weight"))
-        t.s.halting_forward(prob, weight, self.total, self.depth, self.mixed.data, x.data, w.data, b.data, step,
-                            self.most_steps, self.threshold)
+        t.s.halting_forward(
+            prob, weight, self.total, self.depth, self.mixed.data, x.data, w.data, b.data, step, self.most_steps, self.threshold
+        )
 
         def backward():
             dx, add = x.sink()
-            t.s.halting_backward(dx, w.grad, b.grad, self._dtotal, self.mixed.grad, x.data, w.data, prob, weight, self.depth,
-                                 step, add)
+            t.s.halting_backward(
+                dx, w.grad, b.grad, self._dtotal, self.mixed.grad, x.data, w.data, prob, weight, self.depth, step, add
+            )
 
         t.on_backward(backward)
 

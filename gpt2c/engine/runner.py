@@ -4,6 +4,7 @@ A Runner keeps Passes: one for each shape of work, all on one slab of memory, be
 (a forward without a backward is simply dropped). Where a gradient reaches back through several chunks of a text, each of
 those chunks has a Pass and a slab of its own.
 """
+
 import hashlib
 from collections import deque
 from dataclasses import dataclass
@@ -78,12 +79,23 @@ class Runner:
         """Calls the model's forward on a new tape."""
         model, (batch, position, noise) = self.model, inputs
         grad = work.targets and work.purpose != "loss" and self.context is None
-        tape = Tape(stream, pool, position, grad=grad, keep=work.keep, pieces=work.purpose != "any",
-                    own_loss=backward != THROUGH, lasting=work.through,
-                    recompute=0 if work.keep else model.recompute,
-                    caches=self._caches(planning) if self.context else None, context=self.context or 0,
-                    carried=self._carried(work, planning), noise=noise if work.train else None,
-                    weights=batch.weights, balance_loss=model.balance_loss)
+        tape = Tape(
+            stream,
+            pool,
+            position,
+            grad=grad,
+            keep=work.keep,
+            pieces=work.purpose != "any",
+            own_loss=backward != THROUGH,
+            lasting=work.through,
+            recompute=0 if work.keep else model.recompute,
+            caches=self._caches(planning) if self.context else None,
+            context=self.context or 0,
+            carried=self._carried(work, planning),
+            noise=noise if work.train else None,
+            weights=batch.weights,
+            balance_loss=model.balance_loss,
+        )
         tensors = {}
 
         def parameter(name, layer=None):
@@ -124,12 +136,14 @@ class Runner:
         """Makes the state one of B lanes, zeros unless given; what led here is forgotten."""
         shapes = self.state_shapes(B)
         if state is not None and {name: a.shape for name, a in state.items()} != shapes:
-            raise UsageError(f"the state has {_described({name: a.shape for name, a in state.items()})}, "
-                             f"expected {_described(shapes)}")
+            raise UsageError(
+                f"the state has {_described({name: a.shape for name, a in state.items()})}, expected {_described(shapes)}"
+            )
         if {name: a.shape for name, a in self.state.items()} != shapes:
             self._drop_passes()  # they point into the old state
-            self.state, self._flow = ({name: aligned(int(np.prod(shape))).reshape(shape) for name, shape in shapes.items()}
-                                      for _ in range(2))
+            self.state, self._flow = (
+                {name: aligned(int(np.prod(shape))).reshape(shape) for name, shape in shapes.items()} for _ in range(2)
+            )
         self.forget_chain()
         for name, array in self.state.items():
             array[...] = 0 if state is None else state[name]
@@ -143,8 +157,13 @@ class Runner:
         """The last `count` passes of the chain as arrays by name: what went in, and the memory that holds what came out."""
         arrays = {}
         for number, done in enumerate(list(self._chain)[-count:] if count else []):
-            parts = {"tokens": done.tokens, "targets": done.targets, "noise": done.noise, "memory": done.slab,
-                     "program": done.fingerprint()}
+            parts = {
+                "tokens": done.tokens,
+                "targets": done.targets,
+                "noise": done.noise,
+                "memory": done.slab,
+                "program": done.fingerprint(),
+            }
             arrays |= {f"chain.{number}.{name}": array for name, array in parts.items()}
         return arrays
 
@@ -155,10 +174,11 @@ class Runner:
             work = Work(*parts["tokens"].shape, True, purpose="step", through=True, train=True)
             done = self._chained(work, STORE)
             if (done.fingerprint() != parts["program"]).any():
-                raise UsageError("the checkpoint was made by another version of gpt2c, which lays out its memory differently: "
-                                 "take its weights with --init-from, or resume with a window of one chunk")
-            for name, array in (("tokens", done.tokens), ("targets", done.targets), ("noise", done.noise),
-                                ("memory", done.slab)):
+                raise UsageError(
+                    "the checkpoint was made by another version of gpt2c, which lays out its memory differently: "
+                    "take its weights with --init-from, or resume with a window of one chunk"
+                )
+            for name, array in (("tokens", done.tokens), ("targets", done.targets), ("noise", done.noise), ("memory", done.slab)):
                 array[...] = parts[name]
 
     def _release(self, done):
@@ -173,8 +193,10 @@ class Runner:
             if planning:
                 both = [Buffer(f"{part}{name}[{layer}]", shape, 0, None) for part in ("", "d")]
             else:
-                both = [buffer_of(f"{part}{name}[{layer}]", arrays[name][layer])
-                        for part, arrays in (("", self.state), ("d", self._flow))]
+                both = [
+                    buffer_of(f"{part}{name}[{layer}]", arrays[name][layer])
+                    for part, arrays in (("", self.state), ("d", self._flow))
+                ]
             return both if work.through else (both[0], None)
 
         return carried
@@ -237,6 +259,7 @@ def _described(shapes):
 
 def _input_buffers(work, planning=False):
     """(Batch, position, noise), with memory of their own."""
+
     def ints(name, *shape):
         return Buffer(name, shape, 0, None, "i") if planning else buffer_of(name, np.zeros(shape, np.int32))
 

@@ -4,6 +4,7 @@ An op (ops.py) calls its forward kernel and leaves a closure that calls its back
 the closures in reverse. There is no graph: what a closure holds is what stays in memory, and when it has run, the
 buffers that nobody else holds go back to the pool.
 """
+
 import weakref
 from collections.abc import Callable
 
@@ -91,9 +92,25 @@ class Tape:
     are 1). `balance_loss` weighs what uneven use of experts costs.
     """
 
-    def __init__(self, stream: Stream, pool: Pool, position: Buffer, *, grad=True, keep=False, pieces=False, own_loss=True,
-                 lasting=False, recompute=0, caches=None, context=0, carried=None, noise: Buffer | None = None,
-                 weights: Buffer | None = None, balance_loss=0.0):
+    def __init__(
+        self,
+        stream: Stream,
+        pool: Pool,
+        position: Buffer,
+        *,
+        grad=True,
+        keep=False,
+        pieces=False,
+        own_loss=True,
+        lasting=False,
+        recompute=0,
+        caches=None,
+        context=0,
+        carried=None,
+        noise: Buffer | None = None,
+        weights: Buffer | None = None,
+        balance_loss=0.0,
+    ):
         self.s, self.pool, self.position, self.noise = stream, pool, position, noise
         self.weights, self.balance_loss = weights, balance_loss
         self.grad, self.keep, self.pieces, self.own_loss, self.recompute = grad, keep, pieces, own_loss, recompute

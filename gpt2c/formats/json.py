@@ -7,6 +7,7 @@ every number.
 Numbers are written as short as float32 allows and read back to the same bits. `sha256` is that of the family, the config,
 and the float32 of all parameters in file order.
 """
+
 import dataclasses
 import hashlib
 import json
@@ -32,16 +33,23 @@ MOST_BYTES = 15 * MOST_PARAMETERS
 def write_json(path, model):
     """Writes a small model as JSON."""
     if model.num_parameters > MOST_PARAMETERS:
-        raise UsageError(f"a model of {model.num_parameters:,} parameters is too large for JSON, which takes up to "
-                         f"{MOST_PARAMETERS:,}: convert it to .safetensors")
+        raise UsageError(
+            f"a model of {model.num_parameters:,} parameters is too large for JSON, which takes up to "
+            f"{MOST_PARAMETERS:,}: convert it to .safetensors"
+        )
     if not np.isfinite(model.params.flat).all():
         raise SerializationError("the model has parameters that are not finite, which JSON cannot hold")
     config = dataclasses.asdict(model.config)
-    about = {"format": FORMAT, "family": model.family, "config": config, "num_parameters": model.num_parameters,
-             "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
-             **{name: value for name in SAID if (value := getattr(model, name))},
-             "tokenizer": json.loads(model.tokenizer.to_json()) if model.tokenizer else None,
-             "sha256": _digest(model.family, config, model.params.flat)}
+    about = {
+        "format": FORMAT,
+        "family": model.family,
+        "config": config,
+        "num_parameters": model.num_parameters,
+        "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **{name: value for name in SAID if (value := getattr(model, name))},
+        "tokenizer": json.loads(model.tokenizer.to_json()) if model.tokenizer else None,
+        "sha256": _digest(model.family, config, model.params.flat),
+    }
     with atomic_write(path) as file:
         file.write(json.dumps(about, indent=1, ensure_ascii=False).removesuffix("\n}").encode())
         file.write(b',\n "params": {')
@@ -65,8 +73,10 @@ def read_json(path):
     if form != FORMAT:
         newer = re.fullmatch(r"gpt2c \d+ json", str(form)) and form > FORMAT
         raise (VersionError if newer else SerializationError)(
-            f"{path} is not a model in JSON of the format {FORMAT!r}" + (f" but of {form!r}" if form else "")
-            + ("; a newer gpt2c wrote it, use that one" if newer else ""))
+            f"{path} is not a model in JSON of the format {FORMAT!r}"
+            + (f" but of {form!r}" if form else "")
+            + ("; a newer gpt2c wrote it, use that one" if newer else "")
+        )
     try:
         config = make_config(found["family"], found["config"])
         tokenizer = Tokenizer.from_json(json.dumps(found["tokenizer"])) if found["tokenizer"] else None

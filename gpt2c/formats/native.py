@@ -11,6 +11,7 @@ metadata are text:
     run        JSON: what a run needs to go on besides its arrays; "" for weights alone
     sha256     of the tensor table, the metadata above and the data
 """
+
 import dataclasses
 import hashlib
 import json
@@ -32,8 +33,14 @@ from gpt2c.support.files import atomic_write, open_input
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 FORMAT = "gpt2c 1"
-DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I32": np.dtype("<i4"), "U32": np.dtype("<u4"),
-          "I64": np.dtype("<i8"), "U64": np.dtype("<u8")}
+DTYPES = {
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "I32": np.dtype("<i4"),
+    "U32": np.dtype("<u4"),
+    "I64": np.dtype("<i8"),
+    "U64": np.dtype("<u8"),
+}
 SAID = {"description": str, "turns": int}  # more that a checkpoint says of its model, where there is something to say
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -55,9 +62,13 @@ def save(path, model, run: RunState | None = None, moments=(), step=None, best=N
     for name, array in tensors.items():
         table[name] = {"dtype": DTYPE_NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
         end += array.nbytes
-    metadata = {"format": FORMAT, "family": model.family, "config": json.dumps(dataclasses.asdict(model.config)),
-                "tokenizer": model.tokenizer.to_json() if model.tokenizer else "",
-                "run": json.dumps(run.values) if run else ""}
+    metadata = {
+        "format": FORMAT,
+        "family": model.family,
+        "config": json.dumps(dataclasses.asdict(model.config)),
+        "tokenizer": model.tokenizer.to_json() if model.tokenizer else "",
+        "run": json.dumps(run.values) if run else "",
+    }
     metadata |= {name: json.dumps(value) for name, value in (("step", step), ("best_val_loss", best)) if value is not None}
     metadata |= {name: json.dumps(value) for name in SAID if (value := getattr(model, name))}
     metadata["sha256"] = _digest(table, metadata, (array.data.cast("B") for array in tensors.values() if array.size))
@@ -135,8 +146,10 @@ def _load_rgpt(path, **switches):
 def metadata(path):
     """What a checkpoint says of itself, without its data being read or checked: {name: value}, and "tensors": the table."""
     with _opened(path) as (metadata, _, table):
-        said = {name: json.loads(text) if name in ("config", "run", "step", "best_val_loss", *SAID) and text else text
-                for name, text in metadata.items()}
+        said = {
+            name: json.loads(text) if name in ("config", "run", "step", "best_val_loss", *SAID) and text else text
+            for name, text in metadata.items()
+        }
     return said | {"tensors": table}
 
 
@@ -186,8 +199,9 @@ def read(path):
             raise SerializationError(f"{path} is damaged: its SHA-256 is not the one it was saved with; use another checkpoint")
         tensors = {name: _view(data, **table[name]) for name in order}
         if metadata["family"] not in FAMILIES:
-            raise SerializationError(f"{path} holds a model of family {metadata['family']!r}; this gpt2c has "
-                                     f"{', '.join(FAMILIES)}")
+            raise SerializationError(
+                f"{path} holds a model of family {metadata['family']!r}; this gpt2c has {', '.join(FAMILIES)}"
+            )
         fields = json.loads(metadata["config"])
         if not isinstance(fields, dict):
             raise SerializationError(f"{path}: the config is no object")
@@ -220,7 +234,8 @@ def _opened(path):
                 newer = re.fullmatch(r"gpt2c (\d+)", str(form)) and form > FORMAT
                 raise (VersionError if newer else SerializationError)(
                     f"{path} is a safetensors file of format {form!r}, expected {FORMAT!r}"
-                    + ("; a newer gpt2c wrote it, use that one" if newer else ""))
+                    + ("; a newer gpt2c wrote it, use that one" if newer else "")
+                )
             length = struct.unpack("<Q", head[:8])[0]
             table = json.loads(b"{" + file.read(length - 1))
             table.pop("__metadata__")
@@ -245,8 +260,9 @@ def _check_tensors(path, specs, tensors, run):
         for spec in specs:
             array = left.pop(prefix + spec.name)
             if array.shape != spec.shape or array.dtype != np.float32:
-                raise SerializationError(f"{path}: {prefix}{spec.name} is {array.dtype} {array.shape}, expected float32 "
-                                         f"{spec.shape}")
+                raise SerializationError(
+                    f"{path}: {prefix}{spec.name} is {array.dtype} {array.shape}, expected float32 {spec.shape}"
+                )
     strange = [name for name in left if not (run and name.startswith("run."))]
     if strange:
         raise SerializationError(f"{path} holds tensors that such a model has not: {', '.join(strange)}")

@@ -10,6 +10,7 @@ in the order wte, wpe, lm_head and, for each layer, wq, wk, wv, wo, fc1, fc2.
 The files say neither how large the model is nor which characters it knows. The size of a file tells which of randyGPT's
 models it can be; the characters come from the text that the model was trained on.
 """
+
 import os
 import struct
 from dataclasses import dataclass
@@ -24,8 +25,16 @@ COPIES = {b"RGPT0001": 3, b"RGPT0002": 1, b"RGPT0003": 3}  # of all weights: the
 MOST_TOKENS = 2**22
 
 # (channels, heads, layers, positions): the model that the program was written for, then its later presets by name
-SHAPES = {"default": (128, 8, 6, 64), "xs": (116, 4, 3, 256), "s": (128, 4, 8, 256), "ds": (128, 4, 12, 256),
-          "m": (192, 6, 6, 256), "deep": (192, 6, 16, 256), "l": (256, 8, 6, 256), "xl": (384, 8, 8, 256)}
+SHAPES = {
+    "default": (128, 8, 6, 64),
+    "xs": (116, 4, 3, 256),
+    "s": (128, 4, 8, 256),
+    "ds": (128, 4, 12, 256),
+    "m": (192, 6, 6, 256),
+    "deep": (192, 6, 16, 256),
+    "l": (256, 8, 6, 256),
+    "xl": (384, 8, 8, 256),
+}
 
 
 @dataclass
@@ -51,8 +60,9 @@ def read_rgpt(path):
     with open_input(path) as file:
         head = file.read(HEADER.size)
         if len(head) < HEADER.size or not is_rgpt(head):
-            raise SerializationError(f"{path} begins with {head[:8]!r}, expected a checkpoint of randyGPT: RGPT0001, RGPT0002 or "
-                                     "RGPT0003")
+            raise SerializationError(
+                f"{path} begins with {head[:8]!r}, expected a checkpoint of randyGPT: RGPT0001, RGPT0002 or RGPT0003"
+            )
         magic, vocab, iteration, step, best_loss = HEADER.unpack(head)
         if not 1 <= vocab <= MOST_TOKENS:
             raise SerializationError(f"{path} declares {vocab} tokens, expected 1 to {MOST_TOKENS}")
@@ -60,8 +70,10 @@ def read_rgpt(path):
         shape = next((shape for shape in SHAPES.values() if _file_size(magic, vocab, shape) == size), None)
         if shape is None:
             sizes = ", ".join(f"{_file_size(magic, vocab, s):,} ({name})" for name, s in SHAPES.items())
-            raise SerializationError(f"{path} has {size:,} bytes; for {vocab} tokens a model of randyGPT takes {sizes}: it is "
-                                     "cut short, or of another size")
+            raise SerializationError(
+                f"{path} has {size:,} bytes; for {vocab} tokens a model of randyGPT takes {sizes}: it is "
+                "cut short, or of another size"
+            )
         copies = [_empty_tensors(vocab, shape) for _ in range(COPIES[magic])]
         parts = [list(_parts(tensors, shape)) for tensors in copies]  # in the order of the weights
         if magic == b"RGPT0001":
@@ -89,8 +101,15 @@ def _file_size(magic, vocab, shape):
 
 def _empty_tensors(vocab, shape):
     C, _, L, positions = shape
-    shapes = {"wte": (vocab, C), "wpe": (positions, C), "qkvw": (L, 3 * C, C), "attprojw": (L, C, C), "fcw": (L, 4 * C, C),
-              "fcprojw": (L, C, 4 * C), "lm_head": (vocab, C)}
+    shapes = {
+        "wte": (vocab, C),
+        "wpe": (positions, C),
+        "qkvw": (L, 3 * C, C),
+        "attprojw": (L, C, C),
+        "fcw": (L, 4 * C, C),
+        "fcprojw": (L, C, 4 * C),
+        "lm_head": (vocab, C),
+    }
     return {name: np.empty(shape, "<f4") for name, shape in shapes.items()}
 
 

@@ -1,4 +1,5 @@
 """Beam search: the likeliest continuation that is found by following the few best beginnings at a time."""
+
 from typing import NamedTuple
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Generating: a decoder that keeps what it has read, and the choice of the next token."""
+
 import sys
 
 import numpy as np
@@ -28,7 +29,7 @@ class Decoder:
         """The logits (vocab_size,) after these ids."""
         ids = list(ids)
         if not self._endless and len(self._read) + len(ids) > self.context:
-            ids = (self._read + ids)[-max(1, self.context // 2):]
+            ids = (self._read + ids)[-max(1, self.context // 2) :]
             self._read = []
         for first in range(0, len(ids), self._chunk):
             logits = self._feed(ids[first : first + self._chunk])
@@ -91,15 +92,30 @@ def checked_prompt(model, prompt_ids):
 def check_choice(temperature, top_k, top_p, min_p=0.0, repetition_penalty=1.0):
     """An error unless tokens can be chosen so."""
     for name, value, fits, expected in (
-            ("temperature", temperature, temperature >= 0, "at least 0"), ("top_k", top_k, top_k >= 0, "at least 0"),
-            ("top_p", top_p, 0 < top_p <= 1, "more than 0 and at most 1"), ("min_p", min_p, 0 <= min_p <= 1, "0 to 1"),
-            ("repetition_penalty", repetition_penalty, repetition_penalty > 0, "more than 0")):
+        ("temperature", temperature, temperature >= 0, "at least 0"),
+        ("top_k", top_k, top_k >= 0, "at least 0"),
+        ("top_p", top_p, 0 < top_p <= 1, "more than 0 and at most 1"),
+        ("min_p", min_p, 0 <= min_p <= 1, "0 to 1"),
+        ("repetition_penalty", repetition_penalty, repetition_penalty > 0, "more than 0"),
+    ):
         if not fits:
             raise InferenceError(f"{name} is {value}, expected {expected}")
 
 
-def generate(model, prompt_ids, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seed=1337, *, min_p=0.0,
-             repetition_penalty=1.0, stop_tokens=(), chunk=CHUNK):
+def generate(
+    model,
+    prompt_ids,
+    max_new_tokens,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    seed=1337,
+    *,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    stop_tokens=(),
+    chunk=CHUNK,
+):
     """Yields up to max_new_tokens new ids, one by one. `seed` is the state of llm.c's generator, or an Xorshift.
 
     It ends before the first of `stop_tokens`. A `repetition_penalty` above 1 makes the ids of the prompt and those
@@ -112,7 +128,7 @@ def generate(model, prompt_ids, max_new_tokens, temperature=1.0, top_k=0, top_p=
         raise InferenceError(f"the prompt is to be read {chunk} tokens at a time, expected at least 1")
     rng = seed if isinstance(seed, Xorshift) else Xorshift(seed)
     decoder = Decoder(model, len(prompt) + max_new_tokens, chunk)
-    new, seen, ends = prompt[-max_seq_len(model.config):], set(prompt), set(stop_tokens)
+    new, seen, ends = prompt[-max_seq_len(model.config) :], set(prompt), set(stop_tokens)
     for _ in range(max_new_tokens):
         logits = decoder.feed(new)
         if repetition_penalty != 1:

@@ -1,4 +1,5 @@
 """Text from a model as programs ask for it: the flags that shape it, and its pieces as they come."""
+
 from dataclasses import dataclass
 
 from gpt2c.commands.flags import flag, require_at_least
@@ -16,8 +17,9 @@ class Sampling:
     repetition_penalty: float = flag(1.0, "above 1: tokens that were there already are less likely", "--repeat-penalty")
     seed: int | str = flag(1337, "of the random choices: the same seed gives the same text", metavar="N")
     stop: list[str] = flag((), "end before this text")
-    beams: int = flag(0, "search for the likeliest text along so many beginnings, instead of drawing tokens (0: draw)",
-                      "--beam-width")
+    beams: int = flag(
+        0, "search for the likeliest text along so many beginnings, instead of drawing tokens (0: draw)", "--beam-width"
+    )
     length_penalty: float = flag(1.0, "with --beams: 0 prefers short texts, 1 the likeliest per token")
 
     def __post_init__(self):
@@ -34,8 +36,19 @@ def pieces(model, tokenizer, prompt_ids, max_new_tokens, how: Sampling, rng=None
         eos = next(iter(stop_tokens), None)
         ids = beam_search(model, prompt_ids, max_new_tokens, how.beams, how.length_penalty, eos)
     else:
-        ids = generate(model, prompt_ids, max_new_tokens, how.temperature, how.top_k, how.top_p, rng or how.seed,
-                       min_p=how.min_p, repetition_penalty=how.repetition_penalty, stop_tokens=stop_tokens, chunk=chunk)
+        ids = generate(
+            model,
+            prompt_ids,
+            max_new_tokens,
+            how.temperature,
+            how.top_k,
+            how.top_p,
+            rng or how.seed,
+            min_p=how.min_p,
+            repetition_penalty=how.repetition_penalty,
+            stop_tokens=stop_tokens,
+            chunk=chunk,
+        )
     decoded = tokenizer.stream([id for id in prompt_ids if id != tokenizer.eot])
     until = Until([*how.stop, *stop])
     for id in ids:

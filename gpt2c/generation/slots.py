@@ -1,4 +1,5 @@
 """Completions of many prompts at once, all rows in step through one cache or state."""
+
 import sys
 
 import numpy as np
@@ -24,8 +25,9 @@ class BatchSampler:
         the other rows. Temperature 0 takes the likeliest.
         """
         coins = rng.random((len(prompts), max_new_tokens))
-        return self.continued(prompts, max_new_tokens, stops,
-                              lambda logits, rows, counts: choose_rows(logits, coins[rows, counts], temperature))
+        return self.continued(
+            prompts, max_new_tokens, stops, lambda logits, rows, counts: choose_rows(logits, coins[rows, counts], temperature)
+        )
 
     def continued(self, prompts, max_new_tokens, stops, pick):
         """The same with the next ids from pick(logits, rows, counts): of those rows, which have so many new ids already."""
@@ -54,8 +56,10 @@ class BatchSampler:
     def _prepared(self, B, length):
         most = max_seq_len(self.model.config)
         if length > most:
-            raise UsageError(f"prompts and completions come to {length} tokens, more than the model's max_seq_len of {most}: "
-                             "choose a smaller --max-new-tokens")
+            raise UsageError(
+                f"prompts and completions come to {length} tokens, more than the model's max_seq_len of {most}: "
+                "choose a smaller --max-new-tokens"
+            )
         if self._size is None or self._size[0] != B or self._size[1] < length:
             self._size = B, most if most == sys.maxsize else min(-(-length // 32) * 32, most)
             self._runner = Runner(self.model, context=self._size[1])
@@ -72,8 +76,19 @@ class BatchSampler:
         return work.output.logits.array.reshape(len(ids), -1)[:, : self.model.config.vocab_size]
 
 
-def generate_batch(model, prompts, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, seeds=None, *, min_p=0.0,
-                   repetition_penalty=1.0, stop_tokens=()):
+def generate_batch(
+    model,
+    prompts,
+    max_new_tokens,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    seeds=None,
+    *,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    stop_tokens=(),
+):
     """A list of new ids for each prompt: those that `generate` gives for it with its seed, which are 1337, 1338, ... unless
     given. All of them have to fit into the model's context."""
     prompts = [checked_prompt(model, prompt) for prompt in prompts]

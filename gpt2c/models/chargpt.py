@@ -1,4 +1,5 @@
 """A small GPT for characters: RMS normalisation without gains, squared ReLU, no biases, dropout, an untied head."""
+
 from dataclasses import dataclass
 
 from gpt2c.commands.flags import flag, require_at_least
@@ -28,9 +29,24 @@ class Config:
 PRESETS = {"tiny": (2, 64, 4), "current": (6, 128, 8), "medium": (6, 256, 8), "large": (12, 512, 16)}
 
 # What training starts from where nothing else is asked for: fields of TrainConfig and RunConfig.
-TRAINING = dict(batch_size=32, seq_len=64, max_steps=1000, learning_rate=2e-3, lr_schedule="randygpt", warmup_steps=100,
-                final_lr_frac=0.1, weight_decay=0.01, grad_clip=1.0, val_every=100, resumable_best=True,
-                log_every=100, sample_every=1000, sample_len=100, temperature=0.8, sample_top_p=0.9)
+TRAINING = dict(
+    batch_size=32,
+    seq_len=64,
+    max_steps=1000,
+    learning_rate=2e-3,
+    lr_schedule="randygpt",
+    warmup_steps=100,
+    final_lr_frac=0.1,
+    weight_decay=0.01,
+    grad_clip=1.0,
+    val_every=100,
+    resumable_best=True,
+    log_every=100,
+    sample_every=1000,
+    sample_len=100,
+    temperature=0.8,
+    sample_top_p=0.9,
+)
 TOKENIZER = "char"
 SPECIALS = "<|bos|>", "<|eos|>"
 DATA = "train.txt"
@@ -49,9 +65,15 @@ def params(cfg):
     """What adds up in the residual stream, 2L times, starts smaller."""
     L, C, V = cfg.num_layers, cfg.channels, cfg.vocab_size
     weight, position, residual = normal(0.02), normal(0.01), normal(0.02 / (2 * L) ** 0.5)
-    tensors = [("wte", (V, C), weight), ("wpe", (cfg.max_seq_len, C), position), ("qkvw", (L, 3 * C, C), weight),
-               ("attprojw", (L, C, C), residual), ("fcw", (L, 4 * C, C), weight), ("fcprojw", (L, C, 4 * C), residual),
-               ("lm_head", (V, C), weight)]
+    tensors = [
+        ("wte", (V, C), weight),
+        ("wpe", (cfg.max_seq_len, C), position),
+        ("qkvw", (L, 3 * C, C), weight),
+        ("attprojw", (L, C, C), residual),
+        ("fcw", (L, 4 * C, C), weight),
+        ("fcprojw", (L, C, 4 * C), residual),
+        ("lm_head", (V, C), weight),
+    ]
     return [ParamSpec(name, shape, init, True) for name, shape, init in tensors]
 
 

@@ -19,6 +19,7 @@ is named; SAVE_PATH, where a checkpoint goes if no flag says where; FILES, its o
 
 Everything else (training, checkpoints, generation, flags, memory estimates) works on these.
 """
+
 import dataclasses
 import sys
 import typing
@@ -69,8 +70,12 @@ def make_config(name, fields):
         if field not in known:
             raise UsageError(f"{name} has no field {field!r}{nearest(field, known)}; it has {', '.join(known)}")
         kind = hints[field]
-        if not (type(value) is kind or kind in (int, float) and isinstance(value, (Integral, Real)[kind is float])
-                and not isinstance(value, bool)):
+        if not (
+            type(value) is kind
+            or kind in (int, float)
+            and isinstance(value, (Integral, Real)[kind is float])
+            and not isinstance(value, bool)
+        ):
             raise UsageError(f"{name}: {field} is {value!r}, expected {NOUNS[kind]}")
     try:
         return family.Config(**fields)

@@ -1,4 +1,5 @@
 """GPT-2, with llm.c's tensor names and order: the parameter block is the body of an llm.c checkpoint."""
+
 import re
 from dataclasses import dataclass
 
@@ -25,13 +26,20 @@ class Config:
         if self.channels % self.num_heads:
             raise UsageError(f"gpt2: channels ({self.channels}) must be a multiple of num_heads ({self.num_heads})")
         if self.padded_vocab_size < self.vocab_size:
-            raise UsageError(
-                f"gpt2: padded_vocab_size ({self.padded_vocab_size}) is below vocab_size ({self.vocab_size})")
+            raise UsageError(f"gpt2: padded_vocab_size ({self.padded_vocab_size}) is below vocab_size ({self.vocab_size})")
 
 
 # llm.c's descriptors d6, d12, ...: layers -> (channels, heads)
-DEPTHS = {6: (384, 6), 12: (768, 12), 24: (1024, 16), 36: (1280, 20), 48: (1600, 25), 60: (1920, 30), 72: (2880, 30),
-          84: (3456, 36)}
+DEPTHS = {
+    6: (384, 6),
+    12: (768, 12),
+    24: (1024, 16),
+    36: (1280, 20),
+    48: (1600, 25),
+    60: (1920, 30),
+    72: (2880, 30),
+    84: (3456, 36),
+}
 
 
 def describe(text):
@@ -55,11 +63,19 @@ def params(cfg):
         table[cfg.vocab_size :] = 0
         return table
 
-    init = dict(wte=token_table, wpe=weight, qkvw=weight, fcw=weight, attprojw=residual, fcprojw=residual,
-                ln1w=constant(1), ln2w=constant(1), lnfw=constant(1))
+    init = dict(
+        wte=token_table,
+        wpe=weight,
+        qkvw=weight,
+        fcw=weight,
+        attprojw=residual,
+        fcprojw=residual,
+        ln1w=constant(1),
+        ln2w=constant(1),
+        lnfw=constant(1),
+    )
     matrices = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")
-    return [ParamSpec(name, shape, init.get(name, constant(0)), name in matrices)
-            for name, shape in gpt2_shapes(cfg).items()]
+    return [ParamSpec(name, shape, init.get(name, constant(0)), name in matrices) for name, shape in gpt2_shapes(cfg).items()]
 
 
 def forward(t, p, batch, cfg):

@@ -7,6 +7,7 @@
 With carry="layer" the whole result of a layer is what it carries to the next step, so the experts sit inside the
 recurrence; with carry="cell" it is the cell's alone, and the experts see all steps at once.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,18 +19,34 @@ from gpt2c.engine.recurrent import EPS, Gauge, gru, mixture
 from gpt2c.errors import UsageError
 
 TOKENIZER = "char"
-SAMPLE = ("the river runs past the old mill and the wheel turns all day. a boy sits on the bank: he jumps for a frog, and counts "
-          "the leaves that drift to the sea.\n")
+SAMPLE = (
+    "the river runs past the old mill and the wheel turns all day. a boy sits on the bank: he jumps for a frog, and counts "
+    "the leaves that drift to the sea.\n"
+)
 # As its document trains it: windows that each begin with a state of zeros, no validation, a sample at the end.
-TRAINING = dict(batch_size=4, seq_len=180, epochs=500.0, order="random", learning_rate=1e-3, weight_decay=0.01, grad_clip=1.0,
-                val_every=0, sample_every=-1, sample_len=100, temperature=0.3, log_every=25, training_text=SAMPLE)
+TRAINING = dict(
+    batch_size=4,
+    seq_len=180,
+    epochs=500.0,
+    order="random",
+    learning_rate=1e-3,
+    weight_decay=0.01,
+    grad_clip=1.0,
+    val_every=0,
+    sample_every=-1,
+    sample_len=100,
+    temperature=0.3,
+    log_every=25,
+    training_text=SAMPLE,
+)
 SAVE_PATH = "./checkpoint.bin"
 GENERATION = dict(max_new_tokens=100, temperature=0.3)
 FLAGS = ("--training-text", "--training-file", "--hidden-size", "--embed-size", "--num-experts", "--fast-mode", "--use-rwkv")
 LINES = dict(
     epoch="Epoch {epoch:4d} | Loss: {loss:.6f} | ∇: {grad_norm:.4f} | Time: {seconds:.1f}s",
     saved="Done in {seconds:.1f}s | Best loss: {best:.6f}\n\nSaved binary checkpoint to {path} ({megabytes:.2f} MB)\n",
-    sample="Generating sample...\n\nTemperature: {temperature}\nGenerated ({count} tokens):\n{rule}\n{text}\n{rule}")
+    sample="Generating sample...\n\nTemperature: {temperature}\nGenerated ({count} tokens):\n{rule}\n{text}\n{rule}",
+)
 SKIP = 0.5  # of its input that a layer above the first adds to its result
 
 
@@ -44,8 +61,9 @@ class Config:
     top_k: int = flag(1, "experts besides the first that a token goes to, at most all of them")
     fast_mode: bool = flag(False, "leave the experts out")
     use_rwkv: bool = flag(True, "mix over time as RWKV does")
-    carry: str = flag("layer", "what a layer carries from step to step: its whole result or that of the cell",
-                      choices=("layer", "cell"))
+    carry: str = flag(
+        "layer", "what a layer carries from step to step: its whole result or that of the cell", choices=("layer", "cell")
+    )
 
     def __post_init__(self):
         require_at_least(self, vocab_size=1, hidden=1, num_layers=1, embed=1, num_heads=1, num_experts=1, top_k=1)

@@ -1,7 +1,8 @@
 """A minimal GRU language model: one gate per layer, a recurrence that is linear in its state, and no end to its context.
 
-    z = sigmoid(gate),  h_t = (1 - z_t) h_{t-1} + z_t g(candidate_t),  g(x) = x + 1/2 for x >= 0, sigmoid(x) below
+z = sigmoid(gate),  h_t = (1 - z_t) h_{t-1} + z_t g(candidate_t),  g(x) = x + 1/2 for x >= 0, sigmoid(x) below
 """
+
 from dataclasses import dataclass
 
 from gpt2c.commands.flags import flag, require_at_least
@@ -34,9 +35,26 @@ class Config:
 
 
 # What training starts from where nothing else is asked for: fields of TrainConfig, DataConfig and RunConfig.
-TRAINING = dict(batch_size=32, seq_len=64, epochs=10.0, update_chunks=4, backprop_chunks=8, optimizer="adam", eps=1e-5,
-                learning_rate=1e-3, lr_unit="epoch-end", final_lr_frac=0.1, max_epochs=1000.0, val_every=250, val_steps=20,
-                save_every=1, log_every=1, sample_every=0, sample_len=200, temperature=0.8)
+TRAINING = dict(
+    batch_size=32,
+    seq_len=64,
+    epochs=10.0,
+    update_chunks=4,
+    backprop_chunks=8,
+    optimizer="adam",
+    eps=1e-5,
+    learning_rate=1e-3,
+    lr_unit="epoch-end",
+    final_lr_frac=0.1,
+    max_epochs=1000.0,
+    val_every=250,
+    val_steps=20,
+    save_every=1,
+    log_every=1,
+    sample_every=0,
+    sample_len=200,
+    temperature=0.8,
+)
 TOKENIZER = "byte"
 FILES = dict(best="model_best.bin", epoch="model_epoch_{epoch}.bin", last="model_final.bin", tokenizer="vocab.txt")
 

@@ -1,8 +1,9 @@
 """A model: a family, a configuration, and its parameters, gradients and Adam moments as four flat blocks.
 
-    m = gpt2c.create("gpt2", num_layers=2, channels=64, num_heads=4, vocab_size=97)
-    loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-3, t=1)
+m = gpt2c.create("gpt2", num_layers=2, channels=64, num_heads=4, vocab_size=97)
+loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-3, t=1)
 """
+
 from collections.abc import Mapping
 
 import numpy as np
@@ -162,8 +163,9 @@ class Model:
         if tokens.shape[1] > (most := max_seq_len(self.config)):
             raise UsageError(f"{name} have {tokens.shape[1]} positions, the model has max_seq_len = {most}")
         if tokens.size and (tokens.min() < lowest or tokens.max() >= self.config.vocab_size):
-            raise UsageError(f"{name} hold ids from {tokens.min()} to {tokens.max()}, "
-                             f"expected {lowest} to {self.config.vocab_size - 1}")
+            raise UsageError(
+                f"{name} hold ids from {tokens.min()} to {tokens.max()}, expected {lowest} to {self.config.vocab_size - 1}"
+            )
         return tokens
 
     @property
@@ -212,8 +214,19 @@ class Model:
             raise UsageError(f"t is {t}, the first update has t = 1")
         if not self.m.allocated:
             require_memory(self.m.nbytes + self.v.nbytes, "Adam's moments", "choose a smaller model")
-        self.stream.adamw(self.params.flat, self.m.flat, self.v.flat, self.grads.flat,
-                           lr, beta1, beta2, eps, weight_decay, 1 - beta1**t, 1 - beta2**t)
+        self.stream.adamw(
+            self.params.flat,
+            self.m.flat,
+            self.v.flat,
+            self.grads.flat,
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            1 - beta1**t,
+            1 - beta2**t,
+        )
 
     def save(self, path, version=3):
         """The weights: a name in .json makes JSON, one in .bin makes a gpt2 model an llm.c file (version 3, or 5 for bf16),
@@ -231,9 +244,12 @@ class Model:
         through = window > 1 and bool(self._runner.state_shapes(B))
         work = Work(B, T, True, purpose="step", through=through, train=True)
         activations = self._runner.plan(work) * (window if through else 1)
-        return {"parameters": self.params.nbytes, "gradients": self.grads.nbytes,
-                "Adam moments": self.m.nbytes + self.v.nbytes,
-                "activations": activations}
+        return {
+            "parameters": self.params.nbytes,
+            "gradients": self.grads.nbytes,
+            "Adam moments": self.m.nbytes + self.v.nbytes,
+            "activations": activations,
+        }
 
 
 def create(family, *, seed=1337, **fields):

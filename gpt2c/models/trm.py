@@ -7,6 +7,7 @@
 With `adaptive`, each token decides after each step whether it halts (kernels/recursion.c); what it saw and will see does
 not depend on tokens after it.
 """
+
 import math
 from dataclasses import dataclass
 
@@ -18,8 +19,16 @@ from gpt2c.errors import UsageError
 
 TOKENIZER = "word"
 # How its document trains it, with Adam; the residual scales at a rate of their own, within bounds.
-TRAINING = dict(batch_size=16, seq_len=80, epochs=100.0, optimizer="adam", learning_rate=5e-4, max_grad_value=1000.0,
-                tensor_rates="alpha=1e-4, beta=1e-4", tensor_bounds="alpha=0.01:0.5, beta=0.01:0.5")
+TRAINING = dict(
+    batch_size=16,
+    seq_len=80,
+    epochs=100.0,
+    optimizer="adam",
+    learning_rate=5e-4,
+    max_grad_value=1000.0,
+    tensor_rates="alpha=1e-4, beta=1e-4",
+    tensor_bounds="alpha=0.01:0.5, beta=0.01:0.5",
+)
 
 
 @dataclass(frozen=True)
@@ -38,8 +47,9 @@ class Config:
     ponder_weight: float = flag(0.05, "with --adaptive: what one application more adds to the loss")
 
     def __post_init__(self):
-        require_at_least(self, vocab_size=1, channels=1, hidden=1, num_heads=1, max_seq_len=1, depth=1, cope_max_pos=1,
-                         max_depth=1)
+        require_at_least(
+            self, vocab_size=1, channels=1, hidden=1, num_heads=1, max_seq_len=1, depth=1, cope_max_pos=1, max_depth=1
+        )
         if self.channels % self.num_heads:
             raise UsageError(f"trm: channels ({self.channels}) must be a multiple of num_heads ({self.num_heads})")
         if self.pos_emb not in ("learned", "none"):
@@ -62,18 +72,26 @@ def params(cfg):
     specs = [
         ParamSpec("emb", (V, C), table, True),
         ParamSpec("pos", (cfg.max_seq_len, C), table, True),
-        ParamSpec("dyt1_a", (1,), one, False), ParamSpec("dyt1_g", (C,), one, False), ParamSpec("dyt1_b", (C,), none, False),
+        ParamSpec("dyt1_a", (1,), one, False),
+        ParamSpec("dyt1_g", (C,), one, False),
+        ParamSpec("dyt1_b", (C,), none, False),
         ParamSpec("qkvw", (3 * C, C), wide, True),
         ParamSpec("attprojw", (C, C), wide, True),
         ParamSpec("cope", (cfg.num_heads, cfg.cope_max_pos + 1, C // cfg.num_heads), normal(0.02), True),
-        ParamSpec("dyt2_a", (1,), one, False), ParamSpec("dyt2_g", (C,), one, False), ParamSpec("dyt2_b", (C,), none, False),
+        ParamSpec("dyt2_a", (1,), one, False),
+        ParamSpec("dyt2_g", (C,), one, False),
+        ParamSpec("dyt2_b", (C,), none, False),
         ParamSpec("ffw1", (H, C), wide, True),
         ParamSpec("ffw2", (H, C), wide, True),
         ParamSpec("ffw3", (C, H), normal((2 / H) ** 0.5), True),
-        ParamSpec("alpha", (steps,), small, False), ParamSpec("beta", (steps,), small, False),
-        ParamSpec("dytf_a", (1,), one, False), ParamSpec("dytf_g", (C,), one, False), ParamSpec("dytf_b", (C,), none, False),
+        ParamSpec("alpha", (steps,), small, False),
+        ParamSpec("beta", (steps,), small, False),
+        ParamSpec("dytf_a", (1,), one, False),
+        ParamSpec("dytf_g", (C,), one, False),
+        ParamSpec("dytf_b", (C,), none, False),
         ParamSpec("head", (V, C), wide, True),
-        ParamSpec("halt_w", (C,), none, False), ParamSpec("halt_b", (1,), constant(halting_bias(cfg)), False),
+        ParamSpec("halt_w", (C,), none, False),
+        ParamSpec("halt_b", (1,), constant(halting_bias(cfg)), False),
     ]
     absent = ([] if cfg.pos_emb == "learned" else ["pos"]) + ([] if cfg.adaptive else ["halt_w", "halt_b"])
     return [spec for spec in specs if spec.name not in absent]

@@ -5,7 +5,6 @@ B batch, T time, H hidden, E embed, N experts, M = N - 1 routed ones, R rows. `t
 backward functions by finite differences and the whole model against PyTorch.
 """
 
-
 import numpy as np
 
 from gpt2c.reference.ops import (
@@ -305,8 +304,16 @@ def hybrid_forward(params, cfg, tokens, targets, state=None, balance=0.0):
         az, ar, ah = (matmul_forward(a["xn"], w[f"in_{part}"], params[f"b{part}"][l]) for part in "zrh")
         xr = x @ w["in_proj"].T if "in_proj" in w else x
         skip, inside = 0.5 * (l > 0), cfg["carry"] == "layer"
-        out, last, a["gru"] = gru_forward(az, ar, ah, xr if inside else None, {name: s[l] for name, s in state.items()},
-                                          layer_weights(params, cfg, l), cfg["top_k"], skip)
+        out, last, a["gru"] = gru_forward(
+            az,
+            ar,
+            ah,
+            xr if inside else None,
+            {name: s[l] for name, s in state.items()},
+            layer_weights(params, cfg, l),
+            cfg["top_k"],
+            skip,
+        )
         after.append(last)
         if not inside:
             a["blend"] = out + xr
@@ -359,7 +366,8 @@ def hybrid_backward(cache, dstate=None):
                 dblend = dout + d
             dxr, dout = dblend + skip * dout, dblend
         daz, dar, dah, from_layer, dlast, own = gru_backward(
-            dout, {name: s[l] for name, s in dstate.items()}, a["gru"], balance if inside else 0.0)
+            dout, {name: s[l] for name, s in dstate.items()}, a["gru"], balance if inside else 0.0
+        )
         if inside:
             dxr = from_layer
         for name, g in own.items():

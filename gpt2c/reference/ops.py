@@ -427,16 +427,12 @@ def gpt2_backward(cache):
         dgelu, g["fcprojw"][l], g["fcprojb"][l] = matmul_backward(dx, a["fch_gelu"], p["fcprojw"][l])
         dfch = gelu_backward(dgelu, a["fch"])
         dln2, g["fcw"][l], g["fcb"][l] = matmul_backward(dfch, a["ln2"], p["fcw"][l])
-        d, g["ln2w"][l], g["ln2b"][l] = layernorm_backward(
-            dln2, a["residual2"], p["ln2w"][l], a["ln2_mean"], a["ln2_rstd"]
-        )
+        d, g["ln2w"][l], g["ln2b"][l] = layernorm_backward(dln2, a["residual2"], p["ln2w"][l], a["ln2_mean"], a["ln2_rstd"])
         dx = dx + d
         datty, g["attprojw"][l], g["attprojb"][l] = matmul_backward(dx, a["atty"], p["attprojw"][l])
         dqkv = attention_backward(datty, a["qkv"], a["att"], cfg["num_heads"])
         dln1, g["qkvw"][l], g["qkvb"][l] = matmul_backward(dqkv, a["ln1"], p["qkvw"][l])
-        d, g["ln1w"][l], g["ln1b"][l] = layernorm_backward(
-            dln1, a["x"], p["ln1w"][l], a["ln1_mean"], a["ln1_rstd"]
-        )
+        d, g["ln1w"][l], g["ln1b"][l] = layernorm_backward(dln1, a["x"], p["ln1w"][l], a["ln1_mean"], a["ln1_rstd"])
         dx = dx + d
     dwte, g["wpe"] = embedding_backward(dx, cache["tokens"], cfg["padded_vocab_size"], cfg["max_seq_len"])
     g["wte"] += dwte  # the head and the embedding share it

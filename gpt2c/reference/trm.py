@@ -4,7 +4,6 @@ B batch, T time, C channels, NH heads, hs = C / NH head size, M rows of a table 
 `test_reference_trm.py` proves the backward functions by finite differences and the whole model against PyTorch.
 """
 
-
 import numpy as np
 
 from gpt2c.reference.ops import (
@@ -238,9 +237,7 @@ def trm_backward(cache):
         _, prob, weight, depth, _ = cache["halting"]
         dtotal = ponder_backward(targets.reshape(-1), cfg["ponder_weight"])
         dmixed = dx.reshape(-1, cfg["channels"])
-        dxs, g["halt_w"][:], g["halt_b"][:] = halting_backward(
-            dmixed, dtotal, cache["xs"], p["halt_w"], prob, weight, depth
-        )
+        dxs, g["halt_w"][:], g["halt_b"][:] = halting_backward(dmixed, dtotal, cache["xs"], p["halt_w"], prob, weight, depth)
         dxs, dx = [d.reshape(dx.shape) for d in dxs], 0
     for s, a in reversed(list(enumerate(cache["steps"]))):
         dx = dx + dxs[s]

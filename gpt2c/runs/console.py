@@ -3,6 +3,7 @@
 GPT2C_LOG=debug|info|warning|error says how much. Whatever happens to the terminal, or to the program that reads the
 lines, the work goes on.
 """
+
 import os
 import sys
 

@@ -14,6 +14,7 @@ A family whose document has names of its own for some of these (its FILES) gets 
 With a file to save to (--save-path X.bin) the last checkpoint is X.bin, those on the way X_epochN.bin or X_stepN.bin and
 the best one X_best.bin; logs are then kept only if there is a folder as well.
 """
+
 import fcntl
 import json
 import os
@@ -89,8 +90,11 @@ class Run:
             numbered = [path for path in self.folder.glob("ckpt_*") if re.fullmatch(r"ckpt_\d+\.safetensors", path.name)]
             return sorted(numbered, key=_number_of)
         numbered = re.compile(re.escape(self.save_path.stem) + r"_(?:step|epoch)(\d+)" + re.escape(self.save_path.suffix))
-        found = [(int(match[1]), path) for path in self.save_path.parent.glob(f"{self.save_path.stem}_*")
-                 if (match := numbered.fullmatch(path.name))]
+        found = [
+            (int(match[1]), path)
+            for path in self.save_path.parent.glob(f"{self.save_path.stem}_*")
+            if (match := numbered.fullmatch(path.name))
+        ]
         paths = [path for _, path in sorted(found)]
         if self.save_path.exists():
             paths.append(self.save_path)
@@ -140,8 +144,9 @@ class Run:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise UsageError(f"cannot make the run's folder {self.folder}: {error.strerror}; choose another "
-                                 "--out-dir") from None
+                raise UsageError(
+                    f"cannot make the run's folder {self.folder}: {error.strerror}; choose another --out-dir"
+                ) from None
             self._lock()
             remove_leftovers(self.folder)
         if self.save_path:  # which may lie in the folder
@@ -182,8 +187,9 @@ class Run:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"another process is training into {self.folder}: wait for it, or choose another "
-                             "--out-dir") from None
+            raise UsageError(
+                f"another process is training into {self.folder}: wait for it, or choose another --out-dir"
+            ) from None
         except OSError:  # a file system without locks
             pass
 
@@ -308,8 +314,9 @@ def read_metrics(folder):
             for key in {"step", "loss", "val_loss"} & {"step", *row}:
                 float(row[key] + 0)
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            raise InputError(f"line {number} of {path} is not a row of a run: expected an object with numbers for "
-                             "step, loss and val_loss") from None
+            raise InputError(
+                f"line {number} of {path} is not a row of a run: expected an object with numbers for step, loss and val_loss"
+            ) from None
         rows.append(row)
     if not rows:
         raise InputError(f"{path} has no rows yet: the run has not done an update")

@@ -1,4 +1,5 @@
 """The loop around a Trainer: validate, sample, update, tell, save, until it is done or has to stop."""
+
 import dataclasses
 import math
 import resource
@@ -18,7 +19,8 @@ from gpt2c.support.progress import duration
 LINES = dict(
     epoch="epoch completed: epoch={epoch} loss={loss:.6f} grad_norm={grad_norm:.4f} learning_rate={lr:.3e} step={step}",
     saved="",
-    sample="generating:\n---\n{text}\n---")
+    sample="generating:\n---\n{text}\n---",
+)
 ROLLBACKS = 3  # to one and the same checkpoint; then going back does not help
 SILENCE = 10.0  # seconds after which a run that counts in epochs shows a step all the same
 
@@ -51,8 +53,10 @@ class Loop:
         self._board = board(self.flags.report_to, self.run, trainer.step) if self.world.rank == 0 else None
         self._retain()  # a disk that was full may have room then
         self._peak, self._work = measured_peak(settings.info()["isa"]), trainer.flops_per_step
-        console.info(f"run: {trainer.total_steps} updates of {trainer.tokens_per_step} tokens, {self._work / 1e9:.1f} GFLOP "
-                     f"each; peak {self._peak:.0f} GFLOP/s{' per rank' * (self.world.size > 1)}; files in {self.run}")
+        console.info(
+            f"run: {trainer.total_steps} updates of {trainer.tokens_per_step} tokens, {self._work / 1e9:.1f} GFLOP "
+            f"each; peak {self._peak:.0f} GFLOP/s{' per rank' * (self.world.size > 1)}; files in {self.run}"
+        )
         console.start_bar(trainer.total_steps, trainer.step)
         while trainer.going:
             val_loss = self.validate() if trainer.validation_due else None
@@ -82,17 +86,24 @@ class Loop:
             self._name_too(path, "last", "epoch")
             self._retain()
             if self._lines["saved"] and self._best_epoch < math.inf:
-                self.console.info(self._lines["saved"].format(
-                    seconds=time.monotonic() - self._began, best=self._best_epoch, path=path,
-                    megabytes=path.stat().st_size / 2**20))
+                self.console.info(
+                    self._lines["saved"].format(
+                        seconds=time.monotonic() - self._began,
+                        best=self._best_epoch,
+                        path=path,
+                        megabytes=path.stat().st_size / 2**20,
+                    )
+                )
         else:
             path = "nowhere, as asked"
         pictured = self.look_back()
         why = signal.Signals(self.stop.signal).name if self.stop else why
-        self.console.info(f"{'stopped: ' + why if why else 'done'}: step {trainer.step} of {trainer.total_steps} in "
-                          f"{duration(time.monotonic() - self._began)}, peak memory "
-                          f"{in_units(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)}; checkpoint {path}"
-                          f"{', curve in loss.png' if pictured else ''}")
+        self.console.info(
+            f"{'stopped: ' + why if why else 'done'}: step {trainer.step} of {trainer.total_steps} in "
+            f"{duration(time.monotonic() - self._began)}, peak memory "
+            f"{in_units(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)}; checkpoint {path}"
+            f"{', curve in loss.png' if pictured else ''}"
+        )
         return self.stop.exit_code
 
     def look_back(self):
@@ -177,22 +188,42 @@ class Loop:
         if step.epoch:
             epochs, (updates, loss, norm) = trainer.epochs_done, dataclasses.astuple(step.epoch)
             shown = self.by_epoch and every and (epochs == 1 or epochs % every == 0 or done == total)
-            (console.info if shown else console.debug)(self._lines["epoch"].format(
-                epoch=epochs, loss=loss / updates, grad_norm=norm / updates, lr=step.lr, step=done,
-                seconds=time.monotonic() - self._began))
+            (console.info if shown else console.debug)(
+                self._lines["epoch"].format(
+                    epoch=epochs,
+                    loss=loss / updates,
+                    grad_norm=norm / updates,
+                    lr=step.lr,
+                    step=done,
+                    seconds=time.monotonic() - self._began,
+                )
+            )
             self._best_epoch = min(loss / updates, self._best_epoch)
-        self._log(step.step, step.val_loss, tokens=step.tokens, loss=step.loss, lr=step.lr, grad_norm=step.grad_norm,
-                  ms=round(step.ms, 3), tok_s=round(step.tok_s, 1), **step.parts)
+        self._log(
+            step.step,
+            step.val_loss,
+            tokens=step.tokens,
+            loss=step.loss,
+            lr=step.lr,
+            grad_norm=step.grad_norm,
+            ms=round(step.ms, 3),
+            tok_s=round(step.tok_s, 1),
+            **step.parts,
+        )
 
     def _line(self, step):
         done, total = self.trainer.step, self.trainer.total_steps
         left = (total - done) * (time.monotonic() - self._began) / max(1, done - self._first)
-        loss, norm = (f"{value} ({z:+.2f}z)" if z == z else value for value, z in (
-            (f"{step.loss:.6f}", step.loss_z), (f"{step.grad_norm:.4f}", step.norm_z)))
+        loss, norm = (
+            f"{value} ({z:+.2f}z)" if z == z else value
+            for value, z in ((f"{step.loss:.6f}", step.loss_z), (f"{step.grad_norm:.4f}", step.norm_z))
+        )
         peak = self._peak * self.world.size
-        return (f"step {done:4d}/{total} | loss {loss} | norm {norm} | lr {step.lr:.2e} | {step.ms:.2f} ms | "
-                f"{100 * self._work / (1e6 * step.ms * peak):.1f}% of fp32 peak | {step.tok_s:.0f} tok/s | "
-                f"eta {duration(left)}")
+        return (
+            f"step {done:4d}/{total} | loss {loss} | norm {norm} | lr {step.lr:.2e} | {step.ms:.2f} ms | "
+            f"{100 * self._work / (1e6 * step.ms * peak):.1f}% of fp32 peak | {step.tok_s:.0f} tok/s | "
+            f"eta {duration(left)}"
+        )
 
     def _log(self, step, val_loss, **row):
         if not self.run.log(step, val_loss, **row):
@@ -268,8 +299,9 @@ def board(report_to, run, step):
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        raise UsageError('--report-to tensorboard needs tensorboardX, which is not installed: pip install '
-                         '"gpt2c[tensorboard]"') from None
+        raise UsageError(
+            '--report-to tensorboard needs tensorboardX, which is not installed: pip install "gpt2c[tensorboard]"'
+        ) from None
     if not run.folder:
         raise UsageError("--report-to tensorboard needs a folder for its files: add --out-dir")
     return SummaryWriter(str(run.folder / "tensorboard"), purge_step=step)

@@ -3,6 +3,7 @@ over one vocabulary made from both files; so each is saved, interrupted and resu
 
     OUT/tokenizer.json   OUT/pretrain/   OUT/instruct/
 """
+
 import dataclasses
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,13 +25,30 @@ from gpt2c.training.ranks import world
 
 # What a phase starts from where the command line says nothing else: small texts are learned by heart, in a few minutes, by
 # Adam at a constant rate. Numbers that go wrong and files that are far too large end the run.
-USUAL = dict(batch_size=2, seq_len=80, optimizer="adam", lr_schedule="constant", lr_unit="update", warmup_steps=0,
-             warmup_epochs=0, weight_decay=0.0, grad_clip=1.0, max_grad_value=1000.0, max_loss=1e6, max_file_size=0.1,
-             sample_every=0, log_every=10, save_every=0, training_text="")
-SIZES = {"gpt2": dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80),
-         "chargpt": dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80, dropout=0.0),
-         "mingru": dict(dim=128, depth=2),
-         "hybrid": dict(hidden=128, embed=64, num_layers=2, num_experts=2)}
+USUAL = dict(
+    batch_size=2,
+    seq_len=80,
+    optimizer="adam",
+    lr_schedule="constant",
+    lr_unit="update",
+    warmup_steps=0,
+    warmup_epochs=0,
+    weight_decay=0.0,
+    grad_clip=1.0,
+    max_grad_value=1000.0,
+    max_loss=1e6,
+    max_file_size=0.1,
+    sample_every=0,
+    log_every=10,
+    save_every=0,
+    training_text="",
+)
+SIZES = {
+    "gpt2": dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80),
+    "chargpt": dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80, dropout=0.0),
+    "mingru": dict(dim=128, depth=2),
+    "hybrid": dict(hidden=128, embed=64, num_layers=2, num_experts=2),
+}
 PHASED = "trm"  # the family that trains so where nothing else is said
 SHIPPED = "facts_general.json", "dialogue_general.json", "dialogue_paraphrased.json"
 SHOWN = 5  # questions of each file with their answers
@@ -40,8 +58,9 @@ SHOWN = 5  # questions of each file with their answers
 class PhasesConfig:
     """Two phases instead of one run."""
 
-    pretrain: str = flag("", "first phase: a .json, .jsonl or .csv file of short texts, one to an item", metavar="PATH",
-                         group="two phases")
+    pretrain: str = flag(
+        "", "first phase: a .json, .jsonl or .csv file of short texts, one to an item", metavar="PATH", group="two phases"
+    )
     instruct: str = flag("", "second phase: such a file of questions with their answers", metavar="PATH")
     pretrain_epochs: float = flag(100.0, "passes over the texts")
     pretrain_lr: float = flag(5e-4, "the first phase's learning rate")
@@ -77,8 +96,9 @@ def shipped(phases):
 def run_phases(train, argv, phases, run, chosen, reading, stop, console):
     """Both phases by `train(argv, stop, console)`, then the questions. (the exit code, the model or None)"""
     if isinstance(run.resume, str):
-        raise UsageError("with two phases, --resume goes on in --out-dir; to resume one phase alone, leave out --pretrain and "
-                         "--instruct")
+        raise UsageError(
+            "with two phases, --resume goes on in --out-dir; to resume one phase alone, leave out --pretrain and --instruct"
+        )
     if run.save_path or not run.out_dir and run.resume:
         raise UsageError("two phases need a folder for their runs: use --out-dir, without --save-path")
     ranks = world()
@@ -91,10 +111,36 @@ def run_phases(train, argv, phases, run, chosen, reading, stop, console):
         console.info(f"--- phase {number} of 2: {name}, {epochs:g} epochs of {data}")
         begun = run.resume and runs.Run(folder / name).checkpoints()  # then what is not given stays as it was
         defaults = [] if begun else as_flags(usual_phase(run.model))
-        code, _ = train([*defaults, *argv, "--data", data, "--order", "items", "--tokenizer", path, "--epochs", str(epochs),
-                         "--learning-rate", str(rate), "--out-dir", str(folder / name), "--held-out", "0", "--val-every", "0",
-                         "--mask-prompt", str(chosen.mask_prompt and name == "instruct"), "--init-from", start,
-                         "--pretrain=", "--instruct="], stop, console)
+        code, _ = train(
+            [
+                *defaults,
+                *argv,
+                "--data",
+                data,
+                "--order",
+                "items",
+                "--tokenizer",
+                path,
+                "--epochs",
+                str(epochs),
+                "--learning-rate",
+                str(rate),
+                "--out-dir",
+                str(folder / name),
+                "--held-out",
+                "0",
+                "--val-every",
+                "0",
+                "--mask-prompt",
+                str(chosen.mask_prompt and name == "instruct"),
+                "--init-from",
+                start,
+                "--pretrain=",
+                "--instruct=",
+            ],
+            stop,
+            console,
+        )
         leave, _ = stop.agreed(ranks)
         if code or leave or run.dry_run:
             return code or stop.exit_code, None
@@ -130,8 +176,12 @@ def read_questions(path, reading):
     """[(question, answer), ...]: the first of each conversation."""
     files = text_files(path)
     total_bytes(files, reading)
-    asked = [prompts_and_answers(record, where)[0] for file in files
-             for record, _, where in records(file, reading) if is_conversation(record)]
+    asked = [
+        prompts_and_answers(record, where)[0]
+        for file in files
+        for record, _, where in records(file, reading)
+        if is_conversation(record)
+    ]
     if not asked:
         raise DataError(f"{path} has no questions; expected items with prompt and completion")
     return asked

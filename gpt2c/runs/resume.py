@@ -1,4 +1,5 @@
 """Going on with a run: which checkpoint, and with which flags."""
+
 import dataclasses
 import tomllib
 from pathlib import Path
@@ -67,8 +68,10 @@ def recorded_flags(content, *classes):
     if "chunks" in content.run.values.get("loader", {}):
         lanes, ranks = known["batch_size"], world().size
         if lanes % ranks:
-            raise UsageError(f"{content.path} has {lanes} lanes, which {ranks} ranks cannot share evenly: use a "
-                             "number of ranks that divides them")
+            raise UsageError(
+                f"{content.path} has {lanes} lanes, which {ranks} ranks cannot share evenly: use a "
+                "number of ranks that divides them"
+            )
         known["batch_size"] = lanes // ranks
     return known | dataclasses.asdict(content.config) | {"model": content.family}
 
@@ -79,8 +82,9 @@ def check_flags(content, given, shape, console, run, data, reading, config):
         raise UsageError(f"{content.path} holds a {content.family} model, not {run.model}: leave out --model")
     for name, new in dataclasses.asdict(shape).items():
         if name in given and new != getattr(content.config, name):
-            raise UsageError(f"--{name.replace('_', '-')} {new} does not fit {content.path}, where it is "
-                             f"{getattr(content.config, name)}")
+            raise UsageError(
+                f"--{name.replace('_', '-')} {new} does not fit {content.path}, where it is {getattr(content.config, name)}"
+            )
     tell_changes(content, given, vars(run) | vars(data) | vars(reading) | vars(config), console)
 
 

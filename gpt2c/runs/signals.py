@@ -1,4 +1,5 @@
 """Ending a run when asked to, without losing what it did."""
+
 import os
 import signal
 import sys

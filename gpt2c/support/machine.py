@@ -1,4 +1,5 @@
 """What this machine has, as far as this process may use it: cores, memory, and how fast they are."""
+
 import math
 import os
 from pathlib import Path

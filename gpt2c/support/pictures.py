@@ -20,10 +20,7 @@ def available():
 def loss_curves(runs, path):
     """The losses of runs, {name: rows of its metrics.jsonl}: training thin, validation with markers."""
     figure, axes = _drawing(8, 4.5, xlabel="update", ylabel="loss")
-    styles = {
-        "training": ("loss", {"lw": 0.8, "alpha": 0.7}),
-        "validation": ("val_loss", {"lw": 1.2, "marker": "o", "ms": 4}),
-    }
+    styles = {"training": ("loss", {"lw": 0.8, "alpha": 0.7}), "validation": ("val_loss", {"lw": 1.2, "marker": "o", "ms": 4})}
     for number, (name, rows) in enumerate(runs.items()):
         colour = f"C{number}"
         axes.plot([], [], color=colour, lw=3, label=_plain(name))
@@ -63,12 +60,7 @@ def roofline(machine, rows, path):
     for number, row in enumerate(rows, 1):
         point = row["intensity"], row["gflop_s"]
         axes.plot(
-            *point,
-            ls="none",
-            marker="o",
-            ms=4,
-            color=isas[row["isa"]],
-            label=_plain(f"{number}  {row['kernel']} {row['case']}"),
+            *point, ls="none", marker="o", ms=4, color=isas[row["isa"]], label=_plain(f"{number}  {row['kernel']} {row['case']}")
         )
         axes.annotate(number, point, xytext=(3, 3), textcoords="offset points", fontsize=6)
     figure.legend(loc="outside right upper", fontsize=6, ncols=columns)

@@ -1,4 +1,5 @@
 """How far long work has come: one line that is rewritten on a terminal, a plain line now and then elsewhere."""
+
 import sys
 import time
 
@@ -27,8 +28,10 @@ class Progress:
             return
         self._shown, elapsed = now, now - self._began
         left = elapsed * (self.total - done) / done
-        line = (f"{self.what}: {in_units(done)} of {in_units(self.total)} ({100 * done / self.total:.0f}%) | "
-                f"{in_units(done / elapsed)}/s | eta {duration(left)}")
+        line = (
+            f"{self.what}: {in_units(done)} of {in_units(self.total)} ({100 * done / self.total:.0f}%) | "
+            f"{in_units(done / elapsed)}/s | eta {duration(left)}"
+        )
         print(f"\r{line}\033[K" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
 
     def end(self):

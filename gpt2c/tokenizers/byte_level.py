@@ -3,6 +3,7 @@
 tokenizer.json writes each byte as one visible character: printable Latin-1 stands for itself, and the other 68 bytes, in
 order, become U+0100 and up. GPT-2's first 256 ids are the bytes in the order of this table.
 """
+
 from itertools import pairwise
 
 from gpt2c.errors import TokenizationError
@@ -33,8 +34,10 @@ def utf8(text, encoding="utf-8"):
     try:
         return text.encode(encoding)
     except UnicodeEncodeError as error:
-        raise TokenizationError(f"the text has half a UTF-16 pair, {text[error.start]!r}, as character "
-                                f"{error.start}; expected text that UTF-8 can write") from None
+        raise TokenizationError(
+            f"the text has half a UTF-16 pair, {text[error.start]!r}, as character "
+            f"{error.start}; expected text that UTF-8 can write"
+        ) from None
 
 
 def recover_merges(tokens, eot):
@@ -53,15 +56,17 @@ def recover_merges(tokens, eot):
     for rank, token in enumerate(tokens):
         if len(token) == 1 or rank == eot:
             continue
-        parts = [token[i:i + 1] for i in range(len(token))]
+        parts = [token[i : i + 1] for i in range(len(token))]
         while len(parts) > 2:
             joined = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
             best = min(joined)
             if best == rank:
-                raise TokenizationError(f"{cannot} its token {rank}, {token!r}, does not join two of lower id; "
-                                        "encoding needs ids that are merge ranks")
+                raise TokenizationError(
+                    f"{cannot} its token {rank}, {token!r}, does not join two of lower id; "
+                    "encoding needs ids that are merge ranks"
+                )
             i = joined.index(best)
-            parts[i:i + 2] = [parts[i] + parts[i + 1]]
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
         merges.append((visible(parts[0]), visible(parts[1])))
         ranks[token] = rank
     return merges

@@ -7,6 +7,7 @@ UTF-8, so that its tokens cannot be told back; here every text is its UTF-8. Tex
 randyGPT's vocab.json: {"vocab": [text], "merges": [[text, text]]}. The tokens are made of characters, not bytes, within
 lines; text with other characters is an error here, where randyGPT leaves them out.
 """
+
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from gpt2c.errors import InputError, TokenizationError
@@ -23,8 +24,9 @@ def read(document):
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever is wrong in it shows in its own way, the library's included
-        raise TokenizationError(f"the vocabulary is not what rnn-rust or randyGPT writes: {type(error).__name__}: "
-                                f"{error}") from None
+        raise TokenizationError(
+            f"the vocabulary is not what rnn-rust or randyGPT writes: {type(error).__name__}: {error}"
+        ) from None
 
 
 def _rnn_rust(document):
@@ -46,8 +48,10 @@ def _randygpt(document):
 def _bpe(strings, merges):
     vocab = {text: id for id, text in enumerate(strings)}
     if None in vocab or len(vocab) < len(strings):
-        raise TokenizationError(f"the vocabulary's {len(strings)} ids have {len(vocab) - (None in vocab)} different texts; "
-                                "expected one text for each id from 0")
+        raise TokenizationError(
+            f"the vocabulary's {len(strings)} ids have {len(vocab) - (None in vocab)} different texts; "
+            "expected one text for each id from 0"
+        )
     return models.BPE(vocab, merges)
 
 

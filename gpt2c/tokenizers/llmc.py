@@ -3,6 +3,7 @@
 It was made for decoding only, but the ids of a byte-level BPE are the ranks of its merges, so the merges, and with them
 the encoder, can be recovered from it (`byte_level.recover_merges`).
 """
+
 import os
 import struct
 
@@ -38,8 +39,7 @@ def read(file, header, path):
         length = int.from_bytes(file.read(1), "little")
         token = file.read(length)
         if not token or len(token) < length:
-            raise TokenizationError(f"{path} has {len(token)} bytes for token {i} of {n}; "
-                                    f"expected {length or '1 to 255'}")
+            raise TokenizationError(f"{path} has {len(token)} bytes for token {i} of {n}; expected {length or '1 to 255'}")
         tokens.append(token)
     if file.read(1):
         raise TokenizationError(f"{path} goes on after the last of its {n} tokens; expected it to end there")
@@ -50,8 +50,7 @@ def write(path, tokens, eot):
     """Version 2: the tokens alone, without merges."""
     for i, token in enumerate(tokens):
         if not 1 <= len(token) <= 255:
-            raise UsageError(f"token {i} has {len(token)} bytes; llm.c's file holds 1 to 255: "
-                             "write a tokenizer.json")
+            raise UsageError(f"token {i} has {len(token)} bytes; llm.c's file holds 1 to 255: write a tokenizer.json")
     with atomic_write(path) as file:
         file.write(struct.pack("<4I", MAGIC, 2, len(tokens), eot).ljust(HEADER_BYTES, b"\0"))
         file.write(b"".join(bytes([len(t)]) + t for t in tokens))

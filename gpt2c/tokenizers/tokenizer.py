@@ -3,6 +3,7 @@
 Tokenizers are kept as tokenizer.json, the file of the `tokenizers` library, which gives the same ids and the same text
 back. The library encodes, except for characters and bytes, where a table is faster; it is imported when first needed.
 """
+
 import codecs
 import hashlib
 import json
@@ -67,12 +68,15 @@ class Tokenizer:
 
         path = path or find_gpt2_tokenizer(*folders)
         if path is None:
-            raise TokenizationError("there is no gpt2_tokenizer.bin here or in data/; run downloaddataset.sh --only "
-                                    "gpt2_tokenizer.bin")
+            raise TokenizationError(
+                "there is no gpt2_tokenizer.bin here or in data/; run downloaddataset.sh --only gpt2_tokenizer.bin"
+            )
         made = cls.load(path)
         if made.kind != "gpt2":
-            raise TokenizationError(f"{path} has a vocabulary of {made.vocab_size} tokens that is not GPT-2's; fetch it again "
-                                    "with downloaddataset.sh --only gpt2_tokenizer.bin")
+            raise TokenizationError(
+                f"{path} has a vocabulary of {made.vocab_size} tokens that is not GPT-2's; fetch it again "
+                "with downloaddataset.sh --only gpt2_tokenizer.bin"
+            )
         return made
 
     @classmethod
@@ -87,8 +91,10 @@ class Tokenizer:
                 byte_list.check(header + file.read(byte_list.LONGEST), path)
                 return cls.make("byte")
             if not header.lstrip().startswith(b"{"):
-                raise TokenizationError(f"{path} begins with the bytes {header[:4].hex(' ')}; expected the magic "
-                                        f"{llmc_tokenizer.MAGIC} of llm.c's tokenizer or a tokenizer.json")
+                raise TokenizationError(
+                    f"{path} begins with the bytes {header[:4].hex(' ')}; expected the magic "
+                    f"{llmc_tokenizer.MAGIC} of llm.c's tokenizer or a tokenizer.json"
+                )
             try:
                 text = (header + file.read()).decode()
                 document = json.loads(text)
@@ -122,8 +128,7 @@ class Tokenizer:
 
         strings = list(takewhile(lambda s: s is not None, map(library.id_to_token, count())))
         if len(strings) < (n := library.get_vocab_size()):
-            raise TokenizationError(f"this tokenizer.json has {n} tokens but no id {len(strings)}; "
-                                    f"expected the ids 0 to {n - 1}")
+            raise TokenizationError(f"this tokenizer.json has {n} tokens but no id {len(strings)}; expected the ids 0 to {n - 1}")
         byte_level = isinstance(library.decoder, decoders.ByteLevel)
         specials = {t.content: i for i, t in library.get_added_tokens_decoder().items() if t.special}
         made = cls([raw(s) if byte_level else s.encode() for s in strings])
@@ -203,8 +208,7 @@ class Tokenizer:
         """Write llm.c's tokenizer file, version 2: the tokens alone, without merges."""
         if not self._byte_level or self.eot is None:
             lacks = "an end-of-text id" if self._byte_level else "byte-level tokens"
-            raise UsageError(f"llm.c's tokenizer file needs {lacks}, which this tokenizer has not; "
-                             "write a tokenizer.json")
+            raise UsageError(f"llm.c's tokenizer file needs {lacks}, which this tokenizer has not; write a tokenizer.json")
         llmc_tokenizer.write(path, self.tokens, self.eot)
 
     def encode(self, text, allow_special=False):
@@ -273,8 +277,10 @@ class Tokenizer:
         return None
 
     def _refuse(self, text, at):
-        raise TokenizationError(f"the character {text[at]!r} at offset {at} of the text is not in the vocabulary of this "
-                                "tokenizer; make one from text that has it, or with <unk>")
+        raise TokenizationError(
+            f"the character {text[at]!r} at offset {at} of the text is not in the vocabulary of this "
+            "tokenizer; make one from text that has it, or with <unk>"
+        )
 
     def decode_bytes(self, ids):
         ids = [int(i) for i in ids]
@@ -304,7 +310,7 @@ class TextStream:
 
     def push(self, id):
         decode = self.tokenizer.decode_bytes
-        new = decode([*self.before, id])[len(decode(self.before)):]
+        new = decode([*self.before, id])[len(decode(self.before)) :]
         self.before = [*self.before[-1:], id]
         return self.decoder.decode(new)
 

@@ -4,6 +4,7 @@ The kinds differ in how a text is split before the vocabulary is asked, and in h
 does both, so that a tokenizer.json says all of it. Special tokens come after all others. They are never found in text,
 even where the text spells them, because no piece of text has their ids.
 """
+
 import json
 import re
 import warnings
@@ -23,15 +24,17 @@ WORDS = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizer
 
 # Which of the spaces between words do not belong: each is decided by the token after it and the two before it, which is
 # what a TextStream keeps.
-_NO_SPACE = "|".join([
-    r"\A ",                                           # at the start
-    r" (?=[.,!?;:%)\]}…”’/_-])",                      # before closing punctuation
-    r"(?<=[(\[{“‘$#@/_-]) ",                          # after opening punctuation
-    r"(?<=\w) (?=')",                                 # word'
-    r"(?<=\w ['’]) (?=(?:s|t|d|m|ll|re|ve)\b)",       # it's, they'll
-    r"(?<!\w ')(?<=') ",                              # an apostrophe that opens
-    r"(?<=\d [.:]) (?=\d)",                           # 3.14
-])
+_NO_SPACE = "|".join(
+    [
+        r"\A ",  # at the start
+        r" (?=[.,!?;:%)\]}…”’/_-])",  # before closing punctuation
+        r"(?<=[(\[{“‘$#@/_-]) ",  # after opening punctuation
+        r"(?<=\w) (?=')",  # word'
+        r"(?<=\w ['’]) (?=(?:s|t|d|m|ll|re|ve)\b)",  # it's, they'll
+        r"(?<!\w ')(?<=') ",  # an apostrophe that opens
+        r"(?<=\d [.:]) (?=\d)",  # 3.14
+    ]
+)
 _BEFORE_SPACE = re.compile(r"\S(?=[ \n])")
 
 
@@ -63,14 +66,17 @@ def make_word(texts, vocab_size=50_000, min_frequency=1, specials=("</s>",)):
         raise UsageError(f"a vocabulary of {vocab_size} has no room for a word; raise the size")
     library = Tokenizer(models.WordLevel({UNK: 0}, UNK))
     library.pre_tokenizer = WORDS
-    library.decoder = decoders.Sequence([decoders.Replace(Regex(r"\A"), " "), decoders.Fuse(),
-                                         decoders.Replace(Regex(_NO_SPACE), "")])
-    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size - len(specials), min_frequency=min_frequency,
-                                        special_tokens=[UNK], show_progress=False)
+    library.decoder = decoders.Sequence(
+        [decoders.Replace(Regex(r"\A"), " "), decoders.Fuse(), decoders.Replace(Regex(_NO_SPACE), "")]
+    )
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size - len(specials), min_frequency=min_frequency, special_tokens=[UNK], show_progress=False
+    )
     library.train_from_iterator(_checked(texts), trainer)
     if library.get_vocab_size() == 1:
-        raise TokenizationError(f"no word is in the text {min_frequency:,} times or more; name a longer text, or lower the "
-                                "frequency")
+        raise TokenizationError(
+            f"no word is in the text {min_frequency:,} times or more; name a longer text, or lower the frequency"
+        )
     return with_specials(library, specials)
 
 
@@ -78,11 +84,18 @@ def make_bpe(texts, vocab_size=512, min_frequency=2, specials=("<|endoftext|>",)
     """The 256 bytes, then merges of the most frequent pairs, first those of lower ids where equally frequent."""
     least = 256 + len(specials)
     if vocab_size <= least:
-        warnings.warn(f"a vocabulary of {vocab_size} has no room for a merge: the bytes and special tokens alone are {least}; "
-                      "raise the size", stacklevel=3)
+        warnings.warn(
+            f"a vocabulary of {vocab_size} has no room for a merge: the bytes and special tokens alone are {least}; "
+            "raise the size",
+            stacklevel=3,
+        )
     library = over_bytes(models.BPE())
-    trainer = trainers.BpeTrainer(vocab_size=max(vocab_size, least) - len(specials), min_frequency=min_frequency,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=progress)
+    trainer = trainers.BpeTrainer(
+        vocab_size=max(vocab_size, least) - len(specials),
+        min_frequency=min_frequency,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=progress,
+    )
     library.train_from_iterator(_checked(texts), trainer)
     return with_specials(library, specials)
 
@@ -99,8 +112,10 @@ def with_specials(library, specials):
     """The library's object with special tokens added behind all others."""
     for special in specials:
         if len(special) < 2 or not (special.isascii() and special.isprintable()):
-            raise UsageError(f"the special token {special!r} could be taken for text; expected two or more printable "
-                             "ASCII characters, as in <|bos|>")
+            raise UsageError(
+                f"the special token {special!r} could be taken for text; expected two or more printable "
+                "ASCII characters, as in <|bos|>"
+            )
         if library.token_to_id(special) is not None:
             raise UsageError(f"the vocabulary already has the token {special!r}; choose another special token, as <|bos|>")
         library.add_special_tokens([AddedToken(special, special=True, normalized=False)])
@@ -131,7 +146,7 @@ def cut(text, size):
     """
     start = 0
     while len(text) - start > size and (end := _BEFORE_SPACE.search(text, start + size)):
-        yield text[start:end.end()]
+        yield text[start : end.end()]
         start = end.end()
     yield text[start:]
 

@@ -1,4 +1,5 @@
 """Telling that training goes wrong: numbers that are none, or far from what they were."""
+
 import math
 
 import numpy as np

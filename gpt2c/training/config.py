@@ -1,4 +1,5 @@
 """How to train: the fields that a Trainer takes and that are flags of gpt2c train."""
+
 import math
 from dataclasses import dataclass
 
@@ -14,21 +15,26 @@ class TrainConfig:
 
     batch_size: int = flag(4, "sequences per batch, of each rank where there are several", "-b", group="batches")
     seq_len: int = flag(64, "tokens per sequence", "-t", "--seq-length", "--block-size", "--chunk-size")
-    total_batch_size: int = flag(0, "tokens per update of all ranks together, a multiple of batch size x sequence length; "
-                                 "gradients of several batches are then averaged (0: one batch of each rank)", "-d",
-                                 metavar="TOKENS")
+    total_batch_size: int = flag(
+        0,
+        "tokens per update of all ranks together, a multiple of batch size x sequence length; "
+        "gradients of several batches are then averaged (0: one batch of each rank)",
+        "-d",
+        metavar="TOKENS",
+    )
     update_chunks: int = flag(1, "with lanes: batches per update", metavar="K1")
     update_tokens: int = flag(0, "the same in tokens of a lane", default_text="")
-    backprop_chunks: int = flag(1, "with lanes: batches that a gradient reaches back through, the newest one included",
-                                metavar="K2")
+    backprop_chunks: int = flag(
+        1, "with lanes: batches that a gradient reaches back through, the newest one included", metavar="K2"
+    )
     backprop_tokens: int = flag(0, "the same in tokens of a lane", default_text="")
     preserve_hidden_states: bool = flag(True, "with lanes: carry the state from batch to batch")
     overfit: bool = flag(False, "train on the first batch only", "-a", "--overfit-single-batch")
 
-    max_steps: int = flag(40, "updates in all, counted from the start of training; -1: one epoch", "-x", "--iters",
-                          "--max-iters", group="length")
-    epochs: float = flag(0.0, "passes over the training data in all, instead of --max-steps", "--num-epochs",
-                         default_text="")
+    max_steps: int = flag(
+        40, "updates in all, counted from the start of training; -1: one epoch", "-x", "--iters", "--max-iters", group="length"
+    )
+    epochs: float = flag(0.0, "passes over the training data in all, instead of --max-steps", "--num-epochs", default_text="")
     max_epochs: float = flag(0.0, "instead of --epochs where a target loss is given", default_text="")
     max_time: str = flag("", "stop cleanly after this long, e.g. 90s, 10m or 2h", metavar="TIME")
     target_val_loss: float = flag(0.0, "stop when the validation loss is this low", "--target-valid-loss", default_text="")
@@ -37,9 +43,12 @@ class TrainConfig:
 
     learning_rate: float = flag(1e-4, "the highest learning rate", "-l", "--lr", group="learning rate")
     lr_schedule: str = flag("constant", "how the rate falls", "-k", "--lr-scheduler", choices=SCHEDULES)
-    lr_unit: str = flag("update", "whether the rate changes with each update, or with each epoch, so that the first epoch "
-                        "after the warm-up has the highest rate (epoch) or the last one the lowest (epoch-end)",
-                        choices=("update", "epoch", "epoch-end"))
+    lr_unit: str = flag(
+        "update",
+        "whether the rate changes with each update, or with each epoch, so that the first epoch "
+        "after the warm-up has the highest rate (epoch) or the last one the lowest (epoch-end)",
+        choices=("update", "epoch", "epoch-end"),
+    )
     warmup_steps: int = flag(0, "updates over which the rate rises to its highest", "-u", "--warmup-iters")
     warmup_epochs: float = flag(0.0, "the same in epochs", default_text="")
     final_lr_frac: float = flag(1.0, "where a falling rate ends, as a part of the highest", "-q", "--min-lr-factor")
@@ -57,37 +66,72 @@ class TrainConfig:
     dampening: float = flag(0.0, "of sgd's momentum")
     nesterov: bool = flag(False, "look one step ahead along sgd's momentum")
     grad_clip: float = flag(0.0, "largest L2 norm of all gradients together (0: no limit)", "--max-grad-norm")
-    clip_value: float = flag(0.0, "largest magnitude of each gradient element, applied first (0: no limit)",
-                             "--grad-clip-value")
+    clip_value: float = flag(0.0, "largest magnitude of each gradient element, applied first (0: no limit)", "--grad-clip-value")
     tensor_rates: str = flag("", "learning rates of single tensors, whatever the schedule says", metavar="NAME=RATE,...")
-    tensor_bounds: str = flag("", "bounds that each update keeps the elements of single tensors in",
-                              metavar="NAME=LOW:HIGH,...")
+    tensor_bounds: str = flag("", "bounds that each update keeps the elements of single tensors in", metavar="NAME=LOW:HIGH,...")
 
     zero: int = flag(0, "1: of several ranks each keeps and updates its part of the optimizer's moments", "-z", choices=(0, 1))
 
-    on_anomaly: str = flag("auto", "what to do when numbers go wrong: stop, skip the update, or roll back to the last "
-                           "checkpoint and go on with the data that follow; auto stops, but skips for a z-score alone",
-                           choices=("auto", "stop", "skip", "rollback"), group="when numbers go wrong")
+    on_anomaly: str = flag(
+        "auto",
+        "what to do when numbers go wrong: stop, skip the update, or roll back to the last "
+        "checkpoint and go on with the data that follow; auto stops, but skips for a z-score alone",
+        choices=("auto", "stop", "skip", "rollback"),
+        group="when numbers go wrong",
+    )
     max_loss: float = flag(0.0, "a loss beyond this is wrong (0: any finite one is right)")
-    max_grad_value: float = flag(0.0, "a gradient element of a larger magnitude is wrong (0: any finite one is right)",
-                                 "--grad-threshold")
+    max_grad_value: float = flag(
+        0.0, "a gradient element of a larger magnitude is wrong (0: any finite one is right)", "--grad-threshold"
+    )
     skip_loss_z: float = flag(0.0, "so is a loss with a higher z-score among the last 128 (0: never)", "-sl", default_text="")
     skip_grad_z: float = flag(0.0, "and a gradient norm with a higher one (0: never)", "-sg", default_text="")
 
     val_every: int = flag(10, "validate before every Nth update (0: never)", "-v", "--eval-interval", group="validation")
     val_steps: int = flag(10, "batches per validation (-1: all, 0: never validate)", "-m", "--val-num-batches", "--eval-iters")
 
-    balance_loss: float = flag(0.0, "weight of the balance loss of a mixture of experts: what uneven use of them costs (0: it is "
-                               "not counted)", group="experts")
+    balance_loss: float = flag(
+        0.0,
+        "weight of the balance loss of a mixture of experts: what uneven use of them costs (0: it is not counted)",
+        group="experts",
+    )
 
     seed: int = flag(1337, "of the initial weights, of dropout and of sampling", group="randomness")
 
     def __post_init__(self):
         require_at_least(
-            self, batch_size=1, seq_len=1, total_batch_size=0, update_chunks=1, update_tokens=0, backprop_chunks=1,
-            backprop_tokens=0, max_steps=-1, epochs=0, max_epochs=0, patience=0, learning_rate=0, warmup_steps=0, warmup_epochs=0,
-            final_lr_frac=0, plateau_factor=0, plateau_falls=0, weight_decay=0, beta1=0, beta2=0, eps=0, momentum=0, grad_clip=0,
-            clip_value=0, max_loss=0, max_grad_value=0, skip_loss_z=0, skip_grad_z=0, val_every=0, val_steps=-1, balance_loss=0)
+            self,
+            batch_size=1,
+            seq_len=1,
+            total_batch_size=0,
+            update_chunks=1,
+            update_tokens=0,
+            backprop_chunks=1,
+            backprop_tokens=0,
+            max_steps=-1,
+            epochs=0,
+            max_epochs=0,
+            patience=0,
+            learning_rate=0,
+            warmup_steps=0,
+            warmup_epochs=0,
+            final_lr_frac=0,
+            plateau_factor=0,
+            plateau_falls=0,
+            weight_decay=0,
+            beta1=0,
+            beta2=0,
+            eps=0,
+            momentum=0,
+            grad_clip=0,
+            clip_value=0,
+            max_loss=0,
+            max_grad_value=0,
+            skip_loss_z=0,
+            skip_grad_z=0,
+            val_every=0,
+            val_steps=-1,
+            balance_loss=0,
+        )
         for name in ("beta1", "beta2"):
             if getattr(self, name) >= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected less than 1")

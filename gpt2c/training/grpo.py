@@ -10,6 +10,7 @@ All of it depends on the parameters through log pi of the tokens that were writt
 with a weight for each token. The last term is the entropy as an importance-weighted mean: -log pi alone has the same
 value, but a gradient that is zero on average.
 """
+
 import dataclasses
 import math
 import re
@@ -38,8 +39,9 @@ ROUND = 8  # lengths of batches are multiples of this, so that few shapes have t
 class GrpoConfig:
     """How to learn from rewards."""
 
-    steps: int = flag(100, "batches of completions in all", "--rl-steps", "--rl-episodes", "--max-steps", "-x",
-                      group="reinforcement learning")
+    steps: int = flag(
+        100, "batches of completions in all", "--rl-steps", "--rl-episodes", "--max-steps", "-x", group="reinforcement learning"
+    )
     prompts: int = flag(8, "prompts in a batch")
     group_size: int = flag(4, "completions of each prompt")
     max_new_tokens: int = flag(20, "the most tokens in a completion", "-n")
@@ -47,16 +49,30 @@ class GrpoConfig:
     learning_rate: float = flag(1e-4, "the learning rate", "--rl-learning-rate", "-l", "--lr")
     weight_decay: float = flag(0.001, "AdamW's decay of matrices", "-c")
     grad_clip: float = flag(1.0, "largest L2 norm of all gradients together (0: no limit)", "--max-grad-norm")
-    clip: float = flag(0.2, "how far a token's probability may move from where it was, as a part of it, before it is no longer "
-                       "pushed on")
+    clip: float = flag(
+        0.2, "how far a token's probability may move from where it was, as a part of it, before it is no longer pushed on"
+    )
     kl: float = flag(0.0, "weight of the divergence from the model at the start")
     entropy: float = flag(0.0, "weight of the entropy bonus")
     trailing: bool = flag(False, "reward an answer whatever follows it")
     seed: int = flag(1337, "of prompts and completions")
 
     def __post_init__(self):
-        require_at_least(self, steps=0, prompts=1, group_size=2, max_new_tokens=1, updates=1, learning_rate=0, weight_decay=0,
-                         grad_clip=0, clip=0, kl=0, entropy=0, seed=0)
+        require_at_least(
+            self,
+            steps=0,
+            prompts=1,
+            group_size=2,
+            max_new_tokens=1,
+            updates=1,
+            learning_rate=0,
+            weight_decay=0,
+            grad_clip=0,
+            clip=0,
+            kl=0,
+            entropy=0,
+            seed=0,
+        )
 
 
 class Completion(NamedTuple):
@@ -145,6 +161,7 @@ class Grpo:
 
     def _check_characters(self):
         """The characters of prompts that the vocabulary lacks: an error for those of answers, else prompts go without."""
+
         def known(character):
             try:
                 return self.tokenizer.decode(self.tokenizer.encode(character)) == character
@@ -152,8 +169,10 @@ class Grpo:
                 return False
 
         if lacking := [c for c in self.task.answers if not known(c)]:
-            raise UsageError(f"the model's vocabulary lacks {''.join(lacking)!r}, which answers are made of: train it on text "
-                             "that has them (--data task:NAME)")
+            raise UsageError(
+                f"the model's vocabulary lacks {''.join(lacking)!r}, which answers are made of: train it on text "
+                "that has them (--data task:NAME)"
+            )
         rng = np.random.default_rng(0)
         missing = {c for c in set("".join(self.task.make(rng)[0] for _ in range(1000))) if not known(c)}
         if missing:
@@ -162,8 +181,10 @@ class Grpo:
         self._stops |= {self.tokenizer.eot} - {None}
         self._trailing = self.config.trailing or not self._stops
         if not self._stops:
-            self.warnings.append("the model's vocabulary has nothing to end a completion with (a line end, | or an end-of-text "
-                                 "token): what follows an answer does not count")
+            self.warnings.append(
+                "the model's vocabulary has nothing to end a completion with (a line end, | or an end-of-text "
+                "token): what follows an answer does not count"
+            )
         return missing
 
     # ---- completions
@@ -208,10 +229,17 @@ class Grpo:
         pairs = [pair for pair in self.draw(config.prompts, self._rng) for _ in range(config.group_size)]
         done, rewards = self.complete(pairs, self._rng, group=config.group_size)
         told = self.learn(done, advantages(rewards.reshape(config.prompts, config.group_size)))
-        tokens, = self.world.sum([sum(len(c.ids) for c in done)])
+        (tokens,) = self.world.sum([sum(len(c.ids) for c in done)])
         self.step += 1
-        return Step(self.step - 1, float(rewards.mean()), float((rewards >= 1).mean()), **told, tokens=int(tokens),
-                    best=max(done, key=lambda c: c.reward, default=None), ms=1000 * (time.perf_counter() - start))
+        return Step(
+            self.step - 1,
+            float(rewards.mean()),
+            float((rewards >= 1).mean()),
+            **told,
+            tokens=int(tokens),
+            best=max(done, key=lambda c: c.reward, default=None),
+            ms=1000 * (time.perf_counter() - start),
+        )
 
     def learn(self, completions, advantage):
         """Updates with these completions, this rank's; advantage is (P, G), of all. What a Step says of it."""
@@ -222,7 +250,7 @@ class Grpo:
         x, y, weight = self._batch(completions, ours)
         weight *= ours.any(axis=1).sum() / advantage.any(axis=1).sum()  # a part of the mean over those of all ranks
         counted, spread = weight > 0, ours.reshape(-1, 1)
-        tokens, = self.world.sum([counted.sum()])
+        (tokens,) = self.world.sum([counted.sum()])
         ref = self._log_probabilities(self._reference, x, y) if self._reference else None
         for number in range(self.config.updates):
             logp = self._log_probabilities(self.model, x, y)
@@ -231,8 +259,9 @@ class Grpo:
             value, slope, flat = objective(logp, old, ref, spread, self.config)
             norm = self._step(slope * weight * (y >= 0).sum())
             d = (ref - logp)[counted] if ref is not None else np.zeros(0)
-            clipped, gain, likelihood, kl = self.world.sum([flat[counted].sum(), (value * weight).sum(), logp[counted].sum(),
-                                                            (np.exp(d) - d - 1).sum()]).tolist()
+            clipped, gain, likelihood, kl = self.world.sum(
+                [flat[counted].sum(), (value * weight).sum(), logp[counted].sum(), (np.exp(d) - d - 1).sum()]
+            ).tolist()
             told["clipped"] = clipped / tokens
             if number == 0:
                 told |= dict(loss=-gain, entropy=-likelihood / tokens, grad_norm=norm, kl=kl / tokens)
@@ -279,8 +308,13 @@ class Grpo:
         """A checkpoint from which a Grpo with its RunState goes on with the same bits."""
         if not math.isfinite(self._optimizer.parameter_norm()):
             raise DivergedError(f"at step {self.step} the parameters are not finite: not saved; lower the learning rate")
-        values = {"program": PROGRAM, "step": self.step, "updates": self._t, "random": self._rng.bit_generator.state,
-                  "config": dataclasses.asdict(self.config) | self.recorded}
+        values = {
+            "program": PROGRAM,
+            "step": self.step,
+            "updates": self._t,
+            "random": self._rng.bit_generator.state,
+            "config": dataclasses.asdict(self.config) | self.recorded,
+        }
         arrays = {"reference": self._reference.params.flat} if self._reference else {}
         try:
             if self.world.rank == 0:
@@ -299,6 +333,8 @@ class Grpo:
             raise InputError(f"the checkpoint's account of its run is damaged ({error}): use another checkpoint") from None
         if self._reference:
             if run.arrays.get("reference", np.zeros(0)).shape != self.model.params.flat.shape:
-                raise UsageError(f"kl is {self.config.kl:g}, but the run that goes on had none and did not keep the model at the "
-                                 "start: go on without it, or begin anew")
+                raise UsageError(
+                    f"kl is {self.config.kl:g}, but the run that goes on had none and did not keep the model at the "
+                    "start: go on without it, or begin anew"
+                )
             self._reference.params.flat[...] = run.arrays["reference"]

@@ -1,4 +1,5 @@
 """Optimizers over a model's flat blocks: what PyTorch calls AdamW, Adam and SGD; on one process or several."""
+
 import math
 
 import numpy as np
@@ -27,8 +28,24 @@ class Optimizer:
     brought to all instead: a rank keeps and touches its part of the moments alone. Both give the same bits.
     """
 
-    def __init__(self, model, name="adamw", *, beta1=0.9, beta2=0.999, eps=1e-8, momentum=0.0, dampening=0.0, nesterov=False,
-                 weight_decay=0.0, decay_all=False, rates=None, bounds=None, world=None, sharded=False):
+    def __init__(
+        self,
+        model,
+        name="adamw",
+        *,
+        beta1=0.9,
+        beta2=0.999,
+        eps=1e-8,
+        momentum=0.0,
+        dampening=0.0,
+        nesterov=False,
+        weight_decay=0.0,
+        decay_all=False,
+        rates=None,
+        bounds=None,
+        world=None,
+        sharded=False,
+    ):
         self.model, self.name = model, name
         self.world, self.sharded = world or World(), sharded
         self._own = slice(*self.world.part(model.params.size))
@@ -113,8 +130,20 @@ class Optimizer:
         if self.name == "adam" and decay:
             stream.add_scaled(grads, params, decay / scale)
             decay = 0.0
-        stream.adamw(params, model.m.flat[part], model.v.flat[part], grads, lr, self.beta1, self.beta2, self.eps, decay,
-                     1 - self.beta1**t, 1 - self.beta2**t, scale)
+        stream.adamw(
+            params,
+            model.m.flat[part],
+            model.v.flat[part],
+            grads,
+            lr,
+            self.beta1,
+            self.beta2,
+            self.eps,
+            decay,
+            1 - self.beta1**t,
+            1 - self.beta2**t,
+            scale,
+        )
 
 
 def tensor_rates(text):

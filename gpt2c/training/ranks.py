@@ -7,6 +7,7 @@ A flat block of floats is cut into one part for each rank. `reduce` leaves the s
 `gather` brings the parts of all ranks to each: after both, all have the sum. Sums are taken in the order of ranks,
 whichever MPI carries the numbers, so a run that is repeated on as many ranks has the same bits.
 """
+
 import functools
 import importlib.util
 import os
@@ -148,8 +149,10 @@ class MpiWorld(World):
             if self._scratch.size < n * self.size:
                 self._scratch = np.empty(n * self.size, np.float32)
             arrived = self._scratch[: n * self.size]
-            request = self._all.Ialltoallv([flat, counts, bounds[:-1] + at, self._mpi.FLOAT],
-                                           [arrived, np.full(self.size, n), np.arange(self.size) * n, self._mpi.FLOAT])
+            request = self._all.Ialltoallv(
+                [flat, counts, bounds[:-1] + at, self._mpi.FLOAT],
+                [arrived, np.full(self.size, n), np.arange(self.size) * n, self._mpi.FLOAT],
+            )
             self._finish(request, arrived.size)
             first, second, *others = arrived.reshape(self.size, n)
             total = np.add(first, second, out=flat[bounds[rank] + at : bounds[rank] + at + n])
@@ -186,7 +189,7 @@ class MpiWorld(World):
         return stacked
 
     def text(self, words):
-        size, = self.most(len(words.encode()) if self.rank == 0 else 0)
+        (size,) = self.most(len(words.encode()) if self.rank == 0 else 0)
         said = np.frombuffer(words.encode().ljust(int(size))[: int(size)], np.uint8).copy()
         self._finish(self._all.Ibcast(said, 0))
         return said.tobytes().decode()
@@ -221,15 +224,18 @@ def world():
     if launched is None or os.environ.get(launched) == "1":
         return World()
     if importlib.util.find_spec("mpi4py") is None:
-        raise UsageError("an MPI launcher has started this process, but mpi4py is not installed: pip install \"gpt2c[mpi]\"")
+        raise UsageError('an MPI launcher has started this process, but mpi4py is not installed: pip install "gpt2c[mpi]"')
     try:
         ranks = MpiWorld()
     except (ImportError, RuntimeError) as error:
-        raise UsageError(f"mpi4py finds no MPI library ({error}): install the one that the launcher belongs to, or "
-                         "pip install mpich") from None
+        raise UsageError(
+            f"mpi4py finds no MPI library ({error}): install the one that the launcher belongs to, or pip install mpich"
+        ) from None
     if os.environ.get(launched, str(ranks.size)) != str(ranks.size):
-        raise UsageError(f"the launcher has started {os.environ[launched]} ranks, but mpi4py uses {ranks.implementation}, which "
-                         f"knows of {ranks.size}: use the launcher that belongs to it")
+        raise UsageError(
+            f"the launcher has started {os.environ[launched]} ranks, but mpi4py uses {ranks.implementation}, which "
+            f"knows of {ranks.size}: use the launcher that belongs to it"
+        )
     return ranks if ranks.size > 1 else World()
 
 

@@ -1,4 +1,5 @@
 """Learning rate schedules: pure functions of the update's number."""
+
 import math
 
 from gpt2c.errors import UsageError

@@ -1,8 +1,9 @@
 """Training as an iterator: the loop belongs to the caller.
 
-    for step in gpt2c.Trainer(model, loader, val_loader, gpt2c.TrainConfig(max_steps=100)):
-        print(step.step, step.loss)
+for step in gpt2c.Trainer(model, loader, val_loader, gpt2c.TrainConfig(max_steps=100)):
+    print(step.step, step.loss)
 """
+
 import dataclasses
 import math
 import time
@@ -113,18 +114,32 @@ class Trainer:
         self._losses, self._norms = Window(), Window()
         model.seed = config.seed
         if config.balance_loss and "router" not in model.params:
-            raise UsageError(f"balance_loss is {config.balance_loss:g}, but this {model.family} has no experts to choose among: "
-                             "leave it out")
+            raise UsageError(
+                f"balance_loss is {config.balance_loss:g}, but this {model.family} has no experts to choose among: leave it out"
+            )
         model.balance_loss = config.balance_loss
         self._optimizer = Optimizer(
-            model, config.optimizer, beta1=config.beta1, beta2=config.beta2, eps=config.eps, momentum=config.momentum,
-            dampening=config.dampening, nesterov=config.nesterov, weight_decay=config.weight_decay, decay_all=config.decay_all,
-            rates=tensor_rates(config.tensor_rates), bounds=tensor_bounds(config.tensor_bounds), world=self.world,
-            sharded=bool(config.zero))
+            model,
+            config.optimizer,
+            beta1=config.beta1,
+            beta2=config.beta2,
+            eps=config.eps,
+            momentum=config.momentum,
+            dampening=config.dampening,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+            decay_all=config.decay_all,
+            rates=tensor_rates(config.tensor_rates),
+            bounds=tensor_bounds(config.tensor_bounds),
+            world=self.world,
+            sharded=bool(config.zero),
+        )
         batch = loader.B * loader.T * loader.world
         if self.world.size > 1 and loader.world not in (1, self.world.size):
-            raise UsageError(f"the loader is one of {loader.world} ranks, but there are {self.world.size}: give it world=1, and "
-                             f"its batches are dealt out, or world={self.world.size}")
+            raise UsageError(
+                f"the loader is one of {loader.world} ranks, but there are {self.world.size}: give it world=1, and "
+                f"its batches are dealt out, or world={self.world.size}"
+            )
         self._dealt = loader.world < self.world.size
         lanes = hasattr(loader, "continues")
         self._goes_on, self._window = config.carries(lanes), config.window(loader.T, lanes)
@@ -132,8 +147,10 @@ class Trainer:
         default = batch * updates * (self.world.size if self._dealt else 1)
         self.micro_steps, rest = divmod(config.total_batch_size or default, batch)  # of the loader's batches
         if rest or self.micro_steps < 1:
-            raise UsageError(f"the total batch size of {config.total_batch_size} tokens is no multiple of the batch of "
-                             f"{loader.B} x {loader.T} = {batch}")
+            raise UsageError(
+                f"the total batch size of {config.total_batch_size} tokens is no multiple of the batch of "
+                f"{loader.B} x {loader.T} = {batch}"
+            )
         target = config.target_val_loss or config.target_train_loss
         self.epochs = (target and config.max_epochs) or config.epochs or (1 if config.max_steps < 0 else 0)
         self.total_steps = self._steps_in(self.epochs) if self.epochs else config.max_steps
@@ -265,15 +282,29 @@ class Trainer:
             optimizer.update(lr, self.step + 1, self._clip(norm) / self._batches)
         elapsed = time.perf_counter() - start
         ended = self._account(loss, norm, late)
-        return Step(self.step - 1, loss, lr, norm, 1000 * elapsed, self.tokens, self.tokens_per_step / elapsed, val_loss,
-                    loss_z, norm_z, skipped, ended, parts if len(parts) > 1 else {})
+        return Step(
+            self.step - 1,
+            loss,
+            lr,
+            norm,
+            1000 * elapsed,
+            self.tokens,
+            self.tokens_per_step / elapsed,
+            val_loss,
+            loss_z,
+            norm_z,
+            skipped,
+            ended,
+            parts if len(parts) > 1 else {},
+        )
 
     def _losses_and_gradients(self):
         """{number: {"loss" and its parts by name: value}} of this rank's batches; the model has the sum of their gradients."""
         model, told, dropout = self.model, {}, self.model.dropout_counter
         dealt = self._dealt and not self._first_batch
-        for number in (self._turns(self.loader, self._batches) if dealt else
-                       range(self.world.rank, self._batches, self.world.size)):
+        for number in (
+            self._turns(self.loader, self._batches) if dealt else range(self.world.rank, self._batches, self.world.size)
+        ):
             if not (self._goes_on and self.loader.continues):
                 model.reset_state()
             x, y = self._first_batch or self.loader.next_batch()
@@ -289,7 +320,7 @@ class Trainer:
         """(the mean loss, {part: its mean}, whether it is too late to go on), over the batches of all ranks, in their order.
         The first batch is rank 0's, which so has all names."""
         names = list(next(iter(told.values()), {}))
-        columns, = self.world.most(len(names))
+        (columns,) = self.world.most(len(names))
         table = np.zeros((self._batches, int(columns)))
         for number, row in told.items():
             table[number] = list(row.values())
@@ -328,8 +359,9 @@ class Trainer:
         elif limit and self._optimizer.largest() > limit * self._batches:
             self._optimizer.gather()
             found, error = first_bad_tensor(self.model, limit * self._batches), GradientError
-            why = f"a gradient is larger than {limit:g}; {found}" + (f", the sum over {self._batches} batches"
-                                                                      if self._batches > 1 else "")
+            why = f"a gradient is larger than {limit:g}; {found}" + (
+                f", the sum over {self._batches} batches" if self._batches > 1 else ""
+            )
         elif config.max_loss and loss > config.max_loss:
             why = f"the loss is {loss:.6g}, more than {config.max_loss:g}"
         else:
@@ -366,8 +398,9 @@ class Trainer:
     # ---- checkpoints
 
     def _snapshot(self):
-        return Snapshot(self.step, self.tokens, self._skipped_in_a_row, self.sampling.state,
-                        dataclasses.replace(self.validations), self.epoch)
+        return Snapshot(
+            self.step, self.tokens, self._skipped_in_a_row, self.sampling.state, dataclasses.replace(self.validations), self.epoch
+        )
 
     def save(self, path):
         """A checkpoint from which `restore` continues with the same bits, on any number of ranks; rank 0 writes it. What
@@ -378,13 +411,22 @@ class Trainer:
         if self._goes_on and self.loader.continues:
             arrays |= {f"carried.{name}": array for name, array in self._carried().items()}
         arrays |= {"window.loss": self._losses.values, "window.norm": self._norms.values}
-        self._write(path, RunState(
-            values=dataclasses.asdict(done) | {
-                "windows": [self._losses.count, self._norms.count],
-                "dropout": [self.model.seed, self.model.dropout_counter],
-                "loader": {name: value for name, value in loader.items() if isinstance(value, int)},
-                "config": dataclasses.asdict(self.config) | self._batch_sizes() | self.recorded},
-            arrays=arrays), self._optimizer.moments(), done.step, self.validations.best)
+        self._write(
+            path,
+            RunState(
+                values=dataclasses.asdict(done)
+                | {
+                    "windows": [self._losses.count, self._norms.count],
+                    "dropout": [self.model.seed, self.model.dropout_counter],
+                    "loader": {name: value for name, value in loader.items() if isinstance(value, int)},
+                    "config": dataclasses.asdict(self.config) | self._batch_sizes() | self.recorded,
+                },
+                arrays=arrays,
+            ),
+            self._optimizer.moments(),
+            done.step,
+            self.validations.best,
+        )
 
     def _write(self, path, *what):
         """On rank 0. The others wait until the file is there, or is not."""
@@ -406,8 +448,9 @@ class Trainer:
         carried = self.model.carried(self._window)
         if self.world.size == 1:
             return carried
-        lanes = {name: np.concatenate(self.world.stack(array), axis=1) for name, array in carried.items()
-                 if name.startswith("state.")}
+        lanes = {
+            name: np.concatenate(self.world.stack(array), axis=1) for name, array in carried.items() if name.startswith("state.")
+        }
         return lanes | {f"ranks.{name}": self.world.stack(array) for name, array in carried.items() if name not in lanes}
 
     def _carry(self, carried):
@@ -416,8 +459,11 @@ class Trainer:
         rank, size, B = self.world.rank, self.world.size, self.loader.B
         states = {name: array[:, rank * B : (rank + 1) * B] for name, array in carried.items() if name.startswith("state.")}
         ours = "chain." if size == 1 else "ranks.chain."
-        chain = {name.removeprefix("ranks."): array if size == 1 else array[rank] for name, array in carried.items()
-                 if name.startswith(ours) and (size == 1 or len(array) == size)}
+        chain = {
+            name.removeprefix("ranks."): array if size == 1 else array[rank]
+            for name, array in carried.items()
+            if name.startswith(ours) and (size == 1 or len(array) == size)
+        }
         self.model.carry(states | chain)
 
     def save_weights(self, path):
@@ -427,8 +473,10 @@ class Trainer:
 
     def _require_finite(self):
         if not math.isfinite(self._optimizer.parameter_norm()):
-            raise DivergedError(f"at step {self.step} {first_bad_tensor(self.model)}: not saved; go on from the last "
-                                "checkpoint with a lower learning rate, a longer warm-up, or clipped gradients")
+            raise DivergedError(
+                f"at step {self.step} {first_bad_tensor(self.model)}: not saved; go on from the last "
+                "checkpoint with a lower learning rate, a longer warm-up, or clipped gradients"
+            )
 
     def restore(self, run, data_position=True):
         """Goes to where a checkpoint of such a run was saved; the model has its weights and moments already.
@@ -438,8 +486,10 @@ class Trainer:
         values, arrays = run.values, run.arrays
         recorded = values.get("config", {}).get("optimizer", self.config.optimizer)
         if recorded != self.config.optimizer:
-            raise UsageError(f"the checkpoint holds the moments of {recorded}, not of {self.config.optimizer}: resume with "
-                             f"--optimizer {recorded}, or take its weights alone with --init-from")
+            raise UsageError(
+                f"the checkpoint holds the moments of {recorded}, not of {self.config.optimizer}: resume with "
+                f"--optimizer {recorded}, or take its weights alone with --init-from"
+            )
         try:
             step, tokens = values["step"], values["tokens"]
             validations, epoch = Validations(**values["validations"]), Epoch(**values["epoch"])
@@ -447,10 +497,13 @@ class Trainer:
             seed, counter = values["dropout"]
             if min(step, tokens, skipped, counter, *values["windows"]) < 0:
                 raise ValueError
-            windows = [(count, np.array(arrays[f"window.{name}"], np.float64).reshape(self._losses.values.shape))
-                       for count, name in zip(values["windows"], ("loss", "norm"))]
-            position = values["loader"] | {name.removeprefix("loader."): array for name, array in arrays.items()
-                                           if name.startswith("loader.")}
+            windows = [
+                (count, np.array(arrays[f"window.{name}"], np.float64).reshape(self._losses.values.shape))
+                for count, name in zip(values["windows"], ("loss", "norm"))
+            ]
+            position = values["loader"] | {
+                name.removeprefix("loader."): array for name, array in arrays.items() if name.startswith("loader.")
+            }
             if data_position:
                 self.loader.restore(position)
             self._carry({name.removeprefix("carried."): array for name, array in arrays.items() if name.startswith("carried.")})

@@ -35,9 +35,7 @@ def script(path, text):
 def test_every_kernel_of_a_training_step_is_measured():
     model = gpt2c.create("gpt2", **TINY.config)
     work = model.program(TINY.B, TINY.T)
-    used = {
-        kernel for program in (work.forward_program, work.backward_program) for kernel, _ in program.calls
-    }
+    used = {kernel for program in (work.forward_program, work.backward_program) for kernel, _ in program.calls}
     assert used - {"zero", "count_targets", "mean_loss"} <= {case.kernel for case in CASES.values()}
     assert set(kernel_cases.BYTES) == {case.setup for case in CASES.values()}
 
@@ -51,9 +49,7 @@ def test_a_wrong_result_is_not_timed():
         return kernel_cases.Case(setup, "T1", {"R": 1000})
 
     kernel_cases.prepare(off_by(0))
-    with pytest.raises(
-        Gpt2cError, match="setup-T1 is wrong by 1.0e-06 of its norm, expected at most 2.4e-07"
-    ):
+    with pytest.raises(Gpt2cError, match="setup-T1 is wrong by 1.0e-06 of its norm, expected at most 2.4e-07"):
         kernel_cases.prepare(off_by(1e-6))
 
 
@@ -70,9 +66,7 @@ def test_a_row_counts_operations_and_bytes():
     case = kernel_cases.Case(kernel_setups.matmul_forward, "x", {"R": 2, "C": 3, "N": 5, "bias": 1})
     row = benchmarks.kernel_row(case, kernel_cases.prepare(case)[0], "avx2", MACHINE, 1e-9, 3e-9)
     assert row["shape"] == "R=2 C=3 N=5 bias=1" and row["bound"] == "arithmetic"
-    assert row["gflop_s"] == pytest.approx(2 * 2 * 3 * 5) and row["gb_s"] == pytest.approx(
-        4 * (2 * 3 + 5 * 3 + 5 + 2 * 5)
-    )
+    assert row["gflop_s"] == pytest.approx(2 * 2 * 3 * 5) and row["gb_s"] == pytest.approx(4 * (2 * 3 + 5 * 3 + 5 + 2 * 5))
     assert row["share"] == pytest.approx(60 / 200) and row["ratio"] == pytest.approx(3)
 
     case = kernel_cases.Case(kernel_setups.residual_forward, "x", {"R": 10})
@@ -110,22 +104,10 @@ def test_the_profile_accounts_for_the_whole_step():
     assert sum(row["calls"] for row in kernels) == whole["calls"]
     assert kernels == sorted(kernels, key=lambda row: -row["ms"])
     found = {row["kernel"]: row for row in kernels}
-    assert {
-        "matmul_forward",
-        "attention_backward",
-        "crossentropy_backward",
-        "adamw",
-        "global_norm",
-        "zero",
-    } <= set(found)
-    layer, positions = (
-        4 * 32 * 32 + 8 * 32 * 32,
-        2 * 8,
-    )  # weights of a block; the padded vocabulary has 128 rows
+    assert {"matmul_forward", "attention_backward", "crossentropy_backward", "adamw", "global_norm", "zero"} <= set(found)
+    layer, positions = (4 * 32 * 32 + 8 * 32 * 32, 2 * 8)  # weights of a block; the padded vocabulary has 128 rows
     operations = 2 * positions * (2 * layer + 128 * 32)
-    assert found["matmul_forward"]["gflop_s"] == pytest.approx(
-        operations / found["matmul_forward"]["ms"] / 1e6
-    )
+    assert found["matmul_forward"]["gflop_s"] == pytest.approx(operations / found["matmul_forward"]["ms"] / 1e6)
     assert found["adamw"]["gflop_s"] is None
     assert whole["gflop_s"] * whole["ms"] * 1e6 == pytest.approx(benchmarks.model_flops(TINY))
 
@@ -143,10 +125,7 @@ def test_kernels_in_a_table_a_json_and_a_csv(tmp_path):
     bench_file = json.loads(path.read_text())
     machine, rows = bench_file["machine"], bench_file["rows"]
     assert path.name.startswith(machine["date"][:10]) and str(path) in lines[-1]
-    assert [(row["kernel"], row["case"]) for row in rows] == [
-        ("embedding_forward", "T64"),
-        ("embedding_forward", "T1024"),
-    ]
+    assert [(row["kernel"], row["case"]) for row in rows] == [("embedding_forward", "T64"), ("embedding_forward", "T1024")]
     for row in rows:
         assert f"{row['ms']:.3f}" in done.stdout
         assert row["share"] == pytest.approx(row["gb_s"] / machine["bandwidth"])
@@ -158,17 +137,7 @@ def test_kernels_in_a_table_a_json_and_a_csv(tmp_path):
 
 
 def test_products_beside_numpy():
-    done = bench(
-        "kernels",
-        "--filter",
-        "matmul_forward-attproj-T64",
-        "--seconds",
-        0,
-        "--compare",
-        "numpy",
-        "--threads",
-        1,
-    )
+    done = bench("kernels", "--filter", "matmul_forward-attproj-T64", "--seconds", 0, "--compare", "numpy", "--threads", 1)
     assert done.returncode == 0, done.stderr
     assert f"beside it: numpy {np.__version__}" in done.stdout and " 1 threads " in done.stdout
     assert float(done.stdout.split()[-1]) > 0 and float(done.stdout.split()[-2]) > 0
@@ -176,17 +145,7 @@ def test_products_beside_numpy():
 
 def test_a_model_is_trained_and_a_missing_pytorch_is_told(tmp_path):
     python = script(tmp_path / "python", "exit 1")
-    done = bench(
-        "models",
-        "--filter",
-        "train-char-0.8M",
-        "--seconds",
-        0,
-        "--compare",
-        "torch",
-        "--torch-python",
-        python,
-    )
+    done = bench("models", "--filter", "train-char-0.8M", "--seconds", 0, "--compare", "torch", "--torch-python", python)
     assert done.returncode == 0, done.stderr
     assert f"no comparison with PyTorch: {python} has no PyTorch; name a Python" in done.stdout
     full, rounded = (line.split() for line in done.stdout.splitlines()[-2:])
@@ -196,9 +155,7 @@ def test_a_model_is_trained_and_a_missing_pytorch_is_told(tmp_path):
 
 def test_pytorch_s_row_is_a_ratio_of_medians(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarks, "PAUSE", 0)
-    monkeypatch.setattr(
-        benchmarks, "gpt2c_worker", lambda *_: benchmarks.Worker([script(tmp_path / "ours", answering(0.25))])
-    )
+    monkeypatch.setattr(benchmarks, "gpt2c_worker", lambda *_: benchmarks.Worker([script(tmp_path / "ours", answering(0.25))]))
     theirs = script(tmp_path / "theirs", f'case "$1" in -c) echo 9.9 ;; *) {answering(0.5)} ;; esac')
     assert benchmarks.torch_version(theirs) == "9.9"
     row = benchmarks.measure_torch(TINY, "compile", theirs, "avx2", MACHINE, 0)
@@ -212,10 +169,7 @@ def answering(seconds):
 
 def test_a_process_that_ends_early_is_an_error(tmp_path):
     dies = script(tmp_path / "dies", "exit 5")
-    with (
-        benchmarks.Worker([dies]) as worker,
-        pytest.raises(Gpt2cError, match="code 5 before it was measured") as caught,
-    ):
+    with benchmarks.Worker([dies]) as worker, pytest.raises(Gpt2cError, match="code 5 before it was measured") as caught:
         worker()
     assert caught.value.exit_code == 5
     with pytest.raises(UsageError, match="cannot run .*missing: No such file"):

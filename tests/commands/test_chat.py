@@ -1,4 +1,5 @@
 """Chat through a real terminal, through pipes and with interrupts; training in phases; the files they learn from."""
+
 import codecs
 import json
 import os
@@ -24,11 +25,19 @@ from gpt2c.runs.phases import SHIPPED, read_questions
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 DATA = Path(gpt2c.__file__).parents[1] / "data"
-ITEMS = [{"prompt": "What is snow?", "completion": "Snow is ice, of course."},
-         {"prompt": "Who are you?", "completion": "I am a tiny model."},
-         {"messages": [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi!"},
-                       {"role": "user", "content": "Again."}, {"role": "assistant", "content": "Hi, hi!"}]},
-         {"prompt": "Again.", "completion": "What again?"}]
+ITEMS = [
+    {"prompt": "What is snow?", "completion": "Snow is ice, of course."},
+    {"prompt": "Who are you?", "completion": "I am a tiny model."},
+    {
+        "messages": [
+            {"role": "user", "content": "Hello."},
+            {"role": "assistant", "content": "Hi!"},
+            {"role": "user", "content": "Again."},
+            {"role": "assistant", "content": "Hi, hi!"},
+        ]
+    },
+    {"prompt": "Again.", "completion": "What again?"},
+]
 FACTS = ["Snow is ice.", "The sun is a star.", "Ice is cold."]
 
 
@@ -39,8 +48,9 @@ def checkpoint(tmp_path_factory):
     (folder / "items.json").write_text(json.dumps(ITEMS), encoding="utf-8")
     tokenizer = Tokenizer.make("word", [text for item in ITEMS for text, _ in conversation(item, "")])
     items = read_items([str(folder / "items.json")], Reading(), tokenizer)
-    m = gpt2c.create("chargpt", num_layers=2, channels=48, num_heads=3, vocab_size=tokenizer.vocab_size, max_seq_len=32,
-                     dropout=0.0)
+    m = gpt2c.create(
+        "chargpt", num_layers=2, channels=48, num_heads=3, vocab_size=tokenizer.vocab_size, max_seq_len=32, dropout=0.0
+    )
     config = gpt2c.TrainConfig(max_steps=150, learning_rate=5e-3, lr_schedule="cosine", final_lr_frac=0.1)
     *_, last = gpt2c.Trainer(m, ItemLoader(items, 4, 30), None, config)
     assert last.loss < 0.05
@@ -210,8 +220,22 @@ def test_questions_are_asked_as_they_were_learned(checkpoint, monkeypatch):
 
 # ---- phases
 
-TINY = ["--channels", 16, "--hidden", 16, "--num-heads", 2, "--pretrain-epochs", 3, "--instruct-epochs", 4, "--log-every", 1,
-        "--batch-size", 4]
+TINY = [
+    "--channels",
+    16,
+    "--hidden",
+    16,
+    "--num-heads",
+    2,
+    "--pretrain-epochs",
+    3,
+    "--instruct-epochs",
+    4,
+    "--log-every",
+    1,
+    "--batch-size",
+    4,
+]
 
 
 @pytest.fixture
@@ -232,8 +256,9 @@ def phases(folder, out, *words, **how):
 
 
 def test_phases_end_to_end(folder):
-    done = phases(folder, "run", "--test-questions", "items.jsonl", "--interactive", "--description", "by phases",
-                  input="Who are you?\n")
+    done = phases(
+        folder, "run", "--test-questions", "items.jsonl", "--interactive", "--description", "by phases", input="Who are you?\n"
+    )
     assert "phase 1 of 2: pretrain" in done.stdout and "phase 2 of 2: instruct" in done.stdout
     assert re.search(r"instruction questions: \d of 4 answered word for word", done.stdout)
     assert "paraphrased questions: " in done.stdout and "Enter prompt: " in done.stderr
@@ -268,8 +293,13 @@ def test_phases_interrupted_one_after_the_other_end_with_the_same_bits(folder):
     train(folder / "straight", *words)
 
     def interrupted(update, *more):
-        done = subprocess.run([sys.executable, "-c", INTERRUPTED, *map(str, [update, *words, *more])], cwd=folder / "parts",
-                              capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", INTERRUPTED, *map(str, [update, *words, *more])],
+            cwd=folder / "parts",
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert done.returncode == 130 and "stopped: SIGINT" in done.stdout, done.stdout + done.stderr
         return done.stdout
 
@@ -286,15 +316,40 @@ def test_phases_interrupted_one_after_the_other_end_with_the_same_bits(folder):
 def test_prompts_may_be_masked_and_families_chosen(folder):
     assert "loss on all tokens" in phases(folder, "dry", "--mask-prompt", "--dry-run").stdout
     shape = ["--model", "chargpt", "--num-layers", 1, "--channels", 16, "--num-heads", 2]
-    done = train(folder, "--pretrain", "facts.json", "--instruct", "items.jsonl", "-o", "m", "--mask-prompt", *shape,
-                 "--pretrain-epochs", 3, "--instruct-epochs", 4, "--batch-size", 4)
+    done = train(
+        folder,
+        "--pretrain",
+        "facts.json",
+        "--instruct",
+        "items.jsonl",
+        "-o",
+        "m",
+        "--mask-prompt",
+        *shape,
+        "--pretrain-epochs",
+        3,
+        "--instruct-epochs",
+        4,
+        "--batch-size",
+        4,
+    )
     assert "loss on all tokens" in done.stdout and "loss on answers" in done.stdout
     assert gpt2c.load(folder / "m/instruct/ckpt_00000004.safetensors").family == "chargpt"
 
 
-@pytest.mark.parametrize("words, expected", [
-    ("--model trm", True), ("--interactive", True), ("--model hybrid --interactive", True), ("--model gpt2", False), ("", False),
-    ("--model trm --data x.txt", False), ("--interactive -e d12", False), ("--model mingru --pretrain a --instruct b", True)])
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        ("--model trm", True),
+        ("--interactive", True),
+        ("--model hybrid --interactive", True),
+        ("--model gpt2", False),
+        ("", False),
+        ("--model trm --data x.txt", False),
+        ("--interactive -e d12", False),
+        ("--model mingru --pretrain a --instruct b", True),
+    ],
+)
 def test_what_asks_for_phases(words, expected):
     assert in_phases(words.split()) == expected
 
@@ -303,8 +358,29 @@ def test_what_asks_for_phases(words, expected):
 def test_every_family_has_phases(family, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     width = {"mingru": "--dim", "hybrid": "--hidden"}.get(family, "--channels")
-    assert main(["--model", family, "--pretrain", "facts.json", "--instruct", "items.jsonl", "-o", "run", width, "16",
-                 "--pretrain-epochs", "1", "--instruct-epochs", "1", "--test-questions", "items.jsonl"]) == 0
+    assert (
+        main(
+            [
+                "--model",
+                family,
+                "--pretrain",
+                "facts.json",
+                "--instruct",
+                "items.jsonl",
+                "-o",
+                "run",
+                width,
+                "16",
+                "--pretrain-epochs",
+                "1",
+                "--instruct-epochs",
+                "1",
+                "--test-questions",
+                "items.jsonl",
+            ]
+        )
+        == 0
+    )
     assert "instruction questions: " in capsys.readouterr().out and checkpoint_of(folder / "run/instruct").family == family
 
 
@@ -329,8 +405,10 @@ def checkpoint_of(run):
 
 def test_phases_that_cannot_be(folder):
     assert "go together" in train(folder, "--pretrain", "facts.json", code=2).stderr
-    assert "use --out-dir" in train(folder, "--pretrain", "facts.json", "--instruct", "items.jsonl", "--save-path", "x",
-                                    code=2).stderr
+    assert (
+        "use --out-dir"
+        in train(folder, "--pretrain", "facts.json", "--instruct", "items.jsonl", "--save-path", "x", code=2).stderr
+    )
     assert train(folder, "--pretrain", "missing.json", "--instruct", "items.jsonl", code=4).stderr.count("\n") == 1
     with open(folder / "large.json", "wb") as file:
         file.truncate(101_000_000)
@@ -339,6 +417,7 @@ def test_phases_that_cannot_be(folder):
 
 
 # ---- what ships
+
 
 def test_the_files_that_ship():
     facts, dialogue, asked = (json.loads((DATA / name).read_text(encoding="utf-8")) for name in SHIPPED)

@@ -1,6 +1,7 @@
 """Commands as users are told them. Those of the documents that gpt2c follows, as the tables of docs/commands.md give them: all in
 one folder, in their order, with fewer epochs, updates and episodes and with smaller models where the document does not say how
 large. And those on the other pages, each page in a folder of its own, with two updates and small batches."""
+
 import io
 import json
 import re
@@ -28,11 +29,13 @@ SMALLER = {
     "randyGPT": "-b 2 -t 16 --max-seq-len 16 --num-layers 1 --num-heads 2 --channels 16 --val-every 5 --val-steps 1",
     "GRUfinity": "-b 2 --model-dim 16 --val-steps 1",
     "RustGPT": "--pretrain facts.json --instruct questions.json --test-questions questions.json --pretrain-epochs 1 "
-               "--instruct-epochs 1 --channels 16 --hidden 16 --num-heads 2",
+    "--instruct-epochs 1 --channels 16 --hidden 16 --num-heads 2",
     "GPT2Rust": "--max-steps 2 --sample-every 2 --sample-len 4 -b 2 -t 16",
 }
-TEXT = ("once upon a time 3 frogs + 4 foxes = 7 friends; they jumped over 12 dogs - and 5 * 8 = 40 hens.\n"
-        "jack: quick bees buzz > 1, and 9 | 6: why? hello mr. vex\nROMEO: Once upon a time\n") * 8
+TEXT = (
+    "once upon a time 3 frogs + 4 foxes = 7 friends; they jumped over 12 dogs - and 5 * 8 = 40 hens.\n"
+    "jack: quick bees buzz > 1, and 9 | 6: why? hello mr. vex\nROMEO: Once upon a time\n"
+) * 8
 
 
 def sections():
@@ -40,13 +43,15 @@ def sections():
     found = {}
     for part in PAGE.split("\n## ")[1:]:
         tables = re.findall(r"\n\|.*\n\|[-|]+\|\n((?:\|.*\n)+)", part)
-        found[part.partition(":")[0]] = [[[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
-                                          for row in table.splitlines()] for table in tables]
+        found[part.partition(":")[0]] = [
+            [[cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in table.splitlines()]
+            for table in tables
+        ]
     return found
 
 
 def code(cell):
-    text, = re.findall(r"^`([^`]*)`", cell)
+    (text,) = re.findall(r"^`([^`]*)`", cell)
     return text
 
 
@@ -117,8 +122,10 @@ def test_every_command_and_every_flag_of_the_documents(folder, monkeypatch, caps
         script = ""
         for table in tables[1:]:
             if table[0][0].startswith("`--"):
-                commands += [(command + (" --model mingru" if document == "GRUfinity" and " train " in command else ""))
-                             for command in flags_at_once(table)]
+                commands += [
+                    (command + (" --model mingru" if document == "GRUfinity" and " train " in command else ""))
+                    for command in flags_at_once(table)
+                ]
             else:
                 script = "\n".join(["import gpt2c", *(code(here) for _, here, _ in table), "assert model.family == 'trm'"])
         for command in commands:
@@ -152,7 +159,7 @@ def test_flags_have_the_names_that_the_tables_say():
             if name := re.match(r"`([a-z-]+)`", here):
                 verb = program.ALIASES.get(verb, verb)
                 entries = re.findall(r"^  (--.*)", help_of(verb, *["--model", family] * (verb == "train")), re.MULTILINE)
-                entry, = (re.findall(r"-[\w-]+", line) for line in entries if line.split()[0] == f"--{name[1]}")
+                (entry,) = (re.findall(r"-[\w-]+", line) for line in entries if line.split()[0] == f"--{name[1]}")
                 assert plain(code(flag).partition("=")[0]) in map(plain, entry), (flag, entry)
                 count += 1
     assert count > 50
@@ -173,8 +180,14 @@ def commands_on(page):
 
 def test_what_the_readme_says_that_it_does(with_stories, capsys):
     """The commands in its second table, where names in capitals stand for files of this folder."""
-    here = {"mydata": "stories", "ckpt_00001000": "ckpt_00000002", "info FILE": "info CKPT", "FILE": "book.txt",
-            "CKPT": "runs/mine/ckpt_00000002.safetensors", "--interactive": "--model trm --interactive"}
+    here = {
+        "mydata": "stories",
+        "ckpt_00001000": "ckpt_00000002",
+        "info FILE": "info CKPT",
+        "FILE": "book.txt",
+        "CKPT": "runs/mine/ckpt_00000002.safetensors",
+        "--interactive": "--model trm --interactive",
+    }
     table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What it does\n")[2].partition("\n\n`")[0]
     commands = re.findall(r"`(gpt2c [^`]*)`", table)
     assert len(commands) > 10
@@ -198,8 +211,14 @@ def smallest(command):
     return words + ["--steps=2", "--eval-prompts=2"] * (words[1] == "rlvr")
 
 
-@pytest.mark.parametrize("page", ["README.md", pytest.param("docs/gpt2.md", marks=needs_curl), *(
-    f"docs/{name}.md" for name in ("chargpt", "mingru", "hybrid", "trm", "data", "chat", "rlvr"))])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        pytest.param("docs/gpt2.md", marks=needs_curl),
+        *(f"docs/{name}.md" for name in ("chargpt", "mingru", "hybrid", "trm", "data", "chat", "rlvr")),
+    ],
+)
 def test_the_commands_on_a_page(with_stories, page, capsys):
     commands = [command for command in commands_on(page) if command and command.split()[0] not in ELSEWHERE]
     assert commands
@@ -230,8 +249,11 @@ def files_of_the_documents(tmp_path, monkeypatch):
     shutil.copy(ROOT / "data/stories_tokenizer.bin", pack / "gpt2_tokenizer.bin")
     for part in ("train", "val"):
         write_shard(pack / f"tiny_shakespeare_{part}.bin", np.arange(1000))
-    table = "".join(f"{file.name} {'.' if file.name.startswith('gpt2') else 'data/tinyshakespeare'} {file.stat().st_size} "
-                    f"{int.from_bytes(file.read_bytes()[:4], 'little')} -\n" for file in sorted(pack.iterdir()))
+    table = "".join(
+        f"{file.name} {'.' if file.name.startswith('gpt2') else 'data/tinyshakespeare'} {file.stat().st_size} "
+        f"{int.from_bytes(file.read_bytes()[:4], 'little')} -\n"
+        for file in sorted(pack.iterdir())
+    )
     (tmp_path / "table").write_text(table, encoding="utf-8")
     monkeypatch.setenv("GPT2C_DATA_TABLE", str(tmp_path / "table"))
     monkeypatch.setenv("GPT2C_DATA_URL", pack.as_uri())

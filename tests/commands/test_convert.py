@@ -1,4 +1,5 @@
 """Models in other formats and back; what a checkpoint says of its model; the check of gradients; the names of errors."""
+
 import json
 import struct
 import subprocess
@@ -14,11 +15,13 @@ from gpt2c.formats import native as checkpoint
 from gpt2c.formats.randygpt import characters
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
-SMALL = {"gpt2": dict(num_layers=2, channels=16, num_heads=2, max_seq_len=12, vocab_size=257),
-         "chargpt": dict(num_layers=1, channels=16, num_heads=2, max_seq_len=12, vocab_size=257),
-         "mingru": dict(dim=16, depth=2, vocab_size=257),
-         "trm": dict(channels=16, hidden=16, num_heads=2, max_seq_len=12, depth=2, vocab_size=257),
-         "hybrid": dict(hidden=8, embed=4, vocab_size=257)}
+SMALL = {
+    "gpt2": dict(num_layers=2, channels=16, num_heads=2, max_seq_len=12, vocab_size=257),
+    "chargpt": dict(num_layers=1, channels=16, num_heads=2, max_seq_len=12, vocab_size=257),
+    "mingru": dict(dim=16, depth=2, vocab_size=257),
+    "trm": dict(channels=16, hidden=16, num_heads=2, max_seq_len=12, depth=2, vocab_size=257),
+    "hybrid": dict(hidden=8, embed=4, vocab_size=257),
+}
 
 
 def small(family):
@@ -81,11 +84,21 @@ def test_randygpt_s_checkpoints(tmp_path):
     assert "is for randyGPT's checkpoints" in other.stderr
 
 
-@pytest.mark.parametrize("change", [
-    lambda m: m.pop("params"), lambda m: m.update(sha256="0"), lambda m: m["params"].pop("wte"), lambda m: m.update(turns="2"),
-    lambda m: m["params"].update(wpe=[[1.0]]), lambda m: m["config"].update(channels=10**6), lambda m: m.update(family="x"),
-    lambda m: m["params"]["wpe"][0].__setitem__(0, 7.0), lambda m: m.update(format="gpt2c 9 json"), lambda m: m.update(config=3),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("params"),
+        lambda m: m.update(sha256="0"),
+        lambda m: m["params"].pop("wte"),
+        lambda m: m.update(turns="2"),
+        lambda m: m["params"].update(wpe=[[1.0]]),
+        lambda m: m["config"].update(channels=10**6),
+        lambda m: m.update(family="x"),
+        lambda m: m["params"]["wpe"][0].__setitem__(0, 7.0),
+        lambda m: m.update(format="gpt2c 9 json"),
+        lambda m: m.update(config=3),
+    ],
+)
 def test_a_damaged_json_is_refused(change, tmp_path):
     small("gpt2").save(tmp_path / "a.json")
     said = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
@@ -131,6 +144,7 @@ def test_a_checkpoint_keeps_what_was_said_of_its_model(tmp_path):
 
 # ---- gradients
 
+
 @pytest.mark.parametrize("family", [*gpt2c.models.family.FAMILIES])
 def test_the_gradients_of_every_family(family, capsys):
     assert check_grad.main(["--model", family, "--directions", "3"]) == 0
@@ -152,9 +166,17 @@ def test_a_wrong_gradient_is_found(wrong, monkeypatch, capsys):
 
 # ---- errors
 
+
 def test_errors_have_names_and_the_codes_of_their_kind():
-    codes = {"SerializationError": 4, "TokenizationError": 4, "DataError": 4, "InputError": 4, "InferenceError": 2,
-             "GradientError": 3, "DivergedError": 3}
+    codes = {
+        "SerializationError": 4,
+        "TokenizationError": 4,
+        "DataError": 4,
+        "InputError": 4,
+        "InferenceError": 2,
+        "GradientError": 3,
+        "DivergedError": 3,
+    }
     assert all(issubclass(getattr(errors, name), errors.Gpt2cError) for name in codes)
     assert {name: getattr(errors, name).exit_code for name in codes} == codes
     with pytest.raises(errors.SerializationError):

@@ -1,4 +1,5 @@
 """The commands of the documents that chargpt and mingru come from, as docs/chargpt.md and docs/mingru.md give them."""
+
 import json
 import os
 import re
@@ -19,8 +20,10 @@ from gpt2c.runs import folder as runs
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
-SMALLER = {"chargpt": "-b 2 -t 16 --max-seq-len 16 --num-layers 1 --num-heads 2 --channels 16 --val-steps 1 --val-every 2",
-           "mingru": "-b 2 --model-dim 16 --val-steps 1"}
+SMALLER = {
+    "chargpt": "-b 2 -t 16 --max-seq-len 16 --num-layers 1 --num-heads 2 --channels 16 --val-steps 1 --val-every 2",
+    "mingru": "-b 2 --model-dim 16 --val-steps 1",
+}
 FACTS = json.loads((ROOT / "data/facts_general.json").read_text(encoding="utf-8"))
 TEXT = "\n".join([*FACTS[:100], "ROMEO: Is 1 < 2 > 0? <|eos|>\n"])
 
@@ -49,8 +52,13 @@ def run(command, *more):
     _, verb, *words = [*shlex.split(command), *map(str, more)]
     if verb == "train":
         return train(words) or 0
-    done = subprocess.run([sys.executable, "-m", "gpt2c", verb, *words], capture_output=True, text=True, timeout=60,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2c", verb, *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     print(done.stdout + done.stderr, end="")
     return done.returncode
 
@@ -73,7 +81,10 @@ def test_chargpt_s_commands(folder, capsys):
         said.append(capsys.readouterr())
     assert "data: train.txt" in said[0].out and "resumed" not in said[0].out
     assert [re.search(r"resumed from (\S+) at step (\d+)", text.out).groups() for text in said[1:4]] == [
-        ("checkpoint.bin", "2"), ("checkpoint_best.bin", "4"), ("my_run.bin", "4")]
+        ("checkpoint.bin", "2"),
+        ("checkpoint_best.bin", "4"),
+        ("my_run.bin", "4"),
+    ]
     assert said[4].out.startswith("ROMEO:") and len(said[4].out) > len("ROMEO:\n")
     assert files() == ["checkpoint.bin", "checkpoint_best.bin", "my_run.bin"]  # and nothing else
     model = gpt2c.load("checkpoint.bin")
@@ -147,8 +158,9 @@ def test_mingru_s_commands(folder, capsys):
     for text in said[1::2]:
         assert text.startswith("Once upon a time") and len(text.encode()) > 300
     out = Path("out")
-    steps = {name: checkpoint.metadata(out / name)["step"] for name in (
-        "model_epoch_1.bin", "model_epoch_2.bin", "model_final.bin")}
+    steps = {
+        name: checkpoint.metadata(out / name)["step"] for name in ("model_epoch_1.bin", "model_epoch_2.bin", "model_final.bin")
+    }
     last = max(steps.values())
     assert steps == {"model_epoch_1.bin": last // 2, "model_epoch_2.bin": last, "model_final.bin": last}
     assert (out / "model_final.bin").samefile(out / f"ckpt_{last:08d}.safetensors")
@@ -225,8 +237,15 @@ def test_the_list_of_bytes(tmp_path):
     assert Tokenizer.load(path).kind == "char"
 
 
-@pytest.mark.parametrize("damage", [lambda lines: lines[:-1], lambda lines: [*lines, "0 0"], lambda lines: [*lines, "x"] * 9,
-                                    lambda lines: [*lines[:-1], "255 254"]])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: lines[:-1],
+        lambda lines: [*lines, "0 0"],
+        lambda lines: [*lines, "x"] * 9,
+        lambda lines: [*lines[:-1], "255 254"],
+    ],
+)
 def test_a_damaged_list_of_bytes_is_refused(tmp_path, damage):
     lines = [f"{byte} {byte}" for byte in range(256)]
     (tmp_path / "vocab.txt").write_text("\n".join(damage(lines)) + "\n")

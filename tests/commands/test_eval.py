@@ -1,4 +1,5 @@
 """gpt2c eval: every token counts once, and answers are compared by what the model says of them."""
+
 import math
 import re
 import subprocess
@@ -106,8 +107,10 @@ def test_answers_are_scored_as_each_by_itself(model):
 def test_choices(model, tmp_path):
     """Two answers of one token and two of several, so that sums and means disagree on some."""
     rng = np.random.default_rng(1)
-    examples = [Example(rng.integers(0, 4096, 5).tolist(), [rng.integers(0, 4096, k).tolist() for k in (1, 1, 3, 4)], n % 4)
-                for n in range(30)]
+    examples = [
+        Example(rng.integers(0, 4096, 5).tolist(), [rng.integers(0, 4096, k).tolist() for k in (1, 1, 3, 4)], n % 4)
+        for n in range(30)
+    ]
     write_choices(tmp_path / "hellaswag_val.bin", examples)
     sums = np.array([answer_losses(model, [(e.context, answer)], 16)[0] for e in examples for answer in e.answers]).reshape(30, 4)
     labels = [e.label for e in examples]
@@ -127,8 +130,9 @@ def test_choices_are_read_as_they_were_written(tmp_path):
     assert read_choices(tmp_path / "choices.bin") == PAIR
 
 
-@pytest.mark.parametrize("number, value", [
-    (0, 1), (1, 24), (1, 27), (1, 28), (2, 0), (3, 2), (4, 1), (4, 3), (5, 0), (5, 1), (8, 0), (10, 3)])
+@pytest.mark.parametrize(
+    "number, value", [(0, 1), (1, 24), (1, 27), (1, 28), (2, 0), (3, 2), (4, 1), (4, 3), (5, 0), (5, 1), (8, 0), (10, 3)]
+)
 def test_choices_that_are_damaged_are_refused(tmp_path, number, value):
     path = tmp_path / "choices.bin"
     write_choices(path, PAIR)
@@ -151,15 +155,18 @@ def test_choices_are_as_many_as_the_header_says(tmp_path, count, message):
         read_choices(path)
 
 
-@pytest.mark.parametrize("words, code, message", [
-    (["m.safetensors"], 2, "name a checkpoint and a file"),
-    (["m.safetensors", "--data", "missing.txt"], 4, "no file matches"),
-    (["m.safetensors", "--data", "one.bin"], 4, "too few tokens"),
-    (["m.safetensors", "--data", "one.bin", "-m", 0], 2, "nothing to evaluate"),
-    (["m.safetensors", "--data", "large.bin"], 4, "expected ids from 0 to 4095"),
-    (["m.safetensors", "--data", "one.bin", "-t", 17], 2, "--seq-len 17 is more than"),
-    (["m.safetensors", "--data", "choices.bin"], 4, "choices.bin has id 4096"),
-])
+@pytest.mark.parametrize(
+    "words, code, message",
+    [
+        (["m.safetensors"], 2, "name a checkpoint and a file"),
+        (["m.safetensors", "--data", "missing.txt"], 4, "no file matches"),
+        (["m.safetensors", "--data", "one.bin"], 4, "too few tokens"),
+        (["m.safetensors", "--data", "one.bin", "-m", 0], 2, "nothing to evaluate"),
+        (["m.safetensors", "--data", "large.bin"], 4, "expected ids from 0 to 4095"),
+        (["m.safetensors", "--data", "one.bin", "-t", 17], 2, "--seq-len 17 is more than"),
+        (["m.safetensors", "--data", "choices.bin"], 4, "choices.bin has id 4096"),
+    ],
+)
 def test_errors(model, tmp_path, words, code, message):
     write_shard(tmp_path / "one.bin", [1])
     write_shard(tmp_path / "large.bin", [1, 4096])

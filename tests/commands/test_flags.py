@@ -20,8 +20,7 @@ class Options:
     model: str = flag("gpt2", "the family", "--family", metavar="FAMILY", group="model")
     init_from: str | None = flag(None, "start from weights", "-e", "--loadCheckpoint", default_text="scratch")
     resume: bool | str = flag(False, "go on with a run", "-y", metavar="PATH")
-    data: tuple[str, ...] = flag((), "files to learn from", "-i", "--trainingFile", metavar="PATH",
-                                 group="data")
+    data: tuple[str, ...] = flag((), "files to learn from", "-i", "--trainingFile", metavar="PATH", group="data")
     max_steps: int = flag(40, "updates in all", "-x", "--iters", "--max-iters", group="training")
     learning_rate: float = flag(1e-4, "peak rate", "-l", "--lr")
     lr_schedule: str = flag("cosine", "shape of the rate", "-k", choices=("constant", "cosine", "linear"))
@@ -77,9 +76,22 @@ CASINGS = {
     "joined": lambda s: "--" + s[2:].replace("-", ""),
     "camel": lambda s: "--" + s[2:3] + s[2:].title().replace("-", "")[1:],
 }
-SAMPLES = {"model": "trm", "init_from": "a.bin", "resume": "b.bin", "data": "x.txt", "max_steps": "12",
-           "learning_rate": "0.5", "lr_schedule": "linear", "recompute": "2", "overfit": "true",
-           "shuffle": "false", "sample_top_k": "3", "keep": "4", "secret": "8", "prompt": "hello"}
+SAMPLES = {
+    "model": "trm",
+    "init_from": "a.bin",
+    "resume": "b.bin",
+    "data": "x.txt",
+    "max_steps": "12",
+    "learning_rate": "0.5",
+    "lr_schedule": "linear",
+    "recompute": "2",
+    "overfit": "true",
+    "shuffle": "false",
+    "sample_top_k": "3",
+    "keep": "4",
+    "secret": "8",
+    "prompt": "hello",
+}
 
 
 def spellings():
@@ -125,44 +137,52 @@ def test_repeatable_flags_collect():
 # values
 
 
-@pytest.mark.parametrize(("argv", "name", "value"), [
-    (["--max-steps", "1_000"], "max_steps", 1000),
-    (["--max-steps", "-1"], "max_steps", -1),
-    (["--max-steps=-1"], "max_steps", -1),
-    (["--lr", "-1e-3"], "learning_rate", -1e-3),
-    (["--lr", "3e-4"], "learning_rate", 3e-4),
-    (["--lr", "2"], "learning_rate", 2.0),
-    (["--lr", "inf"], "learning_rate", math.inf),
-    (["--lr", "-Infinity"], "learning_rate", -math.inf),
-    (["--prompt=-hello"], "prompt", "-hello"),
-    (["--prompt=a=b"], "prompt", "a=b"),
-    (["--prompt="], "prompt", ""),
-    (["--prompt", ""], "prompt", ""),
-    (["--prompt", "-"], "prompt", "-"),
-    (["--prompt", "-5"], "prompt", "-5"),
-    (["--prompt", "naïve 日本"], "prompt", "naïve 日本"),
-])
+@pytest.mark.parametrize(
+    ("argv", "name", "value"),
+    [
+        (["--max-steps", "1_000"], "max_steps", 1000),
+        (["--max-steps", "-1"], "max_steps", -1),
+        (["--max-steps=-1"], "max_steps", -1),
+        (["--lr", "-1e-3"], "learning_rate", -1e-3),
+        (["--lr", "3e-4"], "learning_rate", 3e-4),
+        (["--lr", "2"], "learning_rate", 2.0),
+        (["--lr", "inf"], "learning_rate", math.inf),
+        (["--lr", "-Infinity"], "learning_rate", -math.inf),
+        (["--prompt=-hello"], "prompt", "-hello"),
+        (["--prompt=a=b"], "prompt", "a=b"),
+        (["--prompt="], "prompt", ""),
+        (["--prompt", ""], "prompt", ""),
+        (["--prompt", "-"], "prompt", "-"),
+        (["--prompt", "-5"], "prompt", "-5"),
+        (["--prompt", "naïve 日本"], "prompt", "naïve 日本"),
+    ],
+)
 def test_values(argv, name, value):
     got = getattr(run(*argv)[0], name)
     assert (got, type(got)) == (value, type(value))
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["--max-steps", "ten"], "--max-steps: expected a whole number, found 'ten'"),
-    (["--max-steps", "1e6"], "--max-steps: expected a whole number, found '1e6'"),
-    (["-x", "4.0"], "-x: expected a whole number, found '4.0'"),
-    (["--max-steps="], "--max-steps: expected a whole number, found ''"),
-    (["--lr", "nan"], "--lr: expected a number, found 'nan'"),
-    (["--lr", "1e999"], "--lr: expected a number, found '1e999'"),
-    (["--overfit=maybe"], "--overfit: expected true or false, found 'maybe'"),
-    (["--recompute=all"], "--recompute: expected true or false or a whole number, found 'all'"),
-    (["-k", "square"], "-k: expected one of constant, cosine, linear, found 'square'"),
-    (["--max-steps"], "--max-steps: expected a value, found the end of the command line"),
-    (["--prompt", "--overfit"],
-     "--prompt: expected a value, found the flag --overfit (write --prompt=--overfit if that is the value)"),
-    (["stray"], "unexpected argument 'stray'; flags begin with -- (gpt2c train --help lists all)"),
-    (["-a", "maybe"], "unexpected argument 'maybe'; flags begin with -- (gpt2c train --help lists all)"),
-])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--max-steps", "ten"], "--max-steps: expected a whole number, found 'ten'"),
+        (["--max-steps", "1e6"], "--max-steps: expected a whole number, found '1e6'"),
+        (["-x", "4.0"], "-x: expected a whole number, found '4.0'"),
+        (["--max-steps="], "--max-steps: expected a whole number, found ''"),
+        (["--lr", "nan"], "--lr: expected a number, found 'nan'"),
+        (["--lr", "1e999"], "--lr: expected a number, found '1e999'"),
+        (["--overfit=maybe"], "--overfit: expected true or false, found 'maybe'"),
+        (["--recompute=all"], "--recompute: expected true or false or a whole number, found 'all'"),
+        (["-k", "square"], "-k: expected one of constant, cosine, linear, found 'square'"),
+        (["--max-steps"], "--max-steps: expected a value, found the end of the command line"),
+        (
+            ["--prompt", "--overfit"],
+            "--prompt: expected a value, found the flag --overfit (write --prompt=--overfit if that is the value)",
+        ),
+        (["stray"], "unexpected argument 'stray'; flags begin with -- (gpt2c train --help lists all)"),
+        (["-a", "maybe"], "unexpected argument 'maybe'; flags begin with -- (gpt2c train --help lists all)"),
+    ],
+)
 def test_what_cannot_be_a_value_is_refused(argv, message):
     assert refused(*argv) == message
 
@@ -204,7 +224,8 @@ def test_a_flag_that_can_be_a_bool_has_an_optional_value():
 
 def test_unknown_flags_name_the_nearest():
     assert refused("--learnin-rate", "1") == (
-        "unknown flag --learnin-rate; did you mean --learning-rate? (gpt2c train --help lists all)")
+        "unknown flag --learnin-rate; did you mean --learning-rate? (gpt2c train --help lists all)"
+    )
     assert "did you mean --init-from?" in refused("--load-chekpoint=x")  # from an alias to the canonical name
     assert "did you mean --max-steps" in refused("-max-steps", "5")
     assert refused("--zzzzzz") == "unknown flag --zzzzzz (gpt2c train --help lists all)"
@@ -316,24 +337,27 @@ def test_defaults_then_file_then_command_line(tmp_path):
     assert given >= {"max_steps", "overfit", "model"}
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("learnin_rate = 1", "unknown key learnin_rate; did you mean learning_rate?"),
-    ("[a]\nzzzzzz = 1", "unknown key zzzzzz"),
-    ('config = "other.toml"', "unknown key config"),
-    ("help = true", "unknown key help"),
-    ('max_steps = "40"', "max_steps: expected a whole number, found '40'"),
-    ("iters = 4.0", "iters: expected a whole number, found 4.0"),
-    ("max_steps = true", "max_steps: expected a whole number, found True"),
-    ("max_steps = [1]", "max_steps: expected a whole number, found [1]"),
-    ("overfit = 1", "overfit: expected true or false, found 1"),
-    ('overfit = "true"', "overfit: expected true or false, found 'true'"),
-    ("prompt = 1", "prompt: expected text, found 1"),
-    ("learning_rate = nan", "learning_rate: expected a number, found nan"),
-    ('data = ["a", 1]', "data: expected text, found 1"),
-    ('lr_schedule = "square"', "lr_schedule: expected one of constant, cosine, linear, found 'square'"),
-    ("[[data]]\na = 1", "data: expected text, found {'a': 1}"),
-    ("learning_rate = 1" + "0" * 400, "learning_rate: expected a number"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learnin_rate = 1", "unknown key learnin_rate; did you mean learning_rate?"),
+        ("[a]\nzzzzzz = 1", "unknown key zzzzzz"),
+        ('config = "other.toml"', "unknown key config"),
+        ("help = true", "unknown key help"),
+        ('max_steps = "40"', "max_steps: expected a whole number, found '40'"),
+        ("iters = 4.0", "iters: expected a whole number, found 4.0"),
+        ("max_steps = true", "max_steps: expected a whole number, found True"),
+        ("max_steps = [1]", "max_steps: expected a whole number, found [1]"),
+        ("overfit = 1", "overfit: expected true or false, found 1"),
+        ('overfit = "true"', "overfit: expected true or false, found 'true'"),
+        ("prompt = 1", "prompt: expected text, found 1"),
+        ("learning_rate = nan", "learning_rate: expected a number, found nan"),
+        ('data = ["a", 1]', "data: expected text, found 1"),
+        ('lr_schedule = "square"', "lr_schedule: expected one of constant, cosine, linear, found 'square'"),
+        ("[[data]]\na = 1", "data: expected text, found {'a': 1}"),
+        ("learning_rate = 1" + "0" * 400, "learning_rate: expected a number"),
+    ],
+)
 def test_bad_entries_of_a_config_file(tmp_path, text, message):
     path = write(tmp_path, text)
     assert refused("--config", path).startswith(f"{path}: {message}")
@@ -351,15 +375,18 @@ def test_a_missing_config_file_is_bad_input(tmp_path):
     assert message == f"cannot read the config file {tmp_path / 'none.toml'}: No such file or directory"
 
 
-@pytest.mark.parametrize("changes", [
-    {},
-    {"prompt": 'quo"te \\ new\nline \t tab \x00\x1f\x7f ünï 🙂 # [x] = \'y\' """'},
-    {"data": ("a b", "", '"'), "init_from": "C:\\x"},
-    {"learning_rate": math.inf, "max_steps": -(10**30)},
-    {"learning_rate": 5e-324, "resume": True},
-    {"learning_rate": 0.1 + 0.2, "resume": "true story", "recompute": 2},
-    {"learning_rate": 1e22, "overfit": True, "shuffle": False, "keep": 0},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"prompt": 'quo"te \\ new\nline \t tab \x00\x1f\x7f ünï 🙂 # [x] = \'y\' """'},
+        {"data": ("a b", "", '"'), "init_from": "C:\\x"},
+        {"learning_rate": math.inf, "max_steps": -(10**30)},
+        {"learning_rate": 5e-324, "resume": True},
+        {"learning_rate": 0.1 + 0.2, "resume": "true story", "recompute": 2},
+        {"learning_rate": 1e22, "overfit": True, "shuffle": False, "keep": 0},
+    ],
+)
 def test_what_to_toml_writes_reads_back_the_same(tmp_path, changes):
     options, config = Options(**changes), Config(vocab_size=11, dropout=0.0, use_rwkv=False)
     text = to_toml(options, config)
@@ -438,7 +465,7 @@ training:
 
 def test_help_tells_the_flags_of_a_second_class_apart():
     text = help_text(PROG, "", CLASSES)
-    own = text[text.index(f"\n\n{__name__.rpartition('.')[2]}:\n"):]
+    own = text[text.index(f"\n\n{__name__.rpartition('.')[2]}:\n") :]
     assert entry_of(own, "--dim") == "--dim N (default 64)"
     assert entry_of(own, "--vocab-size") == "--vocab-size N"
     assert "--keep" not in own

@@ -1,4 +1,5 @@
 """Generating text: the cache against the full forward, the choice of tokens, the program."""
+
 import os
 import re
 import subprocess
@@ -85,8 +86,10 @@ def test_plain_sampling_is_llm_c_s():
 
 def test_top_k_and_top_p_choose_among_the_likeliest():
     logits = np.log(np.array([0.05, 0.4, 0.3, 0.15, 0.1], np.float32))
+
     def seen(**how):
         return {choose(logits, Xorshift(seed), **how) for seed in range(1, 300)}
+
     assert seen() == {0, 1, 2, 3, 4}
     assert seen(top_k=2) == {1, 2}
     assert seen(top_p=0.6) == {1, 2}
@@ -105,16 +108,20 @@ def test_low_temperature_sharpens(model):
 def test_the_seed_decides(model):
     def text(seed):
         return list(gpt2c.generate(model, [1, 2], 20, seed=seed))
+
     assert text(1) == text(1) != text(2)
 
 
-@pytest.mark.parametrize("prompt, how, message", [
-    ([], {}, "the prompt is empty"),
-    ([257], {}, "ids from 257 to 257, expected 0 to 256"),
-    ([1], dict(temperature=-1), "temperature is -1"),
-    ([1], dict(top_p=0), "top_p is 0"),
-    ([1], dict(seed=0), "the sampling seed is 0"),
-])
+@pytest.mark.parametrize(
+    "prompt, how, message",
+    [
+        ([], {}, "the prompt is empty"),
+        ([257], {}, "ids from 257 to 257, expected 0 to 256"),
+        ([1], dict(temperature=-1), "temperature is -1"),
+        ([1], dict(top_p=0), "top_p is 0"),
+        ([1], dict(seed=0), "the sampling seed is 0"),
+    ],
+)
 def test_misuse_is_explained(model, prompt, how, message):
     with pytest.raises(UsageError, match=message):
         list(gpt2c.generate(model, prompt, 3, **how))
@@ -147,17 +154,20 @@ def test_the_program_prints_the_text_alone(model, tmp_path):
     assert done.stdout == "Once" + model.tokenizer.decode(ids) + "\n"
 
 
-@pytest.mark.parametrize("words, code, message", [
-    (["generate"], 2, "name a checkpoint"),
-    (["generate", "missing.bin"], 4, "cannot read missing.bin"),
-    (["generate", "missing.bin", "--top-p", "0"], 2, "top_p is 0.0, expected more than 0 and at most 1"),
-    (["generate", "missing.bin", "-n", "-3"], 2, "max_new_tokens is -3, expected at least 0"),
-    (["generate", "missing.bin", "--beams", "-1"], 2, "beams is -1, expected at least 0"),
-    (["chat", "missing.bin", "-n", "0"], 2, "max_new_tokens is 0, expected at least 1"),
-    (["bench", "--seconds", "-1"], 2, "seconds is -1.0, expected at least 0"),
-    (["generate", "x", "--temprature", "1"], 2, "unknown flag --temprature; did you mean --temperature?"),
-    (["generat"], 2, "there is no verb 'generat'; did you mean generate"),
-])
+@pytest.mark.parametrize(
+    "words, code, message",
+    [
+        (["generate"], 2, "name a checkpoint"),
+        (["generate", "missing.bin"], 4, "cannot read missing.bin"),
+        (["generate", "missing.bin", "--top-p", "0"], 2, "top_p is 0.0, expected more than 0 and at most 1"),
+        (["generate", "missing.bin", "-n", "-3"], 2, "max_new_tokens is -3, expected at least 0"),
+        (["generate", "missing.bin", "--beams", "-1"], 2, "beams is -1, expected at least 0"),
+        (["chat", "missing.bin", "-n", "0"], 2, "max_new_tokens is 0, expected at least 1"),
+        (["bench", "--seconds", "-1"], 2, "seconds is -1.0, expected at least 0"),
+        (["generate", "x", "--temprature", "1"], 2, "unknown flag --temprature; did you mean --temperature?"),
+        (["generat"], 2, "there is no verb 'generat'; did you mean generate"),
+    ],
+)
 def test_program_errors_are_one_line(words, code, message):
     done = program(*words)
     assert done.returncode == code and message in done.stderr and done.stderr.count("\n") == 1 and not done.stdout

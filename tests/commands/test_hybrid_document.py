@@ -1,5 +1,6 @@
 """The command lines of the hybrid's document, as they stand there but for the name of the program and, where it would take
 minutes, for the number of epochs."""
+
 import json
 import os
 import shlex
@@ -24,13 +25,23 @@ TEXT = "once upon a time 3 frogs + 4 foxes = 7 friends; they jumped over 12 dogs
 @pytest.fixture
 def run(tmp_path):
     """run(command) in a folder with data.txt -> (standard output, standard error)."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "GPT2C_CACHE": str(tmp_path / ".cache"),
-                                "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "GPT2C_CACHE": str(tmp_path / ".cache"),
+        "OMP_NUM_THREADS": "1",
+    }
     (tmp_path / "data.txt").write_text(TEXT * 12)
 
     def run(command, code=0):
-        done = subprocess.run([sys.executable, "-m", "gpt2c", *shlex.split(command)], cwd=tmp_path, env=environment,
-                              capture_output=True, text=True, timeout=120, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "gpt2c", *shlex.split(command)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            encoding="utf-8",
+        )
         assert done.returncode == code, done.stderr
         return done.stdout, done.stderr
 
@@ -62,17 +73,23 @@ def test_quick_start_and_going_on(run):
 def test_the_full_pipeline(run):
     out, _ = run("train-tokenizer --bpeTrainingFile=./data.txt --bpeVocabSize=1024 --bpeSavePath=./tokenizer.json")
     assert "round trip: the same text" in out
-    out, _ = run("train --useBPE=true --bpeLoadPath=./tokenizer.json --trainingFile=./data.txt --hiddenSize=128 --numLayers=2 "
-                 "--embedSize=64 --epochs=4 --saveEvery=2 --savePath=./model.bin")
+    out, _ = run(
+        "train --useBPE=true --bpeLoadPath=./tokenizer.json --trainingFile=./data.txt --hiddenSize=128 --numLayers=2 "
+        "--embedSize=64 --epochs=4 --saveEvery=2 --savePath=./model.bin"
+    )
     assert sorted(path.name for path in run.folder.glob("*.bin")) == ["model.bin", "model_epoch2.bin", "model_epoch4.bin"]
     model = load(run.folder / "model.bin")
     assert (model.config.hidden, model.config.num_layers, model.config.embed, model.tokenizer.kind) == (128, 2, 64, "bpe")
     assert f"{model.num_parameters:,} parameters ({model.num_active_parameters:,} active)" in out
-    out, _ = run('inference --loadCheckpoint=./model.bin --useBPE=true --bpeLoadPath=./tokenizer.json --trainingFile=./data.txt '
-                 '--prompt="Once upon" --temperature=0.5 --genLength=200')
+    out, _ = run(
+        "inference --loadCheckpoint=./model.bin --useBPE=true --bpeLoadPath=./tokenizer.json --trainingFile=./data.txt "
+        '--prompt="Once upon" --temperature=0.5 --genLength=200'
+    )
     assert out.startswith("Once upon") and len(out) > 100
-    out, _ = run("rlvr --loadCheckpoint=./model.bin --useBPE=true --bpeLoadPath=./tokenizer.json --trainingFile=./data.txt "
-                 "--rlTask=arithmetic --rlEpisodes=2")
+    out, _ = run(
+        "rlvr --loadCheckpoint=./model.bin --useBPE=true --bpeLoadPath=./tokenizer.json --trainingFile=./data.txt "
+        "--rlTask=arithmetic --rlEpisodes=2"
+    )
     assert "rlvr: arithmetic with hybrid" in out and "done: step 2 of 2" in out and out.count("before: reward") == 1
     assert metadata(run.folder / "model.bin")["step"] == 4  # what it began from is as it was
 
@@ -83,8 +100,10 @@ def test_the_smoke_test_and_a_larger_model(run):
     model = load(run.folder / "checkpoint.bin")
     assert model.config.fast_mode and model.config.hidden == 16 and model.num_active_parameters == model.num_parameters
     (run.folder / "checkpoint.bin").unlink()
-    run("train --hiddenSize=128 --numLayers=3 --embedSize=64 --numHeads=8 --numExperts=4 --topK=2 --epochs=1 "
-        "--learningRate=0.0005 --trainingFile=./data.txt --saveOnComplete=false")
+    run(
+        "train --hiddenSize=128 --numLayers=3 --embedSize=64 --numHeads=8 --numExperts=4 --topK=2 --epochs=1 "
+        "--learningRate=0.0005 --trainingFile=./data.txt --saveOnComplete=false"
+    )
     assert not (run.folder / "checkpoint.bin").exists()
 
 
@@ -113,17 +132,26 @@ def test_metrics_tell_how_experts_are_used(run):
     assert "this mingru has no experts" in err
 
 
-@pytest.mark.parametrize("words, start, family", [
-    ("--trainingText=x", "", "hybrid"), ("--training_file x", "", "hybrid"), ("--FASTMODE", "", "hybrid"),
-    ("--data --trainingText", "", "hybrid"), ("x trainingText", "", "gpt2"), ("--trainingText=x", "d12", "gpt2"),
-    ("--data x", "", "gpt2"), ("", "", "gpt2"),
-])
+@pytest.mark.parametrize(
+    "words, start, family",
+    [
+        ("--trainingText=x", "", "hybrid"),
+        ("--training_file x", "", "hybrid"),
+        ("--FASTMODE", "", "hybrid"),
+        ("--data --trainingText", "", "hybrid"),
+        ("x trainingText", "", "gpt2"),
+        ("--trainingText=x", "d12", "gpt2"),
+        ("--data x", "", "gpt2"),
+        ("", "", "gpt2"),
+    ],
+)
 def test_flags_of_one_family_alone_mean_it(words, start, family):
     assert family_of_flags(words.split(), start) == family
 
 
 def test_the_balance_loss_pulls_on_the_router():
     """Alone: with nothing else in the loss, its weight is that of the gradient, and none of it reaches a run without."""
+
     def gradient(weight):
         model = gpt2c.create("hybrid", vocab_size=11, hidden=16, num_experts=4, seed=2)
         trainer = gpt2c.Trainer(model, Loader(), None, gpt2c.TrainConfig(balance_loss=weight, learning_rate=0.0))

@@ -14,25 +14,10 @@ from gpt2c.runs import folder as runs
 from gpt2c.support import pictures
 
 PNG = b"\x89PNG\r\n\x1a\n"
-MACHINE = {
-    "date": "2026-01-02 03:04",
-    "cpu": "A$1 CPU",
-    "threads": 2,
-    "peak": {"avx2": 200.0},
-    "bandwidth": 50.0,
-}
-KERNEL = {
-    "section": "kernels",
-    "isa": "avx2",
-    "kernel": "gelu_forward",
-    "case": "T64",
-    "intensity": 1.0,
-    "gflop_s": 30.0,
-}
+MACHINE = {"date": "2026-01-02 03:04", "cpu": "A$1 CPU", "threads": 2, "peak": {"avx2": 200.0}, "bandwidth": 50.0}
+KERNEL = {"section": "kernels", "isa": "avx2", "kernel": "gelu_forward", "case": "T64", "intensity": 1.0, "gflop_s": 30.0}
 
-drawing = pytest.mark.skipif(
-    importlib.util.find_spec("matplotlib") is None, reason="pictures need matplotlib"
-)
+drawing = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="pictures need matplotlib")
 
 
 def plot(folder, *words, **variables):
@@ -69,18 +54,11 @@ def test_the_legend_names_the_runs_and_the_curves(two_runs):
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text
-        pictures.loss_curves(
-            {name: runs.read_metrics(two_runs / name) for name in ("first", "_b$")}, two_runs / "a.svg"
-        )
+        pictures.loss_curves({name: runs.read_metrics(two_runs / name) for name in ("first", "_b$")}, two_runs / "a.svg")
         pictures.roofline(MACHINE, [KERNEL], two_runs / "b.svg")
     curves, roof = (two_runs / "a.svg").read_text(), (two_runs / "b.svg").read_text()
-    assert all(
-        f">{text}<" in curves for text in ("first", " _b$", "training", "validation", "update", "loss")
-    )
-    assert all(
-        f">{text}<" in roof
-        for text in ("1  gelu_forward T64", "A$1 CPU, 2 threads", "avx2: 200 GFLOP/s, 50 GB/s")
-    )
+    assert all(f">{text}<" in curves for text in ("first", " _b$", "training", "validation", "update", "loss"))
+    assert all(f">{text}<" in roof for text in ("1  gelu_forward T64", "A$1 CPU, 2 threads", "avx2: 200 GFLOP/s, 50 GB/s"))
 
 
 @drawing
@@ -95,8 +73,7 @@ def test_a_roofline(tmp_path):
 
 @drawing
 @pytest.mark.parametrize(
-    "name, message",
-    [("loss.doc", "ends in one of"), ("loss", "ends in one of"), ("no/loss.png", "no folder")],
+    "name, message", [("loss.doc", "ends in one of"), ("loss", "ends in one of"), ("no/loss.png", "no folder")]
 )
 def test_a_picture_that_cannot_be_written(two_runs, name, message):
     with pytest.raises(UsageError, match=message):
@@ -109,10 +86,7 @@ def test_without_matplotlib_the_user_is_told_how_to_get_it(two_runs):
     (two_runs / "matplotlib" / "__init__.py").write_text("raise ImportError('not here')")
     done = plot(two_runs, "first", PYTHONPATH=str(two_runs))
     assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        done.stderr
-        == 'gpt2c plot: pictures need matplotlib, which is not installed: pip install "gpt2c[plot]"\n'
-    )
+    assert done.stderr == 'gpt2c plot: pictures need matplotlib, which is not installed: pip install "gpt2c[plot]"\n'
     assert not (two_runs / "loss.png").exists()
 
 

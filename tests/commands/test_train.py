@@ -1,4 +1,5 @@
 """The training program as a user meets it: a new folder, a command, what is printed and what is left behind."""
+
 import json
 import os
 import signal
@@ -15,8 +16,28 @@ from gpt2c.data import write_shard
 from gpt2c.training.config import seconds
 from gpt2c.training.schedules import learning_rate
 
-SMALL = ["-e", "scratch", "--num-layers", "2", "--channels", "32", "--num-heads", "2", "--max-seq-len", "32",
-         "--vocab-size", "97", "-b", "2", "-t", "16", "--log-every", "1", "-s", "0"]
+SMALL = [
+    "-e",
+    "scratch",
+    "--num-layers",
+    "2",
+    "--channels",
+    "32",
+    "--num-heads",
+    "2",
+    "--max-seq-len",
+    "32",
+    "--vocab-size",
+    "97",
+    "-b",
+    "2",
+    "-t",
+    "16",
+    "--log-every",
+    "1",
+    "-s",
+    "0",
+]
 
 
 @pytest.fixture
@@ -44,12 +65,21 @@ def test_a_run_and_what_it_leaves(folder):
     assert "data: noise, train data/noise/noise_train.bin, val data/noise/noise_val.bin" in done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith("step")]
     assert len(lines) == 5
-    assert all(part in lines[0] for part in ("step    1/5 | loss ", "| norm ", "| lr 1.00e-03 |", "ms |", "% of fp32 peak |",
-                                            "tok/s | eta"))
+    assert all(
+        part in lines[0]
+        for part in ("step    1/5 | loss ", "| norm ", "| lr 1.00e-03 |", "ms |", "% of fp32 peak |", "tok/s | eta")
+    )
     out = folder / "out"
     assert sorted(p.name for p in out.iterdir() if p.suffix != ".png") == [
-        "best.safetensors", "ckpt_00000002.safetensors", "ckpt_00000004.safetensors", "ckpt_00000005.safetensors", "config.toml",
-        "main.log", "metrics.jsonl", "samples.txt"]
+        "best.safetensors",
+        "ckpt_00000002.safetensors",
+        "ckpt_00000004.safetensors",
+        "ckpt_00000005.safetensors",
+        "config.toml",
+        "main.log",
+        "metrics.jsonl",
+        "samples.txt",
+    ]
     found = rows(out)
     assert [row["step"] for row in found] == [0, 1, 2, 3, 4, 5]
     assert [row["step"] for row in found if "val_loss" in row] == [0, 2, 4, 5]
@@ -58,8 +88,10 @@ def test_a_run_and_what_it_leaves(folder):
     log = (out / "main.log").read_text().splitlines()
     assert log[0].startswith("s:0 tel:4.") and log[1].startswith("s:0 trl:4.") and " lr:0.001000 norm:" in log[1]
     assert tomllib.loads((out / "config.toml").read_text())["max_steps"] == 5
-    assert gpt2c.load(out / "ckpt_00000005.safetensors").num_parameters == gpt2c.create(
-        "gpt2", num_layers=2, channels=32, num_heads=2, max_seq_len=32, vocab_size=97).num_parameters
+    assert (
+        gpt2c.load(out / "ckpt_00000005.safetensors").num_parameters
+        == gpt2c.create("gpt2", num_layers=2, channels=32, num_heads=2, max_seq_len=32, vocab_size=97).num_parameters
+    )
 
 
 def test_a_run_resumed_from_the_command_line_is_the_same_run(folder):
@@ -171,7 +203,8 @@ def test_data_sets_are_found_listed_and_chosen(folder):
     write_shard(folder / "data/a/alpha_train.bin", np.arange(500) % 50)
     listed = train(folder, "--list-datasets")
     assert listed.stdout.startswith(
-        "Available datasets:\n  0: alpha\n    Train: data/a/alpha_train.bin\n    Val:   none\n  1: noise")
+        "Available datasets:\n  0: alpha\n    Train: data/a/alpha_train.bin\n    Val:   none\n  1: noise"
+    )
     assert "data: noise" in train(folder, "--data", "noise", "--dry-run").stdout
     assert "data: noise" in train(folder, "-i", "1", "--dry-run").stdout
     assert "data: alpha" in train(folder, "--dry-run").stdout
@@ -179,35 +212,42 @@ def test_data_sets_are_found_listed_and_chosen(folder):
     assert wrong.returncode == 2 and "there is no data set 'alfa'; did you mean alpha?" in wrong.stderr
 
 
-@pytest.mark.parametrize("words, code, message", [
-    (["-t", "33"], 2, "--seq-len 33 is more than the model's max_seq_len of 32"),
-    (["--channels", "33"], 2, "channels (33) must be a multiple of num_heads (2)"),
-    (["--learnin-rate", "1"], 2, "unknown flag --learnin-rate; did you mean --learning-rate"),
-    (["--dim", "8"], 2, "unknown flag --dim, which goes with --model mingru"),
-    (["-b", "-4"], 2, "batch_size is -4, expected at least 1"),
-    (["-t", "0"], 2, "seq_len is 0, expected at least 1"),
-    (["-x", "-5"], 2, "max_steps is -5, expected at least -1"),
-    (["--epochs", "-1"], 2, "epochs is -1.0, expected at least 0"),
-    (["-m", "-5"], 2, "val_steps is -5, expected at least -1"),
-    (["-g", "-1"], 2, "sample_len is -1, expected at least 0"),
-    (["--temperature", "-1"], 2, "temperature is -1.0, expected at least 0"),
-    (["--top-p", "2"], 2, "top_p is 2.0, expected more than 0 and at most 1"),
-    (["--beta2", "1"], 2, "beta2 is 1.0, expected less than 1"),
-    (["--data", "missing.txt"], 4, "cannot read missing.txt: there is no such file, nor a data set of that name; there is noise"),
-    (["--data", "words.txt", "--tokenizer", "words"], 4, "expected a file, or one of char, byte, word, bpe, gpt2"),
-    (["--save-path", "missing/m.bin"], 2, "missing; create it first"),
-    (["-e", "d7"], 2, "no GPT-2 of depth 7; the depths are d6, d12"),
-    (["--model", "gpt3"], 2, "--model: expected one of gpt2"),
-    (["-e", "missing.bin"], 4, "cannot read missing.bin"),
-    (["--data", "data/*_nothing.bin"], 4, "no file matches"),
-    (["-b", "400"], 4, "choose B * T"),
-    (["--vocab-size", "50"], 4, "expected ids from 0 to 49"),
-    (["--resume", "missing.safetensors"], 4, "cannot read missing.safetensors"),
-    (["-y", "1"], 2, "--resume needs --out-dir"),
-    (["--grad-clip=-1"], 2, "grad_clip is -1.0, expected at least 0"),
-    (["--max-time", "soon"], 2, "'soon' is not a duration"),
-    (["--channels", "65536", "--num-layers", "96", "--vocab-size", "97"], 5, "of memory"),
-])
+@pytest.mark.parametrize(
+    "words, code, message",
+    [
+        (["-t", "33"], 2, "--seq-len 33 is more than the model's max_seq_len of 32"),
+        (["--channels", "33"], 2, "channels (33) must be a multiple of num_heads (2)"),
+        (["--learnin-rate", "1"], 2, "unknown flag --learnin-rate; did you mean --learning-rate"),
+        (["--dim", "8"], 2, "unknown flag --dim, which goes with --model mingru"),
+        (["-b", "-4"], 2, "batch_size is -4, expected at least 1"),
+        (["-t", "0"], 2, "seq_len is 0, expected at least 1"),
+        (["-x", "-5"], 2, "max_steps is -5, expected at least -1"),
+        (["--epochs", "-1"], 2, "epochs is -1.0, expected at least 0"),
+        (["-m", "-5"], 2, "val_steps is -5, expected at least -1"),
+        (["-g", "-1"], 2, "sample_len is -1, expected at least 0"),
+        (["--temperature", "-1"], 2, "temperature is -1.0, expected at least 0"),
+        (["--top-p", "2"], 2, "top_p is 2.0, expected more than 0 and at most 1"),
+        (["--beta2", "1"], 2, "beta2 is 1.0, expected less than 1"),
+        (
+            ["--data", "missing.txt"],
+            4,
+            "cannot read missing.txt: there is no such file, nor a data set of that name; there is noise",
+        ),
+        (["--data", "words.txt", "--tokenizer", "words"], 4, "expected a file, or one of char, byte, word, bpe, gpt2"),
+        (["--save-path", "missing/m.bin"], 2, "missing; create it first"),
+        (["-e", "d7"], 2, "no GPT-2 of depth 7; the depths are d6, d12"),
+        (["--model", "gpt3"], 2, "--model: expected one of gpt2"),
+        (["-e", "missing.bin"], 4, "cannot read missing.bin"),
+        (["--data", "data/*_nothing.bin"], 4, "no file matches"),
+        (["-b", "400"], 4, "choose B * T"),
+        (["--vocab-size", "50"], 4, "expected ids from 0 to 49"),
+        (["--resume", "missing.safetensors"], 4, "cannot read missing.safetensors"),
+        (["-y", "1"], 2, "--resume needs --out-dir"),
+        (["--grad-clip=-1"], 2, "grad_clip is -1.0, expected at least 0"),
+        (["--max-time", "soon"], 2, "'soon' is not a duration"),
+        (["--channels", "65536", "--num-layers", "96", "--vocab-size", "97"], 5, "of memory"),
+    ],
+)
 def test_errors_are_one_sentence_with_the_right_code(folder, words, code, message):
     (folder / "words.txt").write_text("some words")
     done = train(folder, *words)
@@ -227,12 +267,15 @@ def test_divergence_ends_with_code_3(folder):
     assert done.returncode == 3 and "lower the learning rate" in done.stderr
 
 
-@pytest.mark.parametrize("schedule, expected", [
-    ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
-    ("linear", [0.5, 1, 1, 0.8875, 0.775, 0.6625, 0.55, 0.4375, 0.325, 0.2125]),
-    ("cosine", [0.5, 1, 1, 0.9657458, 0.8681981, 0.7222076, 0.55, 0.3777924, 0.2318019, 0.1342542]),
-    ("wsd", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 0.1 + 0.9 * (1 - 0.5**0.5)]),
-])
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.8875, 0.775, 0.6625, 0.55, 0.4375, 0.325, 0.2125]),
+        ("cosine", [0.5, 1, 1, 0.9657458, 0.8681981, 0.7222076, 0.55, 0.3777924, 0.2318019, 0.1342542]),
+        ("wsd", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 0.1 + 0.9 * (1 - 0.5**0.5)]),
+    ],
+)
 def test_schedules(schedule, expected):
     found = [learning_rate(step, 10, 1.0, schedule, warmup=2, final_frac=0.1) for step in range(10)]
     np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -1,4 +1,5 @@
 """gpt2c train-tokenizer: sources and their order, what it prints and writes, warnings and exit codes."""
+
 import os
 import subprocess
 import sys
@@ -23,8 +24,13 @@ def here(tmp_path, monkeypatch):
 
 
 def run(*words):
-    return subprocess.run([sys.executable, "-m", "gpt2c", "train-tokenizer", *words], capture_output=True, text=True,
-                          encoding="utf-8", env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+    return subprocess.run(
+        [sys.executable, "-m", "gpt2c", "train-tokenizer", *words],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
 
 
 def trained():
@@ -47,8 +53,12 @@ def test_the_documents_command(capsys):
 
 def test_the_order_of_sources():
     words = []
-    for flag, text in (("--training-text=", "ax ax ax"), ("--training-file=", "bx bx bx"), ("--bpe-training-text=", "cx cx cx"),
-                       ("--bpe-training-file=", "dx dx dx")):
+    for flag, text in (
+        ("--training-text=", "ax ax ax"),
+        ("--training-file=", "bx bx bx"),
+        ("--bpe-training-text=", "cx cx cx"),
+        ("--bpe-training-file=", "dx dx dx"),
+    ):
         if flag.endswith("file="):
             Path(text[0]).write_text(text, encoding="utf-8")
         words.append(flag + (text[0] if flag.endswith("file=") else text))
@@ -71,16 +81,22 @@ def test_files_are_read_whole_and_each_by_itself(monkeypatch):
 def test_a_vocabulary_too_small_warns():
     done = run("--bpeTrainingText=your training corpus here", "--bpeVocabSize=256")
     assert done.returncode == 0 and trained().vocab_size == 257
-    assert done.stderr == ("gpt2c train-tokenizer: warning: a vocabulary of 256 has no room for a merge: the bytes and special "
-                           "tokens alone are 257; raise the size\n")
+    assert done.stderr == (
+        "gpt2c train-tokenizer: warning: a vocabulary of 256 has no room for a merge: the bytes and special "
+        "tokens alone are 257; raise the size\n"
+    )
 
 
-@pytest.mark.parametrize("words, kind, eot", [
-    (["--kind", "char"], "char", None),
-    (["--kind", "char", "--unk", "--special=<|bos|>", "--special=<|eos|>"], "char", b"<|eos|>"),
-    (["--kind", "byte"], "byte", None), (["--kind=word", "--vocab-size=6"], "word", b"</s>"),
-    (["--special", "<|end|>"], "bpe", b"<|end|>"),
-])
+@pytest.mark.parametrize(
+    "words, kind, eot",
+    [
+        (["--kind", "char"], "char", None),
+        (["--kind", "char", "--unk", "--special=<|bos|>", "--special=<|eos|>"], "char", b"<|eos|>"),
+        (["--kind", "byte"], "byte", None),
+        (["--kind=word", "--vocab-size=6"], "word", b"</s>"),
+        (["--special", "<|end|>"], "bpe", b"<|end|>"),
+    ],
+)
 def test_kinds(words, kind, eot, capsys):
     assert train_tokenizer.main(["corpus.txt", *words]) == 0
     made, out = trained(), capsys.readouterr().out
@@ -104,15 +120,21 @@ def test_a_text_that_does_not_come_back_is_exit_code_1(monkeypatch, capsys):
     assert "NOT the same text" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words, error, found", [
-    ([], UsageError, "name a text"), (["nowhere.txt"], InputError, "nowhere.txt"), (["empty.txt"], InputError, "empty"),
-    (["latin1.txt"], InputError, "byte 4100 is 0xe9"), (["cut.txt"], InputError, "byte 1 is 0xc3"),
-    (["corpus.txt", "--vocab-size", "0"], UsageError, "expected 1 or more"),
-    (["corpus.txt", "--kind", "char", "--vocab-size", "9"], UsageError, "--vocab-size does not apply to a char"),
-    (["corpus.txt", "--unk"], UsageError, "--unk does not apply to a bpe"),
-    (["corpus.txt", "--kind", "gpt2"], UsageError, "char, byte, word, bpe"),
-    (["corpus.txt", "-o", "no/folder/t.json"], UsageError, "no folder"),
-])
+@pytest.mark.parametrize(
+    "words, error, found",
+    [
+        ([], UsageError, "name a text"),
+        (["nowhere.txt"], InputError, "nowhere.txt"),
+        (["empty.txt"], InputError, "empty"),
+        (["latin1.txt"], InputError, "byte 4100 is 0xe9"),
+        (["cut.txt"], InputError, "byte 1 is 0xc3"),
+        (["corpus.txt", "--vocab-size", "0"], UsageError, "expected 1 or more"),
+        (["corpus.txt", "--kind", "char", "--vocab-size", "9"], UsageError, "--vocab-size does not apply to a char"),
+        (["corpus.txt", "--unk"], UsageError, "--unk does not apply to a bpe"),
+        (["corpus.txt", "--kind", "gpt2"], UsageError, "char, byte, word, bpe"),
+        (["corpus.txt", "-o", "no/folder/t.json"], UsageError, "no folder"),
+    ],
+)
 def test_errors_leave_nothing_behind(words, error, found, here, monkeypatch):
     Path("empty.txt").touch()
     Path("latin1.txt").write_bytes(b"abc " * 1025 + b"\xe9t\xe9")

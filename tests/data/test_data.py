@@ -122,36 +122,42 @@ def test_uint32_ids_beyond_int32_are_never_served(tmp_path):
         read_shard(path)
 
 
-@pytest.mark.parametrize("ints, body, message", [
-    ((20240520, 2, 1), b"\0\0", "version 2, expected 1"),
-    ((20240801, 1, 1), b"\0\0\0\0", "version 1, expected 7"),
-    ((20240520, 1, 0), b"", "declares 0 tokens"),
-    ((20240520, 1, -5), b"\0\0", "declares -5 tokens"),
-    ((20240520, 1, 3), b"\0" * 5, "has 1029 bytes, but its header declares 3 tokens, which take 1030"),
-    ((20240520, 1, 3), b"\0" * 8, "has 1032 bytes, .* 1030"),
-    ((20240801, 7, 3), b"\0" * 6, "has 1030 bytes, .* 1036"),
-    ((20240520, 1, 2**31 - 1), b"\0\0", "has 1026 bytes, .* 4294968318"),
-    ((20240326, 3), b"", "GPT-2 model"),
-    ((20240327, 2), b"", "debug state"),
-    ((20240328, 2), b"", "tokenizer"),
-    ((20240522, 1), b"", "multiple-choice"),
-    ((20240527, 1), b"", "optimizer state"),
-    ((20240803, 3), b"", "Llama-3 model"),
-    ((50257,), b"", "id 50257 at position 0"),
-    ((50256,), b"\0\0", "begins with 50256, not with 20240520 or 20240801 .* 1026 bytes"),
-])
+@pytest.mark.parametrize(
+    "ints, body, message",
+    [
+        ((20240520, 2, 1), b"\0\0", "version 2, expected 1"),
+        ((20240801, 1, 1), b"\0\0\0\0", "version 1, expected 7"),
+        ((20240520, 1, 0), b"", "declares 0 tokens"),
+        ((20240520, 1, -5), b"\0\0", "declares -5 tokens"),
+        ((20240520, 1, 3), b"\0" * 5, "has 1029 bytes, but its header declares 3 tokens, which take 1030"),
+        ((20240520, 1, 3), b"\0" * 8, "has 1032 bytes, .* 1030"),
+        ((20240801, 7, 3), b"\0" * 6, "has 1030 bytes, .* 1036"),
+        ((20240520, 1, 2**31 - 1), b"\0\0", "has 1026 bytes, .* 4294968318"),
+        ((20240326, 3), b"", "GPT-2 model"),
+        ((20240327, 2), b"", "debug state"),
+        ((20240328, 2), b"", "tokenizer"),
+        ((20240522, 1), b"", "multiple-choice"),
+        ((20240527, 1), b"", "optimizer state"),
+        ((20240803, 3), b"", "Llama-3 model"),
+        ((50257,), b"", "id 50257 at position 0"),
+        ((50256,), b"\0\0", "begins with 50256, not with 20240520 or 20240801 .* 1026 bytes"),
+    ],
+)
 def test_broken_and_foreign_files(tmp_path, ints, body, message):
     with pytest.raises(InputError, match=f"a.bin.*{message}"):
         read_shard(raw(tmp_path / "a.bin", *ints, body=body))
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"<!DOCTYPE html><html>404</html>", "31 bytes begin with b'<!DOCTYPE html><html>404'.*download failed"),
-    (b"To be, or not to be", "19 bytes begin with b'To be.*where token ids should be"),
-    (b"", "0 bytes begin with b''"),
-    (struct.pack("<i", 20240520), "version 0, expected 1"),
-    (struct.pack("<3i", 20240520, 1, 4), "has 12 bytes, .* 1032"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"<!DOCTYPE html><html>404</html>", "31 bytes begin with b'<!DOCTYPE html><html>404'.*download failed"),
+        (b"To be, or not to be", "19 bytes begin with b'To be.*where token ids should be"),
+        (b"", "0 bytes begin with b''"),
+        (struct.pack("<i", 20240520), "version 0, expected 1"),
+        (struct.pack("<3i", 20240520, 1, 4), "has 12 bytes, .* 1032"),
+    ],
+)
 def test_files_shorter_than_a_header(tmp_path, content, message):
     (tmp_path / "a.bin").write_bytes(content)
     with pytest.raises(InputError, match=message):
@@ -164,15 +170,18 @@ def test_not_a_file(tmp_path):
             read_shard(path)
 
 
-@pytest.mark.parametrize("tokens, dtype, message", [
-    ([], None, r"shape \(0,\)"),
-    ([[1, 2]], None, r"shape \(1, 2\)"),
-    ([1.5], None, "float64"),
-    ([3, -1], None, "from -1 to 3"),
-    ([2**31], None, "from 2147483648 .* 0 to 2147483647"),
-    ([65536], np.uint16, "to 65536, but a uint16 shard holds 0 to 65535"),
-    ([1], np.int32, "not int32"),
-])
+@pytest.mark.parametrize(
+    "tokens, dtype, message",
+    [
+        ([], None, r"shape \(0,\)"),
+        ([[1, 2]], None, r"shape \(1, 2\)"),
+        ([1.5], None, "float64"),
+        ([3, -1], None, "from -1 to 3"),
+        ([2**31], None, "from 2147483648 .* 0 to 2147483647"),
+        ([65536], np.uint16, "to 65536, but a uint16 shard holds 0 to 65535"),
+        ([1], np.int32, "not int32"),
+    ],
+)
 def test_write_refuses(tmp_path, tokens, dtype, message):
     with pytest.raises(UsageError, match=message):
         write_shard(tmp_path / "a.bin", tokens, dtype)
@@ -267,8 +276,39 @@ def test_known_shuffled_order(shards):
     """Printed by llm.c's own loader over these files."""
     loader = DataLoader(shards, 4, 8, shuffle=True)
     assert [int(x[0, 0]) for _ in range(2) for x, _ in epoch(loader)] == [
-        236, 172, 140, 204, 32, 96, 64, 0, 484, 420, 516, 452, 376, 312, 280, 344,
-        280, 344, 312, 376, 96, 64, 32, 0, 420, 484, 452, 516, 140, 204, 236, 172]
+        236,
+        172,
+        140,
+        204,
+        32,
+        96,
+        64,
+        0,
+        484,
+        420,
+        516,
+        452,
+        376,
+        312,
+        280,
+        344,
+        280,
+        344,
+        312,
+        376,
+        96,
+        64,
+        32,
+        0,
+        420,
+        484,
+        452,
+        516,
+        140,
+        204,
+        236,
+        172,
+    ]
 
 
 def test_one_shard_draws_no_shard_order(tmp_path):
@@ -332,9 +372,18 @@ def test_restore_refuses_other_data(tmp_path, shards):
         DataLoader(tmp_path / "shard_0.bin", 4, 8).restore(state)
 
 
-@pytest.mark.parametrize("damage", [{"shard": 4}, {"shard": -1}, {"sample": 5}, {"sample": -1},
-                                    {"shard_order": np.array([0, 1, 1, 3])}, {"shard_order": np.arange(3)},
-                                    {"rng": np.zeros(3, np.uint32)}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"shard": 4},
+        {"shard": -1},
+        {"sample": 5},
+        {"sample": -1},
+        {"shard_order": np.array([0, 1, 1, 3])},
+        {"shard_order": np.arange(3)},
+        {"rng": np.zeros(3, np.uint32)},
+    ],
+)
 def test_restore_refuses_a_damaged_position(shards, damage):
     loader = DataLoader(shards, 4, 8)
     with pytest.raises(InputError, match="damaged"):
@@ -348,11 +397,16 @@ def test_a_shard_that_changes_during_the_run(tmp_path, shards):
         epoch(loader)
 
 
-@pytest.mark.parametrize("make", [
-    lambda path: DataLoader(path, 2, 8),
-    lambda path: RandomWindows(path, 2, 8),
-    lambda path: DocumentWindows(path, 2, 8, separator=0),
-    lambda path: Lanes(path, 2, 8, chunks=4)], ids=["DataLoader", "RandomWindows", "DocumentWindows", "Lanes"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: DataLoader(path, 2, 8),
+        lambda path: RandomWindows(path, 2, 8),
+        lambda path: DocumentWindows(path, 2, 8, separator=0),
+        lambda path: Lanes(path, 2, 8, chunks=4),
+    ],
+    ids=["DataLoader", "RandomWindows", "DocumentWindows", "Lanes"],
+)
 def test_a_shard_that_is_cut_while_it_is_read(tmp_path, make):
     """By less than a page here: then its end would be zeros. By more, and touching it would end the process."""
     path = tmp_path / "a.bin"
@@ -403,13 +457,23 @@ def tree(tmp_path):
 
 
 def test_discovery_is_recursive_and_sorted(tree):
-    for relative in ("b_train.bin", "b_val.bin", "z/y/a_train.bin", "z/a_val.bin", "c/c_train.bin",
-                     "c/_train.bin", "c/d_training.bin"):
+    for relative in (
+        "b_train.bin",
+        "b_val.bin",
+        "z/y/a_train.bin",
+        "z/a_val.bin",
+        "c/c_train.bin",
+        "c/_train.bin",
+        "c/d_training.bin",
+    ):
         tree(relative)
     os.mkdir(os.path.join(tree.root, "folder_train.bin"))
     found = find_datasets(tree.root)
     assert [(d.name, os.path.relpath(d.train, tree.root)) for d in found] == [
-        ("a", "z/y/a_train.bin"), ("b", "b_train.bin"), ("c", "c/c_train.bin")]
+        ("a", "z/y/a_train.bin"),
+        ("b", "b_train.bin"),
+        ("c", "c/c_train.bin"),
+    ]
     assert [d.val for d in found] == [None, os.path.join(tree.root, "b_val.bin"), None]  # only beside it
     assert find_datasets(os.path.join(tree.root, "missing")) == []
 
@@ -440,8 +504,13 @@ def test_tokenizer_lookup(tree, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert find_datasets(tree.root)[0].tokenizer is None
-    for path in ("gpt2_tokenizer.bin", f"{tmp_path}/gpt2_tokenizer.bin", f"{tree.root}/gpt2_tokenizer.bin",
-                 f"{tree.root}/sub/gpt2_tokenizer.bin", f"{tree.root}/sub/a_tokenizer.bin"):
+    for path in (
+        "gpt2_tokenizer.bin",
+        f"{tmp_path}/gpt2_tokenizer.bin",
+        f"{tree.root}/gpt2_tokenizer.bin",
+        f"{tree.root}/sub/gpt2_tokenizer.bin",
+        f"{tree.root}/sub/a_tokenizer.bin",
+    ):
         open(path, "w").close()
         assert find_datasets(tree.root)[0].tokenizer == path
 
@@ -473,8 +542,9 @@ def test_choosing_a_file_outside_the_list(tree):
     assert choose_dataset([], val) == ("a_val.bin", val, None, None)
 
 
-@pytest.mark.parametrize("choice, message", [("storys", "did you mean stories"), ("-1", "'-1'"),
-                                             ("2", "there is shakespeare, stories")])
+@pytest.mark.parametrize(
+    "choice, message", [("storys", "did you mean stories"), ("-1", "'-1'"), ("2", "there is shakespeare, stories")]
+)
 def test_choosing_what_is_not_there(tree, choice, message):
     for relative in ("shakespeare_train.bin", "stories_train.bin"):
         tree(relative)
@@ -486,7 +556,9 @@ def test_choosing_what_is_not_there(tree, choice, message):
 
 def test_listing(tree):
     a, a_val, b = tree("a_train.bin"), tree("a_val.bin"), tree("b/b_train.bin")
-    assert list_datasets(find_datasets(tree.root)) == f"""\
+    assert (
+        list_datasets(find_datasets(tree.root))
+        == f"""\
 Available datasets:
   0: a
     Train: {a}
@@ -494,3 +566,4 @@ Available datasets:
   1: b
     Train: {b}
     Val:   none"""
+    )

@@ -87,18 +87,23 @@ def test_text_is_large_and_varied(stories, text):
     assert all(60 <= len(story.split()) <= 200 for part in stories.values() for story in part)
 
 
-@pytest.mark.parametrize("name, fault", [
-    ("a before a vowel", r"\b[Aa] (?!uni|use|one)([aeiou]|honest|hour)\w*"),
-    ("an before a consonant", r"\b[Aa]n (?!hour|honest)[^aeiouAEIOU]\w*"),
-    ("a word twice", r"\b(?!had\b)(\w+) \1\b"),
-    ("spaces", r"  | \n|\n |\n\n| [,.!?]"),
-    ("what belongs to the grammar", r"[][{}|@_]"),
-    ("a sentence without a capital", r"(?:^|[.!?] |\.\" )\"?[a-z]\w*"),
-    ("a sentence without a capital behind speech",
-     r"[!?]\" (?!(?:asked|called|cried|exclaimed|shouted|said|answered|replied|he|she|they|was)\b)[a-z]\w*"),
-    ("a paragraph without an end", r"[^.!?\"]$"),
-    ("speech without an end", r"[^,.!?]\"(?= |$)"),
-])
+@pytest.mark.parametrize(
+    "name, fault",
+    [
+        ("a before a vowel", r"\b[Aa] (?!uni|use|one)([aeiou]|honest|hour)\w*"),
+        ("an before a consonant", r"\b[Aa]n (?!hour|honest)[^aeiouAEIOU]\w*"),
+        ("a word twice", r"\b(?!had\b)(\w+) \1\b"),
+        ("spaces", r"  | \n|\n |\n\n| [,.!?]"),
+        ("what belongs to the grammar", r"[][{}|@_]"),
+        ("a sentence without a capital", r"(?:^|[.!?] |\.\" )\"?[a-z]\w*"),
+        (
+            "a sentence without a capital behind speech",
+            r"[!?]\" (?!(?:asked|called|cried|exclaimed|shouted|said|answered|replied|he|she|they|was)\b)[a-z]\w*",
+        ),
+        ("a paragraph without an end", r"[^.!?\"]$"),
+        ("speech without an end", r"[^,.!?]\"(?= |$)"),
+    ],
+)
 def test_grammar(text, name, fault):
     found = [match[0] for match in re.finditer(fault, text, re.MULTILINE)]
     assert not found, f"{name}: {found[:5]}"

@@ -1,4 +1,5 @@
 """From text to tokens: reading files of every kind, preparing data sets, the cache, and what goes wrong."""
+
 import csv
 import json
 import os
@@ -31,6 +32,7 @@ STORIES = str(ROOT / "data/stories_tokenizer.bin")
 @pytest.fixture
 def write(tmp_path):
     """`write(name, content)` makes a file and gives its path."""
+
     def make(name, content):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,8 +71,24 @@ def prepare(folder, *words, check=True):
 
 
 def train(folder, *words, check=True):
-    command = [sys.executable, "-m", "gpt2c.train", "-e", "scratch", "--num-layers", "1", "--channels", "16", "--num-heads", "1",
-               "--log-every", "1", "-s", "0", *map(str, words)]
+    command = [
+        sys.executable,
+        "-m",
+        "gpt2c.train",
+        "-e",
+        "scratch",
+        "--num-layers",
+        "1",
+        "--channels",
+        "16",
+        "--num-heads",
+        "1",
+        "--log-every",
+        "1",
+        "-s",
+        "0",
+        *map(str, words),
+    ]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert not check or done.returncode == 0, done.stderr
     return done
@@ -132,14 +150,17 @@ def test_sections(write):
     assert [p.at for p in read_pieces([path], Reading(split_on="\n\n"))] == [0, 5, 14]
 
 
-@pytest.mark.parametrize("name, content", [
-    ("a.json", '["one", {"text": "two"} ,\n"three \\u00e9"]\n'),
-    ("a.jsonl", '"one"\n\n{"text": "two", "n": 1}\n"three é"'),
-    ("a.json", '"one"\n{"text": "two"}\n"three é"\n'),
-    ("a.csv", 'n,text,more\n1,one,x\n2,two,y\n3,"three é",z\n'),
-    ("a.csv", "n,body\n1,one\n2,two\n3,three é\n"),
-    ("a.tsv", "body\tn\none\t1\ntwo\t2\nthree é\t3\n"),
-])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.json", '["one", {"text": "two"} ,\n"three \\u00e9"]\n'),
+        ("a.jsonl", '"one"\n\n{"text": "two", "n": 1}\n"three é"'),
+        ("a.json", '"one"\n{"text": "two"}\n"three é"\n'),
+        ("a.csv", 'n,text,more\n1,one,x\n2,two,y\n3,"three é",z\n'),
+        ("a.csv", "n,body\n1,one\n2,two\n3,three é\n"),
+        ("a.tsv", "body\tn\none\t1\ntwo\t2\nthree é\t3\n"),
+    ],
+)
 def test_records(write, name, content):
     assert documents(write(name, content)) == ["one", "two", "three é"]
 
@@ -150,42 +171,52 @@ def test_records_longer_than_a_block(write):
     assert documents(write("a.jsonl", "".join(json.dumps(text) + "\n" for text in texts))) == texts
 
 
-@pytest.mark.parametrize("content, options, texts", [
-    ('a,b\n"x\n""y""",2\nz,3\n', {}, ['x\n"y"', "z"]),
-    ("a,b\nx,y\n", {"csv_header": False}, ["a", "x"]),
-    ("a,b\nx,y\n", {"column": "b"}, ["y"]),
-    ("a,b\nx,y\n", {"column": "2"}, ["y"]),
-    ("1,-2.5,b\n1,1,c\n", {"csv_header": False}, ["b", "c"]),
-])
+@pytest.mark.parametrize(
+    "content, options, texts",
+    [
+        ('a,b\n"x\n""y""",2\nz,3\n', {}, ['x\n"y"', "z"]),
+        ("a,b\nx,y\n", {"csv_header": False}, ["a", "x"]),
+        ("a,b\nx,y\n", {"column": "b"}, ["y"]),
+        ("a,b\nx,y\n", {"column": "2"}, ["y"]),
+        ("1,-2.5,b\n1,1,c\n", {"csv_header": False}, ["b", "c"]),
+    ],
+)
 def test_csv(write, content, options, texts):
     assert documents(write("a.csv", content), **options) == texts
 
 
-@pytest.mark.parametrize("name, content, options, message", [
-    ("a.txt", b"abc\xffdef", {}, "byte 3 is 0xff"),
-    ("a.txt", b"a" * 300_000 + b"\n\xe4\xb8", {}, "byte 300001 is 0xe4"),
-    ("a.jsonl", b'"ok"\n"\xff"\n', {}, "byte 6, in row 2, is 0xff"),
-    ("a.csv", b"text\nok\n\xc3(\n", {}, "byte 8, in row 3, is 0xc3"),
-    ("a.txt", "x" * 600_000, {"max_line": 0.3}, "no white space in the 0.3 MB from byte 0"),
-    ("a.txt", "ab " * 200_000, {"split_on": "\n\n", "max_line": 0.3}, "in the 0.3 MB from byte 0"),
-    ("a.jsonl", '"ok"\n"' + "x" * 400_000 + '"\n', {"max_line": 0.3}, "row 2 .* longer than 0.3 MB"),
-    ("a.json", '["ok", "' + "x" * 700_000 + '"]', {"max_line": 0.3}, "item 2 .* longer than 0.3 MB"),
-    ("a.csv", "text\n" + '"' + "x\n" * 200_000 + '"\n', {"max_line": 0.3}, "line .* field limit"),
-    ("a.jsonl", '"ok"\n{"a": }\n', {}, "row 2 of .* is not JSON"),
-    ("a.jsonl", "[" * 100_000 + "\n", {}, "row 1 of .* is not JSON"),
-    ("a.json", '["ok", ]', {}, "item 2 of .* is not JSON"),
-    ("a.json", '["ok" "b"]', {}, "'\"' after item 1, expected ','"),
-    ("a.json", '["ok"', {}, "its end after item 1"),
-    ("a.json", '["ok"] x', {}, "goes on after its array of 1 items"),
-    ("a.jsonl", '{"txt": "ok"}\n', {}, "row 1 of .* has keys txt; expected"),
-    ("a.jsonl", "7\n", {}, "row 1 of .* has int"),
-    ("a.jsonl", '{"messages": [{"role": "user", "content": "a"}, {"role": "cat", "content": "b"}]}\n', {},
-     "message 2 in row 1 of .* role 'cat'"),
-    ("a.jsonl", '{"prompt": 1, "completion": "b"}\n', {}, "message 1 in row 1 of .* type int"),
-    ("a.csv", "text,b\nx,1\ny\n", {}, "line 3 of .* has 1 columns, expected 2"),
-    ("a.csv", 'text\n"x" y\n', {}, "line 2 of .* is not CSV"),
-    ("a.csv", "a,b\n1,2\n", {}, "no column of .* holds text"),
-])
+@pytest.mark.parametrize(
+    "name, content, options, message",
+    [
+        ("a.txt", b"abc\xffdef", {}, "byte 3 is 0xff"),
+        ("a.txt", b"a" * 300_000 + b"\n\xe4\xb8", {}, "byte 300001 is 0xe4"),
+        ("a.jsonl", b'"ok"\n"\xff"\n', {}, "byte 6, in row 2, is 0xff"),
+        ("a.csv", b"text\nok\n\xc3(\n", {}, "byte 8, in row 3, is 0xc3"),
+        ("a.txt", "x" * 600_000, {"max_line": 0.3}, "no white space in the 0.3 MB from byte 0"),
+        ("a.txt", "ab " * 200_000, {"split_on": "\n\n", "max_line": 0.3}, "in the 0.3 MB from byte 0"),
+        ("a.jsonl", '"ok"\n"' + "x" * 400_000 + '"\n', {"max_line": 0.3}, "row 2 .* longer than 0.3 MB"),
+        ("a.json", '["ok", "' + "x" * 700_000 + '"]', {"max_line": 0.3}, "item 2 .* longer than 0.3 MB"),
+        ("a.csv", "text\n" + '"' + "x\n" * 200_000 + '"\n', {"max_line": 0.3}, "line .* field limit"),
+        ("a.jsonl", '"ok"\n{"a": }\n', {}, "row 2 of .* is not JSON"),
+        ("a.jsonl", "[" * 100_000 + "\n", {}, "row 1 of .* is not JSON"),
+        ("a.json", '["ok", ]', {}, "item 2 of .* is not JSON"),
+        ("a.json", '["ok" "b"]', {}, "'\"' after item 1, expected ','"),
+        ("a.json", '["ok"', {}, "its end after item 1"),
+        ("a.json", '["ok"] x', {}, "goes on after its array of 1 items"),
+        ("a.jsonl", '{"txt": "ok"}\n', {}, "row 1 of .* has keys txt; expected"),
+        ("a.jsonl", "7\n", {}, "row 1 of .* has int"),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "cat", "content": "b"}]}\n',
+            {},
+            "message 2 in row 1 of .* role 'cat'",
+        ),
+        ("a.jsonl", '{"prompt": 1, "completion": "b"}\n', {}, "message 1 in row 1 of .* type int"),
+        ("a.csv", "text,b\nx,1\ny\n", {}, "line 3 of .* has 1 columns, expected 2"),
+        ("a.csv", 'text\n"x" y\n', {}, "line 2 of .* is not CSV"),
+        ("a.csv", "a,b\n1,2\n", {}, "no column of .* holds text"),
+    ],
+)
 def test_what_cannot_be_read_is_named(write, name, content, options, message):
     with pytest.raises(InputError, match=message):
         documents(write(name, content), **options)
@@ -219,9 +250,18 @@ def test_a_file_that_is_too_large_is_refused(write):
 
 def test_conversations():
     assert conversation({"prompt": "hi", "completion": "ho"}, "") == [("User: hi", False), (" Assistant:", False), (" ho", True)]
-    many = conversation({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"},
-                                      {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"},
-                                      {"role": "assistant", "content": "d"}]}, "")
+    many = conversation(
+        {
+            "messages": [
+                {"role": "system", "content": "s"},
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b"},
+                {"role": "user", "content": "c"},
+                {"role": "assistant", "content": "d"},
+            ]
+        },
+        "",
+    )
     assert "".join(text for text, _ in many) == "System: s User: a Assistant: b User: c Assistant: d"
     assert [text for text, answer in many if answer] == [" b", " d"]
     spelled = conversation("User: a Assistant: b User: c Assistant: d </s>", "")
@@ -243,7 +283,8 @@ def test_processes_give_the_same_ids_in_order(write, stories):
     joined = {part: np.concatenate([x for p, x, _ in one if p == part]).tolist() for part in ("train", "val")}
     assert joined["train"].count(stories.eot) == 2 and joined["train"][0] == stories.eot
     assert stories.decode(joined["train"] + joined["val"]).replace("<|endoftext|>", "") == "".join(
-        Path(file).read_text(encoding="utf-8") for file in files)
+        Path(file).read_text(encoding="utf-8") for file in files
+    )
 
 
 def test_an_error_in_a_worker_names_the_place(write):
@@ -260,8 +301,11 @@ def test_shards_are_split_and_older_files_go(tmp_path, stories):
                     writer.write(part, np.arange(start, min(start + 30, count)))
         return sorted(p.name for p in tmp_path.iterdir())
 
-    assert make(100, 40) == ["a_tokenizer.json", *(f"a_train_{n:06d}.bin" for n in (1, 2, 3)),
-                             *(f"a_val_{n:06d}.bin" for n in (1, 2, 3))]
+    assert make(100, 40) == [
+        "a_tokenizer.json",
+        *(f"a_train_{n:06d}.bin" for n in (1, 2, 3)),
+        *(f"a_val_{n:06d}.bin" for n in (1, 2, 3)),
+    ]
     assert sum((ids(tmp_path / f"a_train_{n:06d}.bin") for n in (1, 2, 3)), []) == list(range(100))
     assert [len(ids(tmp_path / f"a_val_{n:06d}.bin")) for n in (1, 2, 3)] == [40, 40, 20]
     assert make(80, 40)[1:] == ["a_train_000001.bin", "a_train_000002.bin", "a_val_000001.bin", "a_val_000002.bin"]
@@ -335,15 +379,18 @@ def test_the_locale_does_not_matter(write, tmp_path):
     assert tokenizer.decode(ids(tmp_path / "data/a_train.bin") + ids(tmp_path / "data/a_val.bin")) == "größer 中 " * 100
 
 
-@pytest.mark.parametrize("words, code, message", [
-    ([], 2, "name the text"),
-    (["missing.txt"], 4, "no file matches"),
-    (["bad.txt"], 4, "bad.txt is not UTF-8: byte 2 is 0xfe"),
-    (["bad.txt", "--val-fraction", "1"], 2, "expected a fraction below 1"),
-    (["empty.txt"], 4, "is empty"),
-    (["good.txt", "--max-vocab", "2"], 4, "good.txt from byte 0 brings the different characters to 4"),
-    (["good.txt", "--name", "../x"], 2, "cannot be called"),
-])
+@pytest.mark.parametrize(
+    "words, code, message",
+    [
+        ([], 2, "name the text"),
+        (["missing.txt"], 4, "no file matches"),
+        (["bad.txt"], 4, "bad.txt is not UTF-8: byte 2 is 0xfe"),
+        (["bad.txt", "--val-fraction", "1"], 2, "expected a fraction below 1"),
+        (["empty.txt"], 4, "is empty"),
+        (["good.txt", "--max-vocab", "2"], 4, "good.txt from byte 0 brings the different characters to 4"),
+        (["good.txt", "--name", "../x"], 2, "cannot be called"),
+    ],
+)
 def test_errors_are_one_sentence(write, tmp_path, words, code, message):
     write("bad.txt", b"ab\xfe")
     write("empty.txt", "")
@@ -357,8 +404,13 @@ def test_errors_are_one_sentence(write, tmp_path, words, code, message):
 def test_an_interrupted_run_leaves_nothing_and_can_be_repeated(write, tmp_path, number, code):
     write("a.txt", random_text(6_000_000, alphabet="once upon a time\n.,"))
     words = ["a.txt", "--tokenizer", STORIES, "--workers", 2]
-    process = subprocess.Popen([sys.executable, "-m", "gpt2c", "prepare", *map(str, words)], cwd=tmp_path, stderr=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpt2c", "prepare", *map(str, words)],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     while not any(path.stat().st_size for path in tmp_path.glob("data/.a.*.tmp/train_0")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
@@ -425,8 +477,12 @@ def test_tiny_stories(write, tmp_path):
 
 def test_hellaswag_and_mmlu(write, tmp_path):
     tokenizer = Tokenizer.load(STORIES)
-    write("h.jsonl", "".join(json.dumps({"ctx": f"A man {n}", "endings": ["sits", "runs far", "eats", "is"], "label": n})
-                             + "\n" for n in range(4)))
+    write(
+        "h.jsonl",
+        "".join(
+            json.dumps({"ctx": f"A man {n}", "endings": ["sits", "runs far", "eats", "is"], "label": n}) + "\n" for n in range(4)
+        ),
+    )
     with open(tmp_path / "m.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["1+1?", "1", "2", "3", "4", "B"], ["a, b\nc?", "x", "y", "z", "w", "D"]])
     assert "4 examples" in prepare(tmp_path, "h.jsonl", "--layout", "hellaswag", "--tokenizer", STORIES).stdout
@@ -445,12 +501,15 @@ def test_hellaswag_and_mmlu(write, tmp_path):
     assert tokenizer.decode(questions[1].answers[0]) == " x"
 
 
-@pytest.mark.parametrize("layout, name, content, message", [
-    ("hellaswag", "a.jsonl", '{"ctx": "a", "endings": ["b"], "label": 1}\n', "row 1 of .* no example of HellaSwag"),
-    ("hellaswag", "a.jsonl", '{"ctx": "a", "endings": [1], "label": 0}\n', "row 1 of .* no example of HellaSwag"),
-    ("mmlu", "a.csv", "q,1,2,3,4,A\nq,1,2,3,4,E\n", "line 2 of .* no example of MMLU"),
-    ("tinystories", "a.json", '[{"text": "x"}]', "item 1 of .* has no story"),
-])
+@pytest.mark.parametrize(
+    "layout, name, content, message",
+    [
+        ("hellaswag", "a.jsonl", '{"ctx": "a", "endings": ["b"], "label": 1}\n', "row 1 of .* no example of HellaSwag"),
+        ("hellaswag", "a.jsonl", '{"ctx": "a", "endings": [1], "label": 0}\n', "row 1 of .* no example of HellaSwag"),
+        ("mmlu", "a.csv", "q,1,2,3,4,A\nq,1,2,3,4,E\n", "line 2 of .* no example of MMLU"),
+        ("tinystories", "a.json", '[{"text": "x"}]', "item 1 of .* has no story"),
+    ],
+)
 def test_records_that_do_not_fit_their_layout(write, tmp_path, layout, name, content, message):
     write(name, content)
     done = prepare(tmp_path, name, "--layout", layout, "--tokenizer", STORIES, check=False)
@@ -465,7 +524,7 @@ def test_damaged_choice_files(tmp_path):
     assert read_choices(path)[0] == ([1, 2], [[3], [4, 5], [6], [7]], 2)
     for at in range(1024, len(good), 2):  # structure is checked; ids may be any
         for value in (0, 65534, 65535):
-            path.write_bytes(good[:at] + value.to_bytes(2, "little") + good[at + 2:])
+            path.write_bytes(good[:at] + value.to_bytes(2, "little") + good[at + 2 :])
             try:
                 examples = read_choices(path)
             except InputError:
@@ -491,8 +550,12 @@ def test_text_is_encoded_once(write, cache, monkeypatch):
     copy = write("elsewhere/b.txt", "hello world, this is text\n" * 50)
     assert text_dataset([copy], "char", Reading()).train == first.train  # by content, not by name
     changed = write("c.txt", "hello world, this is texT\n" * 50)
-    others = [text_dataset([changed], "char", Reading()), text_dataset([path], "byte", Reading()),
-              text_dataset([path], "char", Reading(), 0), text_dataset([path], "char", Reading(split_on="\n"))]
+    others = [
+        text_dataset([changed], "char", Reading()),
+        text_dataset([path], "byte", Reading()),
+        text_dataset([path], "char", Reading(), 0),
+        text_dataset([path], "char", Reading(split_on="\n")),
+    ]
     assert len({first.train, *(other.train for other in others)}) == 5
     table = write("d.csv", "text,b\none,two\nthree,four\nfive,six\n")
     readings = [Reading(), Reading(column="b"), Reading(csv_header=False), Reading(errors="replace")]
@@ -591,17 +654,45 @@ def test_training_on_answers(write, tmp_path, cache):
     assert wrong.returncode == 4 and "b.txt is no file of items" in wrong.stderr
 
 
-@pytest.mark.parametrize("family, size, vocab_size, first", [
-    ("chargpt", ["--num-layers", "1"], 13, 1),  # 11 characters and two special tokens, one of them before the text
-    ("mingru", ["--dim", "16", "--depth", "1"], 11, 0),
-])
+@pytest.mark.parametrize(
+    "family, size, vocab_size, first",
+    [
+        ("chargpt", ["--num-layers", "1"], 13, 1),  # 11 characters and two special tokens, one of them before the text
+        ("mingru", ["--dim", "16", "--depth", "1"], 11, 0),
+    ],
+)
 def test_other_families_train_straight_from_text(write, tmp_path, cache, family, size, vocab_size, first):
     write("a.txt", "the cat sat on the mat. " * 200)
-    command = [sys.executable, "-m", "gpt2c.train", "--model", family, "--data", "a.txt", "--tokenizer", "char", "-e", "scratch",
-               "-x", "3", "-s", "0", "-t", "32", "-o", "out", *size]
+    command = [
+        sys.executable,
+        "-m",
+        "gpt2c.train",
+        "--model",
+        family,
+        "--data",
+        "a.txt",
+        "--tokenizer",
+        "char",
+        "-e",
+        "scratch",
+        "-x",
+        "3",
+        "-s",
+        "0",
+        "-t",
+        "32",
+        "-o",
+        "out",
+        *size,
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and len(losses(tmp_path / "out")) == 3, done.stderr
     assert f"vocab_size {vocab_size}," in done.stdout
-    found = subprocess.run([sys.executable, "-m", "gpt2c", "eval", "out/ckpt_00000003.safetensors", "--data", "a.txt", "-t", "32"],
-                           cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    found = subprocess.run(
+        [sys.executable, "-m", "gpt2c", "eval", "out/ckpt_00000003.safetensors", "--data", "a.txt", "-t", "32"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert found.stdout.startswith("loss ") and f"({4799 + first:,} tokens)" in found.stdout, found.stderr

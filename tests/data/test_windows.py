@@ -1,4 +1,5 @@
 """Batches from random places, inside documents, and of conversations: what is in them, and going on after a stop."""
+
 import numpy as np
 import pytest
 
@@ -66,7 +67,7 @@ def test_document_windows_stay_inside_documents(documents):
         for inputs, targets in zip(x, y):
             counted = targets[targets >= 0]
             assert (inputs[1 : len(counted)] == counted[:-1]).all()  # the window runs on
-            assert 0 not in counted[:-1] and (targets[len(counted):] == -1).all() and (inputs[len(counted):] == 0).all()
+            assert 0 not in counted[:-1] and (targets[len(counted) :] == -1).all() and (inputs[len(counted) :] == 0).all()
             inside = [t for t in (*inputs[: len(counted)].tolist(), *counted.tolist()) if t]
             assert len({t // 100 for t in inside}) == 1
             seen |= set(inside)
@@ -113,9 +114,15 @@ def test_other_seeds_are_other_batches(shards, documents, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("change, error, message", [
-    ({"seed": 5}, UsageError, "seed = 5, this run has 1337"), ({"B": 9}, UsageError, "B = 9"),
-    ({"batch": -1}, InputError, "damaged"), ({"num_tokens": 7}, UsageError, "num_tokens = 7")])
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"seed": 5}, UsageError, "seed = 5, this run has 1337"),
+        ({"B": 9}, UsageError, "B = 9"),
+        ({"batch": -1}, InputError, "damaged"),
+        ({"num_tokens": 7}, UsageError, "num_tokens = 7"),
+    ],
+)
 def test_restore_refuses(shards, documents, kind, change, error, message):
     loader = make(kind, shards, documents)
     with pytest.raises(error, match=message):

@@ -1,4 +1,5 @@
 """What a Pool hands out: pieces that share no memory while they are held, within the slab that planning asked for."""
+
 import numpy as np
 import pytest
 

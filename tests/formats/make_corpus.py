@@ -2,6 +2,7 @@
 
 They are what tests/formats/test_fuzz.py damages.
 """
+
 import json
 from pathlib import Path
 
@@ -24,8 +25,15 @@ def main():
     for version in (3, 5):
         save_model(model, CORPUS / f"model_v{version}.bin", version)
     gradients = {name: rng.standard_normal(model.params[name].shape, np.float32) for name in model.params}
-    write_debug_state(CORPUS / "debug_state.bin", model.config, rng.integers(0, 5, (1, 3)), rng.integers(0, 5, (1, 3)),
-                      rng.standard_normal((1, 3, 5), np.float32), 1.5, gradients)
+    write_debug_state(
+        CORPUS / "debug_state.bin",
+        model.config,
+        rng.integers(0, 5, (1, 3)),
+        rng.integers(0, 5, (1, 3)),
+        rng.standard_normal((1, 3, 5), np.float32),
+        1.5,
+        gradients,
+    )
     write_shard(CORPUS / "gpt2_shard.bin", rng.integers(0, 5, 40))
     write_shard(CORPUS / "llama_shard.bin", rng.integers(0, 5, 40), np.uint32)
     rng.integers(0, 5, 40).astype("<i4").tofile(CORPUS / "legacy_tokens.bin")
@@ -42,8 +50,9 @@ def main():
     model.save(CORPUS / "weights.safetensors")
     rows = [{"step": n, "loss": 1.5 / (n + 1), "lr": 1e-3, **({"val_loss": 2.0} if n % 2 else {})} for n in range(4)]
     (CORPUS / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (CORPUS / "config.toml").write_text('max_steps = 7\nlearning_rate = 0.001\nmax_time = "1\\u0068"\noverfit = false\n\n'
-                                        "[more]\nseq_len = 8\n", encoding="utf-8")
+    (CORPUS / "config.toml").write_text(
+        'max_steps = 7\nlearning_rate = 0.001\nmax_time = "1\\u0068"\noverfit = false\n\n[more]\nseq_len = 8\n', encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

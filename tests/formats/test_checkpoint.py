@@ -1,4 +1,5 @@
 """Saving, loading, and going on as if nothing had happened."""
+
 import json
 import struct
 from itertools import islice
@@ -26,8 +27,9 @@ def tokens(tmp_path):
 
 def trainer(tokens, steps, model=None):
     model = model or gpt2c.create("gpt2", **SMALL)
-    config = gpt2c.TrainConfig(max_steps=steps, learning_rate=1e-3, lr_schedule="cosine", weight_decay=0.1, val_every=3,
-                               val_steps=2)
+    config = gpt2c.TrainConfig(
+        max_steps=steps, learning_rate=1e-3, lr_schedule="cosine", weight_decay=0.1, val_every=3, val_steps=2
+    )
     return gpt2c.Trainer(model, gpt2c.DataLoader(str(tokens), 2, 16, shuffle=True), gpt2c.DataLoader(str(tokens), 2, 16), config)
 
 
@@ -93,15 +95,18 @@ def rewrite(path, change):
     path.write_bytes(struct.pack("<Q", len(text)) + text + blob[8 + length :])
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda h: h["__metadata__"].update(format="gpt2c 2"), "format 'gpt2c 2', expected 'gpt2c 1'; a newer gpt2c wrote it"),
-    (lambda h: h.pop("__metadata__"), "format None"),
-    (lambda h: h["__metadata__"].update(config=h["__metadata__"]["config"].replace("32", "48")), "SHA-256"),
-    (lambda h: h["__metadata__"].pop("sha256"), "SHA-256"),
-    (lambda h: h["wte"].update(shape=[32, 128]), "SHA-256"),
-    (lambda h: h["wpe"].update(data_offsets=[0, 4]), "not a valid checkpoint"),
-    (lambda h: h["wpe"].update(shape=[-1, 4]), "not a valid checkpoint"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda h: h["__metadata__"].update(format="gpt2c 2"), "format 'gpt2c 2', expected 'gpt2c 1'; a newer gpt2c wrote it"),
+        (lambda h: h.pop("__metadata__"), "format None"),
+        (lambda h: h["__metadata__"].update(config=h["__metadata__"]["config"].replace("32", "48")), "SHA-256"),
+        (lambda h: h["__metadata__"].pop("sha256"), "SHA-256"),
+        (lambda h: h["wte"].update(shape=[32, 128]), "SHA-256"),
+        (lambda h: h["wpe"].update(data_offsets=[0, 4]), "not a valid checkpoint"),
+        (lambda h: h["wpe"].update(shape=[-1, 4]), "not a valid checkpoint"),
+    ],
+)
 def test_a_changed_header_is_refused(tmp_path, change, message):
     gpt2c.create("gpt2", **SMALL).save(tmp_path / "m.safetensors")
     rewrite(tmp_path / "m.safetensors", change)

@@ -3,6 +3,7 @@
 Each damage follows from a number, so that a failure names what repeats it. GPT2C_FUZZ says how many files of each format
 are tried; a nightly run takes 10000.
 """
+
 import json
 import os
 import random
@@ -86,7 +87,7 @@ def damaged(whole, number):
             del data[at : at + rng.randrange(1, 30)]
         elif kind == 7:
             data[at:at] = data[at : at + rng.randrange(1, 60)]
-        elif (digits := [i for i, b in enumerate(data[:4000]) if 48 <= b < 58]):
+        elif digits := [i for i, b in enumerate(data[:4000]) if 48 <= b < 58]:
             data[rng.choice(digits)] = rng.choice(b"0123456789-.eE")
         if not data:
             break

@@ -1,4 +1,5 @@
 """randyGPT's checkpoints, from bytes written here as its documents describe them."""
+
 import struct
 
 import numpy as np
@@ -20,8 +21,11 @@ def written(path, version, seed=1):
     rng = np.random.default_rng(seed)
     arrays = {kind: {name: rng.standard_normal(shape, np.float32) for name, shape in WEIGHTS} for kind in ("", "m", "v")}
     names = [name for name, _ in WEIGHTS]
-    order = {1: [("", n) for n in names] + [(k, n) for n in names for k in "mv"], 2: [("", n) for n in names],
-             3: [(k, n) for k in ("", "m", "v") for n in names]}[version]
+    order = {
+        1: [("", n) for n in names] + [(k, n) for n in names for k in "mv"],
+        2: [("", n) for n in names],
+        3: [(k, n) for k in ("", "m", "v") for n in names],
+    }[version]
     body = b"".join(arrays[kind][name].tobytes() for kind, name in order)
     path.write_bytes(b"RGPT000%d" % version + struct.pack("<3If", V, 41, 42, 1.5) + body)
     return arrays
@@ -69,11 +73,18 @@ def test_the_size_of_the_tinyshakespeare_model_is_the_documents(tmp_path):
     assert read_rgpt(path).config["channels"] == 116
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda b: b[:-1], "cut short"), (lambda b: b + b"x", "cut short"), (lambda b: b[:20], "begins with"),
-    (lambda b: b"RGPT0004" + b[8:], "begins with b'RGPT0004'"), (lambda b: b[:8] + b"\0\0\0\0" + b[12:], "declares 0 tokens"),
-    (lambda b: b[:8] + b"\xff\xff\xff\xff" + b[12:], "declares 4294967295 tokens"), (lambda b: b"", "begins with b''"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda b: b[:-1], "cut short"),
+        (lambda b: b + b"x", "cut short"),
+        (lambda b: b[:20], "begins with"),
+        (lambda b: b"RGPT0004" + b[8:], "begins with b'RGPT0004'"),
+        (lambda b: b[:8] + b"\0\0\0\0" + b[12:], "declares 0 tokens"),
+        (lambda b: b[:8] + b"\xff\xff\xff\xff" + b[12:], "declares 4294967295 tokens"),
+        (lambda b: b"", "begins with b''"),
+    ],
+)
 def test_what_is_wrong_is_said(tmp_path, change, message):
     path = tmp_path / "x.bin"
     written(path, 2)

@@ -1,4 +1,5 @@
 """Texts of any length through recurrent models: the state goes on from chunk to chunk, and memory does not grow."""
+
 from itertools import islice
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """The sampler's ways to choose, beam search against all continuations, stop strings, and the program's flags."""
+
 import itertools
 import subprocess
 import sys
@@ -17,12 +18,14 @@ from gpt2c.generation.sampling import Sampling, Until, pieces
 from gpt2c.support.rng import Xorshift
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
-FAMILIES = {"gpt2": dict(num_layers=1, channels=16, num_heads=2, max_seq_len=12),
-            "chargpt": dict(num_layers=1, channels=16, num_heads=2, max_seq_len=12),
-            "mingru": dict(dim=16, depth=2),
-            "trm": dict(channels=16, hidden=16, num_heads=2, max_seq_len=12),
-            "trm adaptive": dict(channels=16, hidden=16, num_heads=2, max_seq_len=12, adaptive=True, depth=2, max_depth=4),
-            "hybrid": dict(hidden=16, embed=8, num_layers=2)}
+FAMILIES = {
+    "gpt2": dict(num_layers=1, channels=16, num_heads=2, max_seq_len=12),
+    "chargpt": dict(num_layers=1, channels=16, num_heads=2, max_seq_len=12),
+    "mingru": dict(dim=16, depth=2),
+    "trm": dict(channels=16, hidden=16, num_heads=2, max_seq_len=12),
+    "trm adaptive": dict(channels=16, hidden=16, num_heads=2, max_seq_len=12, adaptive=True, depth=2, max_depth=4),
+    "hybrid": dict(hidden=16, embed=8, num_layers=2),
+}
 
 
 def small(family, vocab_size=5, seed=3):
@@ -43,6 +46,7 @@ def byte_model():
 
 
 # ---- choosing
+
 
 def seen(logits, **how):
     return {choose(logits, Xorshift(seed), **how) for seed in range(1, 400)}
@@ -90,9 +94,15 @@ def test_a_prompt_may_be_read_in_chunks_of_any_size(family):
     assert texts[0] == texts[1] == texts[2]
 
 
-WAYS = [dict(temperature=0), dict(temperature=1.3), dict(temperature=0.7, top_k=3), dict(top_p=0.8),
-        dict(min_p=0.2, temperature=1.5), dict(temperature=0, repetition_penalty=1.7),
-        dict(temperature=0.9, top_k=4, top_p=0.9, min_p=0.05, repetition_penalty=1.2)]
+WAYS = [
+    dict(temperature=0),
+    dict(temperature=1.3),
+    dict(temperature=0.7, top_k=3),
+    dict(top_p=0.8),
+    dict(min_p=0.2, temperature=1.5),
+    dict(temperature=0, repetition_penalty=1.7),
+    dict(temperature=0.9, top_k=4, top_p=0.9, min_p=0.05, repetition_penalty=1.2),
+]
 
 
 @pytest.mark.parametrize("how", WAYS, ids=str)
@@ -139,8 +149,9 @@ def test_a_batch_that_cannot_be_is_refused(how):
         gpt2c.generate_batch(small("gpt2"), [[1], [2]], 12)
 
 
-@pytest.mark.parametrize("how", [dict(min_p=-0.1), dict(min_p=1.1), dict(repetition_penalty=0), dict(chunk=0),
-                                 dict(temperature=float("nan"))])
+@pytest.mark.parametrize(
+    "how", [dict(min_p=-0.1), dict(min_p=1.1), dict(repetition_penalty=0), dict(chunk=0), dict(temperature=float("nan"))]
+)
 def test_what_cannot_be_is_refused(how):
     with pytest.raises(UsageError, match="expected"):
         list(gpt2c.generate(small("gpt2"), [1], 1, **how))
@@ -148,16 +159,22 @@ def test_what_cannot_be_is_refused(how):
 
 # ---- beam search
 
+
 def best_of_all(m, prompt, longest, length_penalty, eos):
     """The best continuation among all there are, each scored by full forwards."""
+
     def log_prob(ids):
         m.reset_state()
         m.forward([prompt + ids])
         rows = m.logits[0, len(prompt) - 1 : -1, : m.config.vocab_size]
         return sum(log_softmax(row)[id] for row, id in zip(rows, ids))
 
-    every = [list(ids) for n in range(1, longest + 1) for ids in itertools.product(range(m.config.vocab_size), repeat=n)
-             if eos not in ids[:-1] and (n == longest or ids[-1] == eos)]
+    every = [
+        list(ids)
+        for n in range(1, longest + 1)
+        for ids in itertools.product(range(m.config.vocab_size), repeat=n)
+        if eos not in ids[:-1] and (n == longest or ids[-1] == eos)
+    ]
     best = max(every, key=lambda ids: log_prob(ids) / len(ids) ** length_penalty)
     return best[:-1] if best[-1] == eos else best
 
@@ -228,6 +245,7 @@ def test_beams_leave_no_trace_in_a_recurrent_model():
 
 # ---- text
 
+
 @given(st.text("abc", max_size=20), st.lists(st.text("abc", min_size=1, max_size=3), max_size=3), st.data())
 def test_stop_strings_are_found_however_the_text_is_cut(text, stops, data):
     until, shown, rest = Until(stops), "", text
@@ -272,6 +290,7 @@ def test_words_go_on_after_the_prompt_with_a_space(monkeypatch):
 
 # ---- the program
 
+
 def program(*words):
     return subprocess.run([sys.executable, "-m", "gpt2c", *map(str, words)], capture_output=True, text=True)
 
@@ -287,8 +306,28 @@ def test_the_program_s_flags(byte_model, tmp_path):
     beams = beam_search(byte_model, tokenizer.encode("Hi"), 9, 3, 0.5)
     done = program("generate", *plain, "--prompt", "Hi", "--beams", 3, "--length-penalty", 0.5)
     assert done.stdout == "Hi" + tokenizer.decode(beams) + "\n"
-    done = program("generate", "--model", path, "--vocab", "vocab.txt", "--length", 9, "--chunk-size", 1, "--seed", "Hi",
-                   "--device-id", 0, "--temperature", 0, "--stop", "zz", "--stop", "yy", "--ignore-eot")
+    done = program(
+        "generate",
+        "--model",
+        path,
+        "--vocab",
+        "vocab.txt",
+        "--length",
+        9,
+        "--chunk-size",
+        1,
+        "--seed",
+        "Hi",
+        "--device-id",
+        0,
+        "--temperature",
+        0,
+        "--stop",
+        "zz",
+        "--stop",
+        "yy",
+        "--ignore-eot",
+    )
     greedy = list(gpt2c.generate(byte_model, tokenizer.encode("Hi"), 9, temperature=0))
     assert done.returncode == 0 and done.stdout == "Hi" + tokenizer.decode(greedy) + "\n"
     assert "--seed 'Hi' is taken as the prompt" in done.stderr and "--device-id is deprecated" in done.stderr

@@ -1,4 +1,5 @@
 """What the makers of goldens share: AdamW's curve of losses."""
+
 import numpy as np
 import torch
 

@@ -18,8 +18,15 @@ B, T, STEPS = 3, 13, 10
 def parameters(cfg):
     """float32 numbers held in float64, large enough that every activation matters."""
     L, C, V = cfg["num_layers"], cfg["channels"], cfg["vocab_size"]
-    shapes = {"wte": (V, C), "wpe": (cfg["max_seq_len"], C), "qkvw": (L, 3 * C, C), "attprojw": (L, C, C),
-              "fcw": (L, 4 * C, C), "fcprojw": (L, C, 4 * C), "lm_head": (V, C)}
+    shapes = {
+        "wte": (V, C),
+        "wpe": (cfg["max_seq_len"], C),
+        "qkvw": (L, 3 * C, C),
+        "attprojw": (L, C, C),
+        "fcw": (L, 4 * C, C),
+        "fcprojw": (L, C, 4 * C),
+        "lm_head": (V, C),
+    }
     return {name: (torch.randn(shape) / shape[-1] ** 0.5).double().requires_grad_() for name, shape in shapes.items()}
 
 

@@ -4,6 +4,7 @@
 
 tiktoken is given the ranks of the tokenizer file, whose ids they are, and its own pattern for GPT-2.
 """
+
 import json
 import sys
 from pathlib import Path
@@ -33,9 +34,9 @@ TEXTS = [
     "Ελληνικά Русский עברית العربية ١٢٣ فارسی ۴۵۶ ไทย",
     "Straße İstanbul ıI ǅ ŉ ﬁ ﬂ ª º",
     "1234567890 3.14159 1,000,000 0x1F 1e-9 ½ ² ³ Ⅷ ① ٣ 10th 007",
-    "def f(x):\n\tif x >= 10 and not y:\n        return {'a': [1, 2, *x], \"b\": f\"{x!r:>10}\"}  # why\n\n\n",
-    "#include <stdio.h>\r\nint main(void) { printf(\"%d\\n\", 1 << 3); return 0; }\r\n",
-    "<html><body class=\"a-b_c\">&nbsp;&#8212;</body></html><!-- x -->",
+    'def f(x):\n\tif x >= 10 and not y:\n        return {\'a\': [1, 2, *x], "b": f"{x!r:>10}"}  # why\n\n\n',
+    '#include <stdio.h>\r\nint main(void) { printf("%d\\n", 1 << 3); return 0; }\r\n',
+    '<html><body class="a-b_c">&nbsp;&#8212;</body></html><!-- x -->',
     "https://example.org/a/b?c=d&e=%20#f user@example.org C:\\dir\\file.txt ~/x",
     "<|endoftext|> <|endoftext|><|bos|></s><unk> <| endoftext |>",
     "!!!???...---___===+++***///\\\\\\|||```~~~^^^@@@###$$$%%%&&&((()))[[[]]]{{{}}}<<<>>>;;;:::,,,\"\"\"'''",
@@ -53,10 +54,14 @@ def main(path):
     content = Path(path).read_bytes()
     tokens, at = [], 1024
     while at < len(content):
-        tokens.append(content[at + 1:at + 1 + content[at]])
+        tokens.append(content[at + 1 : at + 1 + content[at]])
         at += 1 + content[at]
-    encoding = tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks={t: i for i, t in enumerate(tokens[:-1])},
-                                 special_tokens={"<|endoftext|>": len(tokens) - 1})
+    encoding = tiktoken.Encoding(
+        "gpt2",
+        pat_str=PATTERN,
+        mergeable_ranks={t: i for i, t in enumerate(tokens[:-1])},
+        special_tokens={"<|endoftext|>": len(tokens) - 1},
+    )
     cases = [json.dumps({"text": text, "gpt2": encoding.encode_ordinary(text)}) for text in TEXTS]
     made = f"make_hard_texts.py with tiktoken {tiktoken.__version__}"
     out = Path(__file__).with_name("hard_texts.json")

@@ -71,6 +71,7 @@ def rms(x, gain):
 
 def experts_of_token(n, p, l, cfg):
     """One token's mixture, as one would explain it."""
+
     def expert(j):
         return p["expert_d"][l, j] @ (F.silu(p["expert_g"][l, j] @ n) * (p["expert_u"][l, j] @ n))
 
@@ -90,6 +91,7 @@ def experts(x, p, l, cfg):
 
 def layer(xs, p, l, cfg):
     """A list of (B, width), one for each step -> a list of (B, H)."""
+
     def entry(part):
         return p[f"in0_{part}"] if l == 0 else p[f"in_{part}"][l - 1]
 
@@ -133,8 +135,12 @@ def numbers(tensors):
 
 
 def make(name, B=3, T=6, ignored=2, **fields):
-    cfg = dict(vocab_size=11, hidden=8, num_layers=2, embed=6, num_experts=4, top_k=1, fast_mode=False, use_rwkv=True,
-               carry="layer") | fields
+    cfg = (
+        dict(
+            vocab_size=11, hidden=8, num_layers=2, embed=6, num_experts=4, top_k=1, fast_mode=False, use_rwkv=True, carry="layer"
+        )
+        | fields
+    )
     torch.manual_seed(1337)
     params = random_params(cfg)
     tokens, targets = torch.randint(cfg["vocab_size"], (2, B, T))

@@ -46,13 +46,31 @@ def loss_of(logits, targets):
 def random_params(cfg):
     L, V, D = cfg["depth"], cfg["vocab_size"], cfg["dim"]
     I, H = int(D * cfg["expansion"]), int(D * cfg["ff_mult"])
-    shapes = {"emb": (V, D), "norm1": (L, D), "inw": (L, 2 * I, D), "outw": (L, D, I), "norm2": (L, D), "ff1w": (L, H, D),
-              "ff1b": (L, H), "ff2w": (L, D, H), "ff2b": (L, D), "normf": (D,), "head": (V, D)}
+    shapes = {
+        "emb": (V, D),
+        "norm1": (L, D),
+        "inw": (L, 2 * I, D),
+        "outw": (L, D, I),
+        "norm2": (L, D),
+        "ff1w": (L, H, D),
+        "ff1b": (L, H),
+        "ff2w": (L, D, H),
+        "ff2b": (L, D),
+        "normf": (D,),
+        "head": (V, D),
+    }
     params = {}
     for name, shape in shapes.items():
         noise = torch.randn(shape)
-        values = (1 + 0.2 * noise if name.startswith("norm") else 0.2 * noise if name.endswith("b")
-                  else noise if name == "emb" else noise / shape[-1] ** 0.5)
+        values = (
+            1 + 0.2 * noise
+            if name.startswith("norm")
+            else 0.2 * noise
+            if name.endswith("b")
+            else noise
+            if name == "emb"
+            else noise / shape[-1] ** 0.5
+        )
         params[name] = values.float().double().requires_grad_()
     return params
 
@@ -63,7 +81,8 @@ def make(name, cfg, B, T, chunks=1, ignored=0, steps=0):
     tokens, targets = torch.randint(cfg["vocab_size"], (2, chunks, B, T))
     targets.view(-1)[torch.randperm(targets.numel())[:ignored]] = -1
     arrays = {f"cfg/{field}": value for field, value in cfg.items()} | {
-        f"params/{n}": a.detach().numpy().astype(np.float32) for n, a in p.items()}
+        f"params/{n}": a.detach().numpy().astype(np.float32) for n, a in p.items()
+    }
     start = torch.zeros(cfg["depth"], B, int(cfg["dim"] * cfg["expansion"]), dtype=torch.float64)
     states = [start]
     loss, logits = [], []
@@ -80,11 +99,15 @@ def make(name, cfg, B, T, chunks=1, ignored=0, steps=0):
             for n, gradient in zip(p, torch.autograd.grad(loss_of(out, targets[chunk]), list(p.values()))):
                 arrays.setdefault(f"grads{window}/{n}", []).append(gradient.numpy())
     arrays = {n: np.asarray(a, np.float32) if isinstance(a, list) else a for n, a in arrays.items()}
-    arrays |= {"tokens": tokens.numpy().astype(np.int32), "targets": targets.numpy().astype(np.int32), "loss": loss,
-               "logits": np.asarray(logits, np.float32), "h": torch.stack(states[1:]).numpy().astype(np.float32)}
+    arrays |= {
+        "tokens": tokens.numpy().astype(np.int32),
+        "targets": targets.numpy().astype(np.int32),
+        "loss": loss,
+        "logits": np.asarray(logits, np.float32),
+        "h": torch.stack(states[1:]).numpy().astype(np.float32),
+    }
     if steps:
-        arrays["curve"] = adamw_curve(
-            p.values(), lambda: loss_of(forward(p, cfg, tokens[0], start)[0], targets[0]), steps)
+        arrays["curve"] = adamw_curve(p.values(), lambda: loss_of(forward(p, cfg, tokens[0], start)[0], targets[0]), steps)
     np.savez_compressed(Path(__file__).parent / f"{name}.npz", **arrays)
 
 

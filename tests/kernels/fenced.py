@@ -3,6 +3,7 @@
 What is read beyond an array and then thrown away changes no result, so nothing else shows it; here the process dies of it.
 Each call is named before it is made.
 """
+
 import ctypes
 import itertools
 import mmap

@@ -107,7 +107,7 @@ def test_a_wheel_is_small_and_works_without_the_source(tmp_path):
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns("*.so", ".*", "__pycache__", "build", "runs"))
     made = run(source, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path))
     assert made.returncode == 0, made.stdout
-    wheel, = tmp_path.glob("*.whl")
+    (wheel,) = tmp_path.glob("*.whl")
     assert "-cp311-abi3-" in wheel.name and wheel.stat().st_size < 5e6
     shutil.unpack_archive(wheel, installed, "zip")
     shutil.rmtree(source)

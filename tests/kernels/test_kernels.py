@@ -1,8 +1,9 @@
 """Every kernel against the float64 oracle: each instruction set, several numbers of threads, awkward sizes.
 
-The cases are in tests/kernels/cases/, a file for each file of kernels/: a new kernel needs one there. Here is what all cases are good
-for, and below it what single kernels promise besides.
+The cases are in tests/kernels/cases/, a file for each file of kernels/: a new kernel needs one there. Here is what all
+cases are good for, and below it what single kernels promise besides.
 """
+
 import os
 import subprocess
 import sys
@@ -39,8 +40,13 @@ def test_against_the_oracle(isa, threads, name, sizes):
 
 def test_nothing_beside_an_array_is_touched():
     """On any instruction set, in a process that dies of it."""
-    done = subprocess.run([sys.executable, str(FENCED)], env=os.environ | {"PYTHONPATH": str(FENCED.parents[2])},
-                          capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(FENCED)],
+        env=os.environ | {"PYTHONPATH": str(FENCED.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, f"{done.stdout.splitlines()[-1:]}: {done.stderr}"
 
 
@@ -63,8 +69,9 @@ def rows_of(array, axis, part):
     return array if axis is None or array is None else np.ascontiguousarray(array[(slice(None),) * axis + (part,)])
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if batch_axis(_core.DOORS[name].arrays[0]) == 0
-                                  and not name.startswith("dropout")])  # whose masks depend on where an element stands
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if batch_axis(_core.DOORS[name].arrays[0]) == 0 and not name.startswith("dropout")]
+)  # whose masks depend on where an element stands
 def test_an_element_or_row_has_the_same_bits_wherever_it_stands(isa, name):
     args, _ = made(name, CASES[name][2])
     door = _core.DOORS[name].arrays
@@ -79,11 +86,15 @@ def test_an_element_or_row_has_the_same_bits_wherever_it_stands(isa, name):
             some = call(name, [rows_of(a, axis, part) for a, axis in zip(args, axes)])
             expected = [rows_of(a, axis, part) for a, axis in zip(whole, outputs)]
             assert bits(a for a, axis in zip(some, outputs) if axis is not None) == bits(
-                a for a, axis in zip(expected, outputs) if axis is not None)
+                a for a, axis in zip(expected, outputs) if axis is not None
+            )
 
 
-STORING = {name: [scalar for scalar, *_ in door.scalars if scalar.startswith("add")]
-           for name, door in _core.DOORS.items() if name in CASES}
+STORING = {
+    name: [scalar for scalar, *_ in door.scalars if scalar.startswith("add")]
+    for name, door in _core.DOORS.items()
+    if name in CASES
+}
 
 
 @pytest.mark.parametrize("name", [name for name, flags in STORING.items() if flags])
@@ -107,13 +118,16 @@ def test_storing_is_adding_to_zeros(name, isa, rng):
 @pytest.mark.parametrize("R, C, N", [(33, 1, 35), (40, 70, 33)])
 def test_products_are_exact_at_every_scale(isa, rng, R, C, N):
     """Each product within the rounding of its own terms, whatever lies beside it: no number loses bits to a larger one."""
+
     def wide(*shape):
         return (normal(rng, *shape) * np.exp2(rng.integers(-40, 40, shape))).astype(np.float32)
 
     x, w, dout = wide(R, C), wide(N, C), wide(R, N)
-    found = [run("matmul_forward", unset(R, N), x, w, None)[0],
-             call("matmul_backward_x", (unset(R, C), dout, w, 0))[0],
-             call("matmul_backward_w", (unset(N, C), None, dout, x, 0))[0]]
+    found = [
+        run("matmul_forward", unset(R, N), x, w, None)[0],
+        call("matmul_backward_x", (unset(R, C), dout, w, 0))[0],
+        call("matmul_backward_w", (unset(N, C), None, dout, x, 0))[0],
+    ]
     exact = [ref.matmul_forward(x, w, 0), *ref.matmul_backward(dout, x, w)[:2]]
     size = [ref.matmul_forward(abs(x), abs(w), 0), *ref.matmul_backward(abs(dout), abs(x), abs(w))[:2]]
     assert_within(found, [(e, gamma(k + 2) * s) for e, s, k in zip(exact, size, (C, N, R))])
@@ -243,8 +257,9 @@ def test_a_token_halts_once_the_sum_is_as_much_as_the_threshold(isa, rng, thresh
     x, zero = normal(rng, 3, 5), np.zeros(5, np.float32)
     total, found, mixed = (unset(*shape) for shape in ((3,), (3,), (3, 5)))
     for step in 1, 2, 3, 4:
-        prob, _, total, found, mixed = run("halting_forward", unset(3), unset(3), total, found, mixed, x, zero, zero[:1], step, 4,
-                                           threshold)
+        prob, _, total, found, mixed = run(
+            "halting_forward", unset(3), unset(3), total, found, mixed, x, zero, zero[:1], step, 4, threshold
+        )
         np.testing.assert_array_equal(prob, 0.5)
     np.testing.assert_array_equal(found, trm.halting_forward([x] * 4, zero, 0.0, threshold)[3])
     np.testing.assert_array_equal(found, depth)
@@ -316,8 +331,11 @@ BF16_PRODUCTS = [(5, 1, 1), (7, 17, 13), (33, 769, 34), (30, 31, 771), (70, 129,
 
 def bf16_products(x, w, b, dout, old_dx, old_dw):
     """-> out, dx, dw with the bias and what was there before"""
-    return [run("matmul_forward", unset(len(x), len(w)), x, w, b)[0], run("matmul_backward_x", old_dx.copy(), dout, w)[0],
-            run("matmul_backward_w", old_dw.copy(), None, dout, x)[0]]
+    return [
+        run("matmul_forward", unset(len(x), len(w)), x, w, b)[0],
+        run("matmul_backward_x", old_dx.copy(), dout, w)[0],
+        run("matmul_backward_w", old_dw.copy(), None, dout, x)[0],
+    ]
 
 
 def rounded(x):

@@ -100,9 +100,7 @@ def test_outputs_must_be_writable():
 def test_names_that_do_not_exist():
     with pytest.raises(ValueError, match="^mode is 'replay', expected run, record or plan$"):
         _core.Stream("replay")
-    with pytest.raises(
-        ValueError, match="^instruction set 'mmx' is not usable here, expected one of baseline"
-    ):
+    with pytest.raises(ValueError, match="^instruction set 'mmx' is not usable here, expected one of baseline"):
         _core.use_isa("mmx")
     with pytest.raises(TypeError, match="^gelu_forward: missing a required argument: 'x'$"):
         _core.Stream().gelu_forward(out=floats(3), y=floats(3))
@@ -263,10 +261,17 @@ assert not out.any()
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not gpt2c.info()["openmp"] or not gpt2c.info()["compiler"].startswith("gcc"),
-                    reason="there is no OpenMP of gcc's")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not gpt2c.info()["openmp"] or not gpt2c.info()["compiler"].startswith("gcc"),
+    reason="there is no OpenMP of gcc's",
+)
 def test_threads_that_were_there_before_count_so_too():
     """Those that another library of the process has started."""
-    done = subprocess.run([sys.executable, "-c", THREADS_BEFORE], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-                          capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS_BEFORE],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert not done.returncode, done.stderr

@@ -123,8 +123,15 @@ def test_directional_derivative(train):
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 32)])
 def test_every_way_to_run_gives_the_same_bits(shape):
-    ways = [{}, {"record": False}, {"reuse": False}, {"record": False, "poison": True}, {"recompute": 1}, {"recompute": 2},
-            {"record": False, "poison": True, "recompute": 2}]
+    ways = [
+        {},
+        {"record": False},
+        {"reuse": False},
+        {"record": False, "poison": True},
+        {"recompute": 1},
+        {"recompute": 2},
+        {"record": False, "poison": True, "recompute": 2},
+    ]
     results = []
     for way in ways:
         loss, grads = gradients(model(**way), *batch(*shape), train=True)
@@ -201,22 +208,32 @@ def test_sizes_are_those_of_the_document():
     m = gpt2c.create("chargpt", vocab_size=67)
     assert m.num_parameters == 1_204_992
     assert {name: m.params[name].shape for name in m.params} == {
-        "wte": (67, 128), "wpe": (64, 128), "qkvw": (6, 384, 128), "attprojw": (6, 128, 128), "fcw": (6, 512, 128),
-        "fcprojw": (6, 128, 512), "lm_head": (67, 128)}
+        "wte": (67, 128),
+        "wpe": (64, 128),
+        "qkvw": (6, 384, 128),
+        "attprojw": (6, 128, 128),
+        "fcw": (6, 512, 128),
+        "fcprojw": (6, 128, 512),
+        "lm_head": (67, 128),
+    }
     assert m.params["fcw"].std() == pytest.approx(0.02, rel=0.02) and m.params["wpe"].std() == pytest.approx(0.01, rel=0.05)
     assert m.params["fcprojw"].std() == pytest.approx(0.02 / 12**0.5, rel=0.02)
-    millions = {name: Model("chargpt", make_config("chargpt", chargpt.describe(name))).num_parameters / 1e6
-                for name in chargpt.PRESETS}
+    millions = {
+        name: Model("chargpt", make_config("chargpt", chargpt.describe(name))).num_parameters / 1e6 for name in chargpt.PRESETS
+    }
     assert millions == pytest.approx({"tiny": 0.11, "current": 1.2, "medium": 4.8, "large": 38}, rel=0.03)
     assert chargpt.describe("d12") is None and chargpt.describe("chargpt:tiny") == chargpt.describe("tiny")
 
 
-@pytest.mark.parametrize("fields, message", [
-    (dict(channels=50), r"channels \(50\) must be a multiple of num_heads \(8\)"),
-    (dict(num_layers=0), "num_layers is 0, expected at least 1"),
-    (dict(dropout=1.0), "dropout is 1.0, expected at least 0 and less than 1"),
-    (dict(drop_out=0.1), "no field 'drop_out'; did you mean dropout"),
-])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(channels=50), r"channels \(50\) must be a multiple of num_heads \(8\)"),
+        (dict(num_layers=0), "num_layers is 0, expected at least 1"),
+        (dict(dropout=1.0), "dropout is 1.0, expected at least 0 and less than 1"),
+        (dict(drop_out=0.1), "no field 'drop_out'; did you mean dropout"),
+    ],
+)
 def test_impossible_configurations_are_explained(fields, message):
     with pytest.raises(UsageError, match=message):
         gpt2c.create("chargpt", **fields)

@@ -1,4 +1,5 @@
 """The hybrid as a model: against PyTorch's numbers, against its oracle, and against itself run in every other way."""
+
 import goldens
 import numpy as np
 import pytest
@@ -12,8 +13,13 @@ from gpt2c.reference import hybrid as ref
 
 SMALL = dict(vocab_size=31, hidden=24, num_layers=2, embed=10, num_experts=4, top_k=2)
 KINDS = {
-    "layer": {}, "cell": dict(carry="cell"), "no_rwkv": dict(use_rwkv=False), "fast": dict(fast_mode=True),
-    "fast_cell": dict(fast_mode=True, carry="cell"), "one_expert": dict(num_experts=1), "one_layer": dict(num_layers=1, embed=24),
+    "layer": {},
+    "cell": dict(carry="cell"),
+    "no_rwkv": dict(use_rwkv=False),
+    "fast": dict(fast_mode=True),
+    "fast_cell": dict(fast_mode=True, carry="cell"),
+    "one_expert": dict(num_experts=1),
+    "one_layer": dict(num_layers=1, embed=24),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 
@@ -81,8 +87,15 @@ def test_ten_updates_follow_pytorch_s_adamw(name):
 
 @kinds
 def test_every_way_to_run_gives_the_same_bits(kind):
-    ways = [{}, {"record": False}, {"reuse": False}, {"record": False, "poison": True}, {"recompute": 1}, {"recompute": 2},
-            {"record": False, "poison": True, "recompute": 2}]
+    ways = [
+        {},
+        {"record": False},
+        {"reuse": False},
+        {"record": False, "poison": True},
+        {"recompute": 1},
+        {"recompute": 2},
+        {"record": False, "poison": True, "recompute": 2},
+    ]
     results = []
     for way in ways:
         m, *_ = random_model(kind, balance_loss=0.1, **way)
@@ -185,8 +198,9 @@ def test_acts_hold_the_cell_by_name():
     m.forward(x, y, keep=True)
     steps = ref.hybrid_forward(params, cfg, x, y)[2]["layers"][1]["gru"]["steps"]
     for name in ("hn", "z", "r", "c", "blend", "shift_k", "q", "k", "v", "decay", "first", "gated", "c2", "n", "out"):
-        np.testing.assert_allclose(m.acts[f"1.{name}"], np.stack([s[name] for s in steps], axis=1), rtol=1e-3, atol=1e-5,
-                                   err_msg=name)
+        np.testing.assert_allclose(
+            m.acts[f"1.{name}"], np.stack([s[name] for s in steps], axis=1), rtol=1e-3, atol=1e-5, err_msg=name
+        )
 
 
 def test_usage_is_the_share_of_tokens_that_chose_an_expert():
@@ -242,15 +256,21 @@ def test_parameters_start_as_documented():
     assert (m.params["in0_norm"] == 1).all() and not m.params["bz"].any()
     assert abs(m.params["mu_k"] - 0.5).max() <= 0.05 and abs(m.params["time_first"] - 0.4).max() <= 0.1
     assert gpt2c.create("hybrid", vocab_size=300).num_parameters == sum(
-        np.prod(s) for s in ref.hybrid_shapes(dict(vocab_size=300, hidden=32, num_layers=1, embed=16, num_experts=4,
-                                                   use_rwkv=True, fast_mode=False)).values())
+        np.prod(s)
+        for s in ref.hybrid_shapes(
+            dict(vocab_size=300, hidden=32, num_layers=1, embed=16, num_experts=4, use_rwkv=True, fast_mode=False)
+        ).values()
+    )
 
 
-@pytest.mark.parametrize("fields, message", [
-    (dict(num_layers=0), "num_layers is 0, expected at least 1"),
-    (dict(hidden=3, num_heads=4), r"num_heads \(4\) is above hidden \(3\)"),
-    (dict(carry="all"), "carry is 'all', expected layer or cell"),
-])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(num_layers=0), "num_layers is 0, expected at least 1"),
+        (dict(hidden=3, num_heads=4), r"num_heads \(4\) is above hidden \(3\)"),
+        (dict(carry="all"), "carry is 'all', expected layer or cell"),
+    ],
+)
 def test_impossible_configurations_are_explained(fields, message):
     with pytest.raises(UsageError, match=message):
         gpt2c.create("hybrid", **fields)

@@ -1,4 +1,5 @@
 """The minimal GRU against PyTorch, and what every recurrent family promises: state, windows, generation without end."""
+
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +87,14 @@ def test_ten_updates_follow_pytorch_s_adamw(isa):
 
 def test_every_way_to_run_gives_the_same_bits():
     results = []
-    for way in ({}, {"record": False, "poison": True}, {"reuse": False}, {"recompute": 1}, {"recompute": 2},
-                {"record": False, "poison": True, "recompute": 2}):
+    for way in (
+        {},
+        {"record": False, "poison": True},
+        {"reuse": False},
+        {"recompute": 1},
+        {"recompute": 2},
+        {"record": False, "poison": True, "recompute": 2},
+    ):
         m = Model("mingru", make_config("mingru", SMALL), **way).initialise(3)
         steps = [gradients(m, x, y) for x, y in chunks(*text(3, 36), 12)]
         results.append([(loss, grads.tobytes(), m.state["h"].tobytes()) for loss, grads in steps])
@@ -242,9 +249,10 @@ def test_a_long_prompt_is_read_in_pieces_with_the_same_result(chunk):
     assert texts[0] == texts[1] and len(set(texts[0])) > 9
 
 
-@pytest.mark.parametrize("fields, message", [
-    (dict(dim=0), "dim is 0"), (dict(depth=0), "depth is 0"), (dict(dim=2, expansion=0.3), r"dim \* expansion is 0"),
-])
+@pytest.mark.parametrize(
+    "fields, message",
+    [(dict(dim=0), "dim is 0"), (dict(depth=0), "depth is 0"), (dict(dim=2, expansion=0.3), r"dim \* expansion is 0")],
+)
 def test_shapes_that_cannot_be_are_refused(fields, message):
     with pytest.raises(UsageError, match=f"{message}, expected at least 1"):
         gpt2c.create("mingru", **fields)

@@ -1,4 +1,5 @@
 """Models as a whole: against PyTorch's numbers, and against themselves run in every other way."""
+
 import dataclasses
 import os
 import re
@@ -68,8 +69,16 @@ def test_ten_updates_follow_pytorch_s_adamw(isa):
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 64)])
 def test_every_way_to_run_gives_the_same_bits(shape):
-    ways = [{}, {"record": False}, {"reuse": False}, {"record": False, "poison": True}, {"recompute": 1}, {"recompute": 2},
-            {"record": False, "poison": True, "recompute": 1}, {"record": False, "poison": True, "recompute": 2}]
+    ways = [
+        {},
+        {"record": False},
+        {"reuse": False},
+        {"record": False, "poison": True},
+        {"recompute": 1},
+        {"recompute": 2},
+        {"record": False, "poison": True, "recompute": 1},
+        {"record": False, "poison": True, "recompute": 2},
+    ]
     results = []
     for way in ways:
         m = Model("gpt2", make_config("gpt2", SMALL), **way).initialise(3)
@@ -235,8 +244,10 @@ def test_acts_hold_every_activation():
     x, y = batch(m, 2, 8)
     plain = m.forward(x, y)
     assert m.forward(x, y, keep=True) == pytest.approx(plain, rel=1e-6)
-    cfg = {name: getattr(m.config, name) for name in ("max_seq_len", "vocab_size", "num_layers", "num_heads", "channels",
-                                                      "padded_vocab_size")}
+    cfg = {
+        name: getattr(m.config, name)
+        for name in ("max_seq_len", "vocab_size", "num_layers", "num_heads", "channels", "padded_vocab_size")
+    }
     expected = ref.gpt2_forward({name: m.params[name] for name in m.params}, cfg, x, y)[2]
     for name in ("ln1", "qkv", "atty", "preatt", "att", "attproj", "residual2", "ln2", "fch", "fch_gelu", "fcproj", "residual3"):
         np.testing.assert_allclose(m.acts[f"1.{name}"], expected["layers"][1][name], atol=2e-6, err_msg=name)
@@ -307,16 +318,19 @@ def test_too_little_memory_is_refused_before_anything_is_allocated(monkeypatch):
         m.forward(*batch(m, 64, 64))
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda m: m.forward([[97]]), "inputs hold ids from 97 to 97, expected 0 to 96"),
-    (lambda m: m.forward([[0]], [[-2]]), "targets hold ids from -2 to -2, expected -1 to 96"),
-    (lambda m: m.forward([[0, 1]], [[0]]), r"targets have shape \(1, 1\), expected \(1, 2\)"),
-    (lambda m: m.forward([0, 1]), r"inputs are int64 of shape \(2,\), expected whole numbers of shape \(B, T\)"),
-    (lambda m: m.forward(np.zeros((1, 65), int)), "inputs have 65 positions, the model has max_seq_len = 64"),
-    (lambda m: m.backward(), "backward needs a forward with targets"),
-    (lambda m: m.update(t=0), "t is 0, the first update has t = 1"),
-    (lambda m: m.acts, "keep=True"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m: m.forward([[97]]), "inputs hold ids from 97 to 97, expected 0 to 96"),
+        (lambda m: m.forward([[0]], [[-2]]), "targets hold ids from -2 to -2, expected -1 to 96"),
+        (lambda m: m.forward([[0, 1]], [[0]]), r"targets have shape \(1, 1\), expected \(1, 2\)"),
+        (lambda m: m.forward([0, 1]), r"inputs are int64 of shape \(2,\), expected whole numbers of shape \(B, T\)"),
+        (lambda m: m.forward(np.zeros((1, 65), int)), "inputs have 65 positions, the model has max_seq_len = 64"),
+        (lambda m: m.backward(), "backward needs a forward with targets"),
+        (lambda m: m.update(t=0), "t is 0, the first update has t = 1"),
+        (lambda m: m.acts, "keep=True"),
+    ],
+)
 def test_misuse_is_explained(call, message):
     with pytest.raises(UsageError, match=message):
         call(gpt2c.create("gpt2", **SMALL))
@@ -329,12 +343,15 @@ def test_backward_twice_is_refused():
         m.backward()
 
 
-@pytest.mark.parametrize("fields, message", [
-    (dict(channels=50, num_heads=3), r"channels \(50\) must be a multiple of num_heads \(3\)"),
-    (dict(num_layers=0), "num_layers is 0, expected at least 1"),
-    (dict(vocab_size=97, padded_vocab_size=96), r"padded_vocab_size \(96\) is below vocab_size \(97\)"),
-    (dict(num_layer=2), "no field 'num_layer'; did you mean num_layers"),
-])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(channels=50, num_heads=3), r"channels \(50\) must be a multiple of num_heads \(3\)"),
+        (dict(num_layers=0), "num_layers is 0, expected at least 1"),
+        (dict(vocab_size=97, padded_vocab_size=96), r"padded_vocab_size \(96\) is below vocab_size \(97\)"),
+        (dict(num_layer=2), "no field 'num_layer'; did you mean num_layers"),
+    ],
+)
 def test_impossible_configurations_are_explained(fields, message):
     with pytest.raises(UsageError, match=message):
         gpt2c.create("gpt2", **fields)

@@ -1,4 +1,5 @@
 """The Tiny Recursive Model as a whole: against PyTorch's numbers, and against itself run in every other way."""
+
 import goldens
 import numpy as np
 import pytest
@@ -65,8 +66,16 @@ def test_ten_updates_follow_pytorch_s_adamw(name, isa):
 
 
 def test_every_way_to_run_gives_the_same_bits(kind):
-    ways = [{}, {"record": False}, {"reuse": False}, {"record": False, "poison": True}, {"recompute": 1}, {"recompute": 2},
-            {"record": False, "poison": True, "recompute": 1}, {"record": False, "poison": True, "recompute": 2}]
+    ways = [
+        {},
+        {"record": False},
+        {"reuse": False},
+        {"record": False, "poison": True},
+        {"recompute": 1},
+        {"recompute": 2},
+        {"record": False, "poison": True, "recompute": 1},
+        {"record": False, "poison": True, "recompute": 2},
+    ]
     config, results = make_config("trm", SMALL | kind), []
     for way in ways:
         m = lively(config, **way)
@@ -220,14 +229,17 @@ def test_a_checkpoint_holds_it(tmp_path, kind):
     assert again.family == "trm" and again.config == m.config and (again.params.flat == m.params.flat).all()
 
 
-@pytest.mark.parametrize("fields, message", [
-    (dict(channels=50, num_heads=3), r"channels \(50\) must be a multiple of num_heads \(3\)"),
-    (dict(depth=0), "depth is 0, expected at least 1"),
-    (dict(pos_emb="rotary"), "pos_emb is 'rotary', expected learned or none"),
-    (dict(halt_threshold=1.0), "halt_threshold is 1.0, expected a number between 0 and 1"),
-    (dict(ponder_weight=float("nan")), "ponder_weight is nan, expected at least 0"),
-    (dict(adaptive=True, depth=11), r"depth \(11\) is above max_depth \(10\)"),
-])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(channels=50, num_heads=3), r"channels \(50\) must be a multiple of num_heads \(3\)"),
+        (dict(depth=0), "depth is 0, expected at least 1"),
+        (dict(pos_emb="rotary"), "pos_emb is 'rotary', expected learned or none"),
+        (dict(halt_threshold=1.0), "halt_threshold is 1.0, expected a number between 0 and 1"),
+        (dict(ponder_weight=float("nan")), "ponder_weight is nan, expected at least 0"),
+        (dict(adaptive=True, depth=11), r"depth \(11\) is above max_depth \(10\)"),
+    ],
+)
 def test_impossible_configurations_are_explained(fields, message):
     with pytest.raises(UsageError, match=message):
         gpt2c.create("trm", vocab_size=11, **fields)

@@ -240,7 +240,8 @@ def test_crossentropy(rng, R, V, Vp):
     assert_close(
         ref.crossentropy_backward(logits, targets, V, weights),
         numeric_gradient(
-            lambda: weights @ ref.crossentropy_forward(logits, targets, V)[0] / max(1, (targets != -1).sum()), logits),
+            lambda: weights @ ref.crossentropy_forward(logits, targets, V)[0] / max(1, (targets != -1).sum()), logits
+        ),
     )
 
 
@@ -248,10 +249,7 @@ def test_crossentropy_never_reads_padded_columns(rng):
     logits, targets = rng.standard_normal((4, 7)), np.array([0, 4, -1, 2])
     poisoned = logits.copy()
     poisoned[:, 5:] = np.nan
-    for op in (
-        lambda x: ref.crossentropy_forward(x, targets, 5)[2],
-        lambda x: ref.crossentropy_backward(x, targets, 5),
-    ):
+    for op in (lambda x: ref.crossentropy_forward(x, targets, 5)[2], lambda x: ref.crossentropy_backward(x, targets, 5)):
         np.testing.assert_array_equal(op(poisoned), op(logits))
 
 

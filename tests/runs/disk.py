@@ -2,6 +2,7 @@
 
 Both stand between `gpt2c.support.files` and the system: opening, writing, syncing, renaming and deleting.
 """
+
 import io
 import os
 from contextlib import contextmanager

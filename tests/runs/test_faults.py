@@ -1,4 +1,5 @@
 """Disks that fail, fill up, or lose power: the last complete checkpoint is always there, and the message is clear."""
+
 import errno
 import os
 import resource
@@ -30,8 +31,9 @@ def steps(run):
     return [read(path).run.values["step"] for path in run.checkpoints()]
 
 
-FAULTS = [(operation, number, False) for operation in ("open", "write", "fsync", "replace")
-          for number in (errno.EIO, errno.ENOSPC)]
+FAULTS = [
+    (operation, number, False) for operation in ("open", "write", "fsync", "replace") for number in (errno.EIO, errno.ENOSPC)
+]
 
 
 @pytest.mark.parametrize("operation, number, short", [*FAULTS, ("write", errno.ENOSPC, True), ("write", errno.EIO, True)])
@@ -111,8 +113,11 @@ def test_the_simulation_notices_a_sync_that_is_missing(trainer, tmp_path, monkey
     if missing == "folder":
         monkeypatch.setattr(files, "_sync_folder", lambda folder: None)
     else:
-        monkeypatch.setattr(RecordingDisk, "fsync", lambda self, descriptor: os.path.isfile(self.paths[descriptor])
-                            or self.on("fsync", self.paths[descriptor]))
+        monkeypatch.setattr(
+            RecordingDisk,
+            "fsync",
+            lambda self, descriptor: os.path.isfile(self.paths[descriptor]) or self.on("fsync", self.paths[descriptor]),
+        )
     assert worst(trainer, tmp_path, monkeypatch)[0] > 0
 
 
@@ -160,8 +165,14 @@ def train(folder, *words, limit=None):
     flags = ["-e", "scratch", "--data", "x_train.bin", "-b", 1, "-t", 8, "-v", 0, "-s", 0]
     for name, value in SMALL.items():
         flags += ["--" + name, value]
-    return subprocess.run([sys.executable, "-m", "gpt2c.train", *map(str, [*flags, *words])], cwd=folder, capture_output=True,
-                          text=True, timeout=60, preexec_fn=lower_the_limit if limit else None)
+    return subprocess.run(
+        [sys.executable, "-m", "gpt2c.train", *map(str, [*flags, *words])],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lower_the_limit if limit else None,
+    )
 
 
 def test_files_that_may_not_grow(trainer, tmp_path):

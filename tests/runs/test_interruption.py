@@ -2,6 +2,7 @@
 
 GPT2C_KILLS sets how often the run that saves after every step is killed; -m slow kills it 200 times.
 """
+
 import os
 import random
 import signal
@@ -18,8 +19,36 @@ import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.formats.native import load_run, metadata
 
-TINY = ["-e", "scratch", "--num-layers", "1", "--channels", "16", "--num-heads", "1", "--max-seq-len", "16", "--vocab-size", "97",
-        "--data", "x_train.bin", "-b", "2", "-t", "16", "-l", "1e-2", "-v", "10", "-m", "2", "-s", "15", "-g", "4"]
+TINY = [
+    "-e",
+    "scratch",
+    "--num-layers",
+    "1",
+    "--channels",
+    "16",
+    "--num-heads",
+    "1",
+    "--max-seq-len",
+    "16",
+    "--vocab-size",
+    "97",
+    "--data",
+    "x_train.bin",
+    "-b",
+    "2",
+    "-t",
+    "16",
+    "-l",
+    "1e-2",
+    "-v",
+    "10",
+    "-m",
+    "2",
+    "-s",
+    "15",
+    "-g",
+    "4",
+]
 
 # Runs the training program and says on stdout, unbuffered, when it comes to a phase: a method before which it waits.
 PHASES = """
@@ -55,8 +84,9 @@ def with_data(folder):
 
 
 def start(folder, *words, program=("-m", "gpt2c.train")):
-    return subprocess.Popen([sys.executable, *program, *map(str, words)], cwd=folder, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, *program, *map(str, words)], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def finish(folder, *words, code=0):
@@ -95,9 +125,16 @@ def test_a_signal_saves_and_the_run_goes_on(folder, straight, number):
     assert_same_run(folder, straight)
 
 
-@pytest.mark.parametrize("number, phase", [
-    (signal.SIGTERM, "start"), (signal.SIGTERM, "step"), (signal.SIGTERM, "evaluation"), (signal.SIGTERM, "sampling"),
-    (signal.SIGTERM, "saving")])
+@pytest.mark.parametrize(
+    "number, phase",
+    [
+        (signal.SIGTERM, "start"),
+        (signal.SIGTERM, "step"),
+        (signal.SIGTERM, "evaluation"),
+        (signal.SIGTERM, "sampling"),
+        (signal.SIGTERM, "saving"),
+    ],
+)
 def test_a_signal_in_any_phase(folder, straight, number, phase):
     """The checkpoint is at most one step behind, and the run goes on as if nothing had been."""
     process = start(folder, phase, *TINY, "-o", "out", "-x", 40, "-n", 1, program=["-c", PHASES])
@@ -123,8 +160,38 @@ def test_a_signal_in_any_phase(folder, straight, number, phase):
 
 def test_a_second_signal_leaves_at_once(folder):
     """Even in the middle of a kernel, where Python's own handlers wait: the last checkpoint is untouched."""
-    slow = ["-e", "scratch", "--num-layers", "4", "--channels", "256", "--num-heads", "4", "--max-seq-len", "512", "--vocab-size",
-            "97", "--data", "x_train.bin", "-b", 1, "-t", 512, "-d", 512 * 60, "-v", 0, "-s", 0, "-o", "out", "-x", 50, "-n", 1]
+    slow = [
+        "-e",
+        "scratch",
+        "--num-layers",
+        "4",
+        "--channels",
+        "256",
+        "--num-heads",
+        "4",
+        "--max-seq-len",
+        "512",
+        "--vocab-size",
+        "97",
+        "--data",
+        "x_train.bin",
+        "-b",
+        1,
+        "-t",
+        512,
+        "-d",
+        512 * 60,
+        "-v",
+        0,
+        "-s",
+        0,
+        "-o",
+        "out",
+        "-x",
+        50,
+        "-n",
+        1,
+    ]
     process = start(folder, *slow)
     for line in process.stdout:
         if line.startswith("step    1/"):

@@ -1,4 +1,5 @@
 """Runs as a user meets them: going on, going back, what is kept, what is told."""
+
 import json
 import os
 import subprocess
@@ -15,8 +16,26 @@ from gpt2c.errors import UsageError
 from gpt2c.formats import native as checkpoint
 from gpt2c.runs.folder import Run, read_metrics
 
-SMALL = ["-e", "scratch", "--num-layers", "1", "--channels", "16", "--num-heads", "1", "--max-seq-len", "16", "--vocab-size",
-         "97", "-b", "2", "-t", "16", "-l", "1e-2"]
+SMALL = [
+    "-e",
+    "scratch",
+    "--num-layers",
+    "1",
+    "--channels",
+    "16",
+    "--num-heads",
+    "1",
+    "--max-seq-len",
+    "16",
+    "--vocab-size",
+    "97",
+    "-b",
+    "2",
+    "-t",
+    "16",
+    "-l",
+    "1e-2",
+]
 QUIET = ["-v", "0", "-s", "0"]
 
 
@@ -29,8 +48,14 @@ def folder(tmp_path):
 
 
 def gpt2c_(folder, verb, *words, **environment):
-    return subprocess.run([sys.executable, "-m", "gpt2c", verb, *map(str, words)], cwd=folder, capture_output=True, text=True,
-                          timeout=60, env=os.environ | environment)
+    return subprocess.run(
+        [sys.executable, "-m", "gpt2c", verb, *map(str, words)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | environment,
+    )
 
 
 def train(folder, *words, code=0, **environment):
@@ -49,16 +74,42 @@ def names(folder, pattern="ckpt*"):
 
 def test_twenty_and_twenty_are_forty(folder):
     """Parameters, moments, the next batch, the next sample and the flags, all of which a checkpoint holds; so do the logs."""
-    every = ["-v", 7, "-m", 3, "-s", 5, "-g", 20, "-d", 64, "--lr-schedule", "plateau", "--plateau-patience", 1, "-sg", 3,
-             "--temperature", 1.5, "--top-k", 5, "--top-p", 0.5, "--matmul-precision", "bf16"]
+    every = [
+        "-v",
+        7,
+        "-m",
+        3,
+        "-s",
+        5,
+        "-g",
+        20,
+        "-d",
+        64,
+        "--lr-schedule",
+        "plateau",
+        "--plateau-patience",
+        1,
+        "-sg",
+        3,
+        "--temperature",
+        1.5,
+        "--top-k",
+        5,
+        "--top-p",
+        0.5,
+        "--matmul-precision",
+        "bf16",
+    ]
     fresh(folder, "-o", "straight", "-x", 40, "-n", 20, *every)
     fresh(folder, "-o", "parts", "-x", 20, *every)
     done = train(folder, "-o", "parts", "--resume", "-x", 40, "--threads", 1)
     assert "changed since parts/ckpt_00000020.safetensors: max_steps 20 -> 40" in done.stdout
     for name in ("ckpt_00000040.safetensors", "best.safetensors", "samples.txt", "main.log"):
         assert (folder / "parts" / name).read_bytes() == (folder / "straight" / name).read_bytes(), name
-    rows = [[{k: row.get(k) for k in ("step", "loss", "val_loss", "lr")} for row in read_metrics(folder / name)]
-            for name in ("straight", "parts")]
+    rows = [
+        [{k: row.get(k) for k in ("step", "loss", "val_loss", "lr")} for row in read_metrics(folder / name)]
+        for name in ("straight", "parts")
+    ]
     assert rows[0] == rows[1] and len(rows[0]) == 41
 
 
@@ -83,8 +134,15 @@ def test_old_checkpoints_go_and_major_ones_stay(folder):
 
 def test_a_file_to_save_to(folder):
     fresh(folder, "--savePath", "model.bin", "--epochs", 3, "--saveEvery", 1, "-s", 0)
-    assert names(folder, "*.bin") == ["model.bin", "model_best.bin", "model_epoch1.bin", "model_epoch2.bin",
-                                      "model_epoch3.bin", "x_train.bin", "x_val.bin"]
+    assert names(folder, "*.bin") == [
+        "model.bin",
+        "model_best.bin",
+        "model_epoch1.bin",
+        "model_epoch2.bin",
+        "model_epoch3.bin",
+        "x_train.bin",
+        "x_val.bin",
+    ]
     assert [checkpoint.metadata(folder / f"model{x}.bin")["step"] for x in ("_epoch1", "_epoch2", "")] == [31, 62, 93]
     assert names(folder, "*") == names(folder, "*.bin")  # nothing else is left behind
     done = train(folder, "--loadCheckpoint", "model.bin", "--savePath", "model.bin", "--epochs", 4, *QUIET)
@@ -130,12 +188,15 @@ def test_nothing_to_resume_and_nothing_to_train_are_said(folder):
     assert "already at step 3 of 3: nothing to train" in done.stdout
 
 
-@pytest.mark.parametrize("words, code, message", [
-    (["--channels", 32], 2, "--channels 32 does not fit out/ckpt_00000002.safetensors, where it is 16"),
-    (["-b", 1], 2, "the saved data position has B = 2, this run has 1"),
-    (["--optimizer", "sgd"], 2, "the checkpoint holds the moments of adamw, not of sgd"),
-    (["--resume", "out/best.safetensors"], 4, "holds weights only, no run to resume"),
-])
+@pytest.mark.parametrize(
+    "words, code, message",
+    [
+        (["--channels", 32], 2, "--channels 32 does not fit out/ckpt_00000002.safetensors, where it is 16"),
+        (["-b", 1], 2, "the saved data position has B = 2, this run has 1"),
+        (["--optimizer", "sgd"], 2, "the checkpoint holds the moments of adamw, not of sgd"),
+        (["--resume", "out/best.safetensors"], 4, "holds weights only, no run to resume"),
+    ],
+)
 def test_what_cannot_be_resumed(folder, words, code, message):
     fresh(folder, "-o", "out", "-x", 2, "-s", 0)
     assert message in train(folder, "-o", "out", "--resume", "-x", 3, *words, code=code).stderr
@@ -216,8 +277,10 @@ def test_epochs_are_told(folder):
     assert f"loss={np.mean([row['loss'] for row in rows[31:62]]):.6f} " in lines[1] and "learning_rate=1.000e-02" in lines[1]
 
 
-@pytest.mark.parametrize("level, said, unsaid", [("debug", ["saved out", "step    1/2"], []), ("warning", [], ["step", "gpt2c"]),
-                                                 ("error", [], ["step"])])
+@pytest.mark.parametrize(
+    "level, said, unsaid",
+    [("debug", ["saved out", "step    1/2"], []), ("warning", [], ["step", "gpt2c"]), ("error", [], ["step"])],
+)
 def test_log_levels(folder, level, said, unsaid):
     done = fresh(folder, "-o", "out", "-x", 2, "-n", 1, *QUIET, GPT2C_LOG=level)
     assert all(text in done.stdout for text in said) and not any(text in done.stdout for text in unsaid)

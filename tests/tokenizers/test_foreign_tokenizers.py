@@ -1,4 +1,5 @@
 """The tokenizer files of rnn-rust and randyGPT: the ids are those that their own way of encoding gives."""
+
 import json
 
 import pytest
@@ -16,9 +17,17 @@ def rnn_rust():
     texts = [*RNN_SPECIALS, *map(chr, range(256)), *(a + b for a, b in RNN_PAIRS)]
     id_of = {text: i for i, text in enumerate(texts)}
     vocab = [[i, text] for i, text in enumerate(texts)]
-    return {"version": "1.0", "type": "BPE", "timestamp": "2025-01-01T00:00:00.000Z", "targetVocabSize": 512,
-            "vocabSize": len(texts), "mergeCount": len(RNN_PAIRS), "specialTokens": RNN_SPECIALS,
-            "merges": [[id_of[a], id_of[b]] for a, b in RNN_PAIRS], "vocab": vocab[::-1]}  # in no order, as there
+    return {
+        "version": "1.0",
+        "type": "BPE",
+        "timestamp": "2025-01-01T00:00:00.000Z",
+        "targetVocabSize": 512,
+        "vocabSize": len(texts),
+        "mergeCount": len(RNN_PAIRS),
+        "specialTokens": RNN_SPECIALS,
+        "merges": [[id_of[a], id_of[b]] for a, b in RNN_PAIRS],
+        "vocab": vocab[::-1],
+    }  # in no order, as there
 
 
 def randygpt():
@@ -96,13 +105,27 @@ def broken(document, **changes):
     return document() | changes
 
 
-@pytest.mark.parametrize("document", [
-    broken(rnn_rust, merges=[[4, 99999]]), broken(rnn_rust, merges=[[4]]), broken(rnn_rust, vocab=[[0, "a"], [2, "b"]]),
-    broken(rnn_rust, vocab=[[0, "日"]]), broken(rnn_rust, vocab=[["a"]]), broken(rnn_rust, specialTokens=3),
-    broken(rnn_rust, specialTokens=None), broken(randygpt, vocab=["a", "a"]), broken(randygpt, vocab=["a", 3]),
-    broken(randygpt, merges=[["a", "zz"]]), broken(randygpt, merges=[["a"]]), broken(randygpt, merges=None),
-    broken(rnn_rust, merges=[[4, 5]]), {"vocab": []}, [], {},
-])
+@pytest.mark.parametrize(
+    "document",
+    [
+        broken(rnn_rust, merges=[[4, 99999]]),
+        broken(rnn_rust, merges=[[4]]),
+        broken(rnn_rust, vocab=[[0, "a"], [2, "b"]]),
+        broken(rnn_rust, vocab=[[0, "日"]]),
+        broken(rnn_rust, vocab=[["a"]]),
+        broken(rnn_rust, specialTokens=3),
+        broken(rnn_rust, specialTokens=None),
+        broken(randygpt, vocab=["a", "a"]),
+        broken(randygpt, vocab=["a", 3]),
+        broken(randygpt, merges=[["a", "zz"]]),
+        broken(randygpt, merges=[["a"]]),
+        broken(randygpt, merges=None),
+        broken(rnn_rust, merges=[[4, 5]]),
+        {"vocab": []},
+        [],
+        {},
+    ],
+)
 def test_broken_files_are_refused(load, document):
     with pytest.raises(InputError):
         load(document)

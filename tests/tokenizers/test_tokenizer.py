@@ -128,13 +128,16 @@ def test_save_bin_writes_version_2(small, tmp_path):
     assert path.read_bytes() == file_bytes(TOKENS)
 
 
-@pytest.mark.parametrize("tokens, found", [
-    ([*(t for t in GPT2_BYTES if t != b"q"), EOT], "b'q'"),
-    ([*GPT2_BYTES, b"abc", EOT], "b'abc'"),
-    ([*GPT2_BYTES, b"abc", b"ab", EOT], "b'abc'"),
-    ([*GPT2_BYTES, b"ab", b"ab", EOT], "same bytes"),
-    ([b"cat", b"dog", b"\xff", b"cat"], "single byte"),
-])
+@pytest.mark.parametrize(
+    "tokens, found",
+    [
+        ([*(t for t in GPT2_BYTES if t != b"q"), EOT], "b'q'"),
+        ([*GPT2_BYTES, b"abc", EOT], "b'abc'"),
+        ([*GPT2_BYTES, b"abc", b"ab", EOT], "b'abc'"),
+        ([*GPT2_BYTES, b"ab", b"ab", EOT], "same bytes"),
+        ([b"cat", b"dog", b"\xff", b"cat"], "single byte"),
+    ],
+)
 def test_what_cannot_encode_still_decodes(load, tokens, found):
     tokenizer = load(file_bytes(tokens))
     for t in (tokenizer, Tokenizer.from_json(tokenizer.to_json())):
@@ -144,22 +147,25 @@ def test_what_cannot_encode_still_decodes(load, tokens, found):
             t.encode("abc")
 
 
-@pytest.mark.parametrize("content, found", [
-    (b"", "begins with"),
-    (b"text", "74 65 78 74"),
-    (file_bytes(TOKENS, magic=20240520), "magic"),
-    (file_bytes(TOKENS, version=3), "version 3"),
-    (file_bytes(TOKENS, version=1), "50257"),
-    (file_bytes(TOKENS, eot=len(TOKENS)), "end-of-text"),
-    (file_bytes([b"ab", b""], eot=0), "0 bytes for token 1"),
-    (file_bytes([], eot=0), "end-of-text"),
-    (file_bytes(TOKENS, n=len(TOKENS) - 1, eot=5), "goes on"),
-    (file_bytes(TOKENS, n=2**32 - 1), "4294967295 tokens"),
-    (b'{"version": "1.0"', "not a JSON file"),
-    (b'{"version": "1.0"}', "refuses"),
-    (b'{"model": {"type": "BPE", "vocab": {"a": 4294967295}, "merges": []}}', "no id 0"),
-    (b"{\xff}", "UTF-8"),
-])
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        (b"", "begins with"),
+        (b"text", "74 65 78 74"),
+        (file_bytes(TOKENS, magic=20240520), "magic"),
+        (file_bytes(TOKENS, version=3), "version 3"),
+        (file_bytes(TOKENS, version=1), "50257"),
+        (file_bytes(TOKENS, eot=len(TOKENS)), "end-of-text"),
+        (file_bytes([b"ab", b""], eot=0), "0 bytes for token 1"),
+        (file_bytes([], eot=0), "end-of-text"),
+        (file_bytes(TOKENS, n=len(TOKENS) - 1, eot=5), "goes on"),
+        (file_bytes(TOKENS, n=2**32 - 1), "4294967295 tokens"),
+        (b'{"version": "1.0"', "not a JSON file"),
+        (b'{"version": "1.0"}', "refuses"),
+        (b'{"model": {"type": "BPE", "vocab": {"a": 4294967295}, "merges": []}}', "no id 0"),
+        (b"{\xff}", "UTF-8"),
+    ],
+)
 def test_wrong_files_are_refused(load, content, found):
     with pytest.raises(InputError, match=found):
         load(content)

@@ -1,4 +1,5 @@
 """GPT-2's tokenizer: the ids that tiktoken gives. GPT2C_GPT2_TOKENIZER names llm.c's gpt2_tokenizer.bin, which is not here."""
+
 import json
 import os
 import random

@@ -1,5 +1,6 @@
 """The kinds of tokenizers that are made from text: what they encode, that nothing is lost, and that the tokenizers library
 gives the same from their tokenizer.json."""
+
 import json
 import os
 import random
@@ -18,8 +19,9 @@ from gpt2c.tokenizers.tokenizer import KINDS, Tokenizer
 tokenizers = pytest.importorskip("tokenizers")
 
 ROOT = Path(__file__).parents[2]
-TEXTS = [case["text"] for case in
-         json.loads((ROOT / "tests" / "golden" / "hard_texts.json").read_text(encoding="utf-8"))["cases"]]
+TEXTS = [
+    case["text"] for case in json.loads((ROOT / "tests" / "golden" / "hard_texts.json").read_text(encoding="utf-8"))["cases"]
+]
 PROSE = "the cat sat on the mat; the cat's hat was on the cat. it's 3.14 o'clock, isn't it? " * 20
 SPECIALS = ("<|bos|>", "<|eos|>")
 MADE = {
@@ -50,9 +52,17 @@ def streamed(tokenizer, ids):
     return pushed, "".join([*pushed, stream.flush()])
 
 
-@pytest.mark.parametrize("specials, bos, eot", [
-    (["<unk>"], None, None), (["<s>"], "<s>", None), (["<end>"], None, "<end>"), (["<unk>", "<s>", "<end>"], "<s>", "<end>"),
-    (["<end>", "<pad>"], None, None), (["<end>", "<eos>"], None, "<eos>")])
+@pytest.mark.parametrize(
+    "specials, bos, eot",
+    [
+        (["<unk>"], None, None),
+        (["<s>"], "<s>", None),
+        (["<end>"], None, "<end>"),
+        (["<unk>", "<s>", "<end>"], "<s>", "<end>"),
+        (["<end>", "<pad>"], None, None),
+        (["<end>", "<eos>"], None, "<eos>"),
+    ],
+)
 def test_which_special_tokens_begin_and_end_texts(specials, bos, eot):
     """Those with a name for it; a single other one ends texts, unless it stands for what is unknown."""
     ids = {token: id for id, token in enumerate(["a", *specials])}
@@ -158,10 +168,16 @@ def test_special_tokens_never_come_from_text():
     assert MADE["word"].encode("cat</s>", allow_special=True)[-1] == MADE["word"].eot
 
 
-@pytest.mark.parametrize("kind, special, found", [
-    ("char", "<", "could be taken for text"), ("bpe", "ü!", "ASCII"), ("word", "cat", "already has"),
-    ("char", "<unk>", "already has"), ("bpe", "he", "already has"),
-])
+@pytest.mark.parametrize(
+    "kind, special, found",
+    [
+        ("char", "<", "could be taken for text"),
+        ("bpe", "ü!", "ASCII"),
+        ("word", "cat", "already has"),
+        ("char", "<unk>", "already has"),
+        ("bpe", "he", "already has"),
+    ],
+)
 def test_special_tokens_that_collide_are_refused(kind, special, found):
     options = {"unk": True} if kind == "char" else {}
     with pytest.raises(UsageError, match=found):
@@ -193,11 +209,20 @@ def test_words_are_split_at_space_and_punctuation():
     assert Tokenizer.make("word", "b b b a a c", min_frequency=3).tokens == [b"<unk>", b"b", b"</s>"]
 
 
-@pytest.mark.parametrize("text", [
-    "How do mountains form?", "don't, can't, it's, we'll: they'd know", "He said (well, sort of) that it cost $3.14.",
-    "a well-known thing; 10:30 is 50% of it!", "it doesn’t “matter”", "'quoted words", "x/y and snake_case",
-    "the boys' house", "wait…",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "How do mountains form?",
+        "don't, can't, it's, we'll: they'd know",
+        "He said (well, sort of) that it cost $3.14.",
+        "a well-known thing; 10:30 is 50% of it!",
+        "it doesn’t “matter”",
+        "'quoted words",
+        "x/y and snake_case",
+        "the boys' house",
+        "wait…",
+    ],
+)
 def test_words_are_joined_as_they_were(text):
     made = Tokenizer.make("word", text)
     assert made.decode(made.encode(text)) == text
@@ -220,11 +245,21 @@ def test_bpe_ids_are_ranks_so_that_llmcs_file_holds_it(tmp_path):
 
 
 def test_bpe_is_the_same_for_any_number_of_threads(tmp_path):
-    code = ("import sys, random; from gpt2c.tokenizers.tokenizer import Tokenizer; rng = random.Random(1)\n"
-            "text = ''.join(rng.choice('abcd ') for _ in range(20000))\n"
-            "sys.stdout.write(Tokenizer.make('bpe', text, vocab_size=600).to_json())")
-    outs = {subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True,
-                           env=os.environ | {"RAYON_NUM_THREADS": n, "PYTHONHASHSEED": n}).stdout for n in "123"}
+    code = (
+        "import sys, random; from gpt2c.tokenizers.tokenizer import Tokenizer; rng = random.Random(1)\n"
+        "text = ''.join(rng.choice('abcd ') for _ in range(20000))\n"
+        "sys.stdout.write(Tokenizer.make('bpe', text, vocab_size=600).to_json())"
+    )
+    outs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            env=os.environ | {"RAYON_NUM_THREADS": n, "PYTHONHASHSEED": n},
+        ).stdout
+        for n in "123"
+    }
     assert len(outs) == 1 and b'"merges"' in outs.pop()
 
 
@@ -234,11 +269,18 @@ def test_a_vocabulary_without_room_for_merges_warns():
     assert made.vocab_size == 257 and made.decode(made.encode("some text")) == "some text"
 
 
-@pytest.mark.parametrize("kind, text, error, found", [
-    ("char", "", InputError, "empty"), ("bpe", [], InputError, "empty"), ("word", " \n", InputError, "no word"),
-    ("char", ["ok", "a\ud800"], InputError, "character 1"), ("bpe", ["a\ud800"], InputError, "character 1"),
-    ("char", None, UsageError, "made from a text"), ("syllable", "x", UsageError, "'syllable'.*char, byte"),
-])
+@pytest.mark.parametrize(
+    "kind, text, error, found",
+    [
+        ("char", "", InputError, "empty"),
+        ("bpe", [], InputError, "empty"),
+        ("word", " \n", InputError, "no word"),
+        ("char", ["ok", "a\ud800"], InputError, "character 1"),
+        ("bpe", ["a\ud800"], InputError, "character 1"),
+        ("char", None, UsageError, "made from a text"),
+        ("syllable", "x", UsageError, "'syllable'.*char, byte"),
+    ],
+)
 def test_what_cannot_be_made(kind, text, error, found):
     with pytest.raises(error, match=found):
         Tokenizer.make(kind, text)

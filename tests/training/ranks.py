@@ -3,6 +3,7 @@
 OUT gets <family>.json, the losses, and checkpoints after HALF and all STEPS. With FROM, the folder that another call has
 filled, the runs begin at its checkpoints of HALF. After every step all ranks must have the same parameters.
 """
+
 import hashlib
 import json
 import sys

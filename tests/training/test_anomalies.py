@@ -1,4 +1,5 @@
 """Numbers that go wrong: what is noticed, what it is called, what is done about it."""
+
 import json
 import math
 import subprocess
@@ -57,12 +58,15 @@ def test_z_scores_are_llm_c_s(rng):
     assert [equal.push(3.0) for _ in range(WINDOW + 2)][-2:] == [0, 0]
 
 
-@pytest.mark.parametrize("arena, name, index, value, expected", [
-    ("grads", "fcw", (1, 3, 2), np.nan, "the gradient of fcw[1] holds NaN or infinity"),
-    ("grads", "lnfb", (5,), -np.inf, "the gradient of lnfb holds NaN or infinity"),
-    ("params", "wte", (96, 0), np.inf, "the parameter wte holds NaN or infinity"),
-    ("grads", "qkvw", (0, 0, 0), -7.5, "the gradient of qkvw[0] holds 7.5"),
-])
+@pytest.mark.parametrize(
+    "arena, name, index, value, expected",
+    [
+        ("grads", "fcw", (1, 3, 2), np.nan, "the gradient of fcw[1] holds NaN or infinity"),
+        ("grads", "lnfb", (5,), -np.inf, "the gradient of lnfb holds NaN or infinity"),
+        ("params", "wte", (96, 0), np.inf, "the parameter wte holds NaN or infinity"),
+        ("grads", "qkvw", (0, 0, 0), -7.5, "the gradient of qkvw[0] holds 7.5"),
+    ],
+)
 def test_the_first_bad_tensor_is_named(arena, name, index, value, expected):
     m = gpt2c.create("gpt2", **SMALL)
     m.zero_grad()
@@ -81,12 +85,15 @@ def test_a_bad_gradient_stops_training(tokens):
     assert t.step == 3 and (t.model.params.flat == before).all()
 
 
-@pytest.mark.parametrize("fields, change, reason", [
-    (dict(), nan_gradient, "NaN"),
-    (dict(), lambda m, loss: math.inf, "the loss is inf"),
-    (dict(max_loss=1e6), lambda m, loss: 2e6, "the loss is 2e+06, more than 1e+06"),
-    (dict(max_grad_value=1000.0), lambda m, loss: m.grads["wpe"].fill(1001) or loss, "the gradient of wpe holds 1001"),
-])
+@pytest.mark.parametrize(
+    "fields, change, reason",
+    [
+        (dict(), nan_gradient, "NaN"),
+        (dict(), lambda m, loss: math.inf, "the loss is inf"),
+        (dict(max_loss=1e6), lambda m, loss: 2e6, "the loss is 2e+06, more than 1e+06"),
+        (dict(max_grad_value=1000.0), lambda m, loss: m.grads["wpe"].fill(1001) or loss, "the gradient of wpe holds 1001"),
+    ],
+)
 def test_a_skipped_update_leaves_the_parameters(tokens, fields, change, reason):
     t = trainer(tokens, max_steps=4, on_anomaly="skip", **fields)
     spoil(t, {1, 2}, change)
@@ -161,8 +168,27 @@ gpt2c.__main__.main("train")
 
 
 def run(tmp_path, bad, *words):
-    command = [sys.executable, "-c", PROGRAM % (bad,), "-e", "scratch", "--data", "x_train.bin", "-v", "0", "-s", "0", "-b", "2",
-               "-t", "16", "-o", "out", "-x", "8"]
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM % (bad,),
+        "-e",
+        "scratch",
+        "--data",
+        "x_train.bin",
+        "-v",
+        "0",
+        "-s",
+        "0",
+        "-b",
+        "2",
+        "-t",
+        "16",
+        "-o",
+        "out",
+        "-x",
+        "8",
+    ]
     for name, value in SMALL.items():
         command += ["--" + name, str(value)]
     return subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60)

@@ -2,6 +2,7 @@
 stopped. GPT2C_RANK_KILLS sets how often ranks are killed; -m slow kills 20 times. Ranks that wait for one another for ever
 are ended after PATIENCE, and none outlives its test.
 """
+
 import contextlib
 import importlib.util
 import json
@@ -35,13 +36,48 @@ from gpt2c.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 RANKS = str(Path(__file__).parent / "ranks.py")
-TINY = ["-e", "scratch", "--num-layers", "1", "--channels", "16", "--num-heads", "1", "--max-seq-len", "16", "--vocab-size", "97",
-        "--data", "x_train.bin", "-b", "2", "-t", "16", "-d", "128", "-l", "1e-2", "-v", "10", "-m", "3", "-s", "15", "-g", "4"]
+TINY = [
+    "-e",
+    "scratch",
+    "--num-layers",
+    "1",
+    "--channels",
+    "16",
+    "--num-heads",
+    "1",
+    "--max-seq-len",
+    "16",
+    "--vocab-size",
+    "97",
+    "--data",
+    "x_train.bin",
+    "-b",
+    "2",
+    "-t",
+    "16",
+    "-d",
+    "128",
+    "-l",
+    "1e-2",
+    "-v",
+    "10",
+    "-m",
+    "3",
+    "-s",
+    "15",
+    "-g",
+    "4",
+]
 
 # What Open MPI's launcher wants to be told where there are few cores, or only the superuser.
-OPEN_MPI = {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "PRTE_MCA_hwloc_default_binding_policy": "none",
-            "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none",
-            "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+OPEN_MPI = {
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+}
 PATIENCE = 100  # seconds
 ENVIRONMENT = os.environ | OPEN_MPI | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
@@ -56,9 +92,13 @@ def why_not():
         return 'mpi4py is not installed: pip install -e ".[mpi]"'
     if not launcher():
         return "there is no mpirun"
-    done = subprocess.run([launcher(), "-n", "2", sys.executable, "-c",
-                           "from gpt2c.training.ranks import world; assert world().size == 2"],
-                          env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [launcher(), "-n", "2", sys.executable, "-c", "from gpt2c.training.ranks import world; assert world().size == 2"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     return f"mpirun does not start two ranks: {done.stdout}{done.stderr}" if done.returncode else ""
 
 
@@ -82,8 +122,9 @@ def started(ranks, *words, folder, **environment):
     command = [sys.executable, *map(str, words)]
     if ranks > 1:
         command = [launcher(), "-n", str(ranks), *command]
-    process = subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               env=ENVIRONMENT | environment)
+    process = subprocess.Popen(
+        command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT | environment
+    )
     watchdog = threading.Timer(PATIENCE, end, [process])
     watchdog.start()
     try:
@@ -261,8 +302,24 @@ def test_learning_from_rewards(mpi, tmp_path):
     model = gpt2c.create("mingru", dim=32, depth=1, vocab_size=tokenizer.vocab_size)
     model.tokenizer = tokenizer
     model.save(tmp_path / "start.safetensors")
-    words = ["-m", "gpt2c", "rlvr", "start.safetensors", "--steps", 5, "--prompts", 2, "--max-new-tokens", 8, "--eval-prompts", 10,
-             "--lr", "1e-3", "--kl", "0.1"]
+    words = [
+        "-m",
+        "gpt2c",
+        "rlvr",
+        "start.safetensors",
+        "--steps",
+        5,
+        "--prompts",
+        2,
+        "--max-new-tokens",
+        8,
+        "--eval-prompts",
+        10,
+        "--lr",
+        "1e-3",
+        "--kl",
+        "0.1",
+    ]
     told = []
     for ranks in (1, 3):
         out, _ = finish(ranks, *words, "-o", f"out{ranks}", folder=tmp_path)
@@ -276,19 +333,46 @@ def test_learning_from_rewards(mpi, tmp_path):
 def test_two_phases(mpi, tmp_path):
     facts, questions = tmp_path / "facts.json", tmp_path / "questions.json"
     facts.write_text(json.dumps(["the sky is blue", "grass is green", "snow is white"]), encoding="utf-8")
-    questions.write_text(json.dumps([{"prompt": "what is the sky ?", "completion": "blue"},
-                                     {"prompt": "what is grass ?", "completion": "green"}]), encoding="utf-8")
-    out, _ = finish(2, "-m", "gpt2c.train", "--model", "gpt2", "--num-layers", 1, "--channels", 16, "--num-heads", 1,
-                    "--pretrain", facts, "--instruct", questions, "--pretrain-epochs", 4, "--instruct-epochs", 4, "-b", 1,
-                    "-o", "out", folder=tmp_path)
+    questions.write_text(
+        json.dumps([{"prompt": "what is the sky ?", "completion": "blue"}, {"prompt": "what is grass ?", "completion": "green"}]),
+        encoding="utf-8",
+    )
+    out, _ = finish(
+        2,
+        "-m",
+        "gpt2c.train",
+        "--model",
+        "gpt2",
+        "--num-layers",
+        1,
+        "--channels",
+        16,
+        "--num-heads",
+        1,
+        "--pretrain",
+        facts,
+        "--instruct",
+        questions,
+        "--pretrain-epochs",
+        4,
+        "--instruct-epochs",
+        4,
+        "-b",
+        1,
+        "-o",
+        "out",
+        folder=tmp_path,
+    )
     assert out.count("instruction questions: ") == 1 and out.count("done: step ") == 2
 
 
 def test_an_error_of_all_is_told_once_and_an_error_of_one_ends_all(mpi, tmp_path):
     out, err = finish(2, "-m", "gpt2c.train", "-e", "none.bin", folder=tmp_path, code=4)
     assert (out + err).count("none.bin") == 1
-    program = ("import sys, time; from gpt2c.training.ranks import world; w = world()\n"
-               "if w.rank: raise ValueError('rank 1 is ill')\nw.wait(); print('not reached')")
+    program = (
+        "import sys, time; from gpt2c.training.ranks import world; w = world()\n"
+        "if w.rank: raise ValueError('rank 1 is ill')\nw.wait(); print('not reached')"
+    )
     began = time.monotonic()
     with started(2, "-c", program, folder=tmp_path) as process:
         out, err = process.communicate()
@@ -336,9 +420,17 @@ def test_parts_cover_everything_once(n, size):
     assert max(last - first for first, last in parts) - min(last - first for first, last in parts) <= 32
 
 
-@pytest.mark.parametrize("mine, others, expected", [
-    ({0, 1, 2, 3}, [], 4), ({0, 1, 2, 3}, [{0, 1, 2, 3}], 2), ({0, 1, 2, 3}, [{0, 1, 2, 3}] * 2, 1), ({0, 1}, [{2, 3}], 2),
-    ({0}, [{1}, {2}, {3}], 1), ({0}, [{0}], 1)])
+@pytest.mark.parametrize(
+    "mine, others, expected",
+    [
+        ({0, 1, 2, 3}, [], 4),
+        ({0, 1, 2, 3}, [{0, 1, 2, 3}], 2),
+        ({0, 1, 2, 3}, [{0, 1, 2, 3}] * 2, 1),
+        ({0, 1}, [{2, 3}], 2),
+        ({0}, [{1}, {2}, {3}], 1),
+        ({0}, [{0}], 1),
+    ],
+)
 def test_cores_are_divided_among_the_ranks_of_a_machine(monkeypatch, mine, others, expected):
     monkeypatch.setattr("gpt2c.training.ranks.allowed_cores", lambda: mine)
     monkeypatch.setattr("psutil.cpu_count", lambda logical=True: 4)
@@ -400,6 +492,8 @@ def test_a_link_is_found_again():
 
 
 def test_the_benchmark_of_ranks(mpi, tmp_path):
-    out, _ = finish(2, "-m", "gpt2c", "bench", "--mpi", "--shape", "char-0.8M", "--batches", 1, "--link-gbit", 25, folder=tmp_path)
+    out, _ = finish(
+        2, "-m", "gpt2c", "bench", "--mpi", "--shape", "char-0.8M", "--batches", 1, "--link-gbit", 25, folder=tmp_path
+    )
     assert "2 ranks, 2 of them here with 1 threads each" in out and "sums over all ranks" in out and "an update: " in out
     assert "predicted, with 25 Gbit/s and 50 us" in out and out.splitlines()[-1].split()[0] == "1024"

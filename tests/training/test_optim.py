@@ -1,4 +1,5 @@
 """Optimizers and schedules: PyTorch's numbers, and formulas written out."""
+
 import math
 
 import numpy as np
@@ -57,8 +58,12 @@ class Recorded:
 
     def __init__(self, tokens, **fields):
         m = gpt2c.create("trm", vocab_size=97, channels=16, hidden=16, num_heads=2, max_seq_len=16, depth=4)
-        self.trainer = Trainer(m, gpt2c.DataLoader(tokens, B=2, T=16), None, TrainConfig(
-            learning_rate=0.02, lr_schedule="cosine", final_lr_frac=0.1, grad_clip=1.0, **fields))
+        self.trainer = Trainer(
+            m,
+            gpt2c.DataLoader(tokens, B=2, T=16),
+            None,
+            TrainConfig(learning_rate=0.02, lr_schedule="cosine", final_lr_frac=0.1, grad_clip=1.0, **fields),
+        )
         self.grads, honest = [], m.loss_and_grad
 
         def loss_and_grad(x, y, **how):
@@ -95,7 +100,8 @@ def test_own_rates_and_bounds_go_on_with_the_same_bits(tokens, tmp_path):
     first.save(tmp_path / "c.safetensors")
     model, run = load_run(tmp_path / "c.safetensors")
     second.model.params.flat[...], second.model.m.flat[...], second.model.v.flat[...] = (
-        arena.flat for arena in (model.params, model.m, model.v))
+        arena.flat for arena in (model.params, model.m, model.v)
+    )
     second.restore(run)
     list(second)
     assert second.step == 8 and (second.model.params.flat == straight.model.params.flat).all()
@@ -106,11 +112,17 @@ def test_its_document_s_rate_and_bounds_are_what_a_trm_trains_with():
     assert tensor_bounds(trm.TRAINING["tensor_bounds"]) == dict(alpha=(0.01, 0.5), beta=(0.01, 0.5))
 
 
-@pytest.mark.parametrize("fields, message", [
-    (dict(tensor_rates="aplha=1e-4"), "no tensor 'aplha'; did you mean alpha"), (dict(tensor_rates="alpha"), "found 'alpha'"),
-    (dict(tensor_rates="alpha=-1"), "with a rate from 0"), (dict(tensor_rates="alpha=nan"), "NAME=RATE"),
-    (dict(tensor_bounds="alpha=0.5:0.1"), "NAME=LOW:HIGH"), (dict(tensor_bounds="alpha=0.5"), "found 'alpha=0.5'"),
-])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(tensor_rates="aplha=1e-4"), "no tensor 'aplha'; did you mean alpha"),
+        (dict(tensor_rates="alpha"), "found 'alpha'"),
+        (dict(tensor_rates="alpha=-1"), "with a rate from 0"),
+        (dict(tensor_rates="alpha=nan"), "NAME=RATE"),
+        (dict(tensor_bounds="alpha=0.5:0.1"), "NAME=LOW:HIGH"),
+        (dict(tensor_bounds="alpha=0.5"), "found 'alpha=0.5'"),
+    ],
+)
 def test_rates_and_bounds_that_cannot_be(tokens, fields, message):
     with pytest.raises(UsageError, match=message):
         Recorded(tokens, **fields)
@@ -137,16 +149,28 @@ def test_elements_are_clamped_before_the_norm_is_clipped(tokens):
     limit, norm = 0.3 * abs(gradient).max(), np.sqrt((gradient**2).sum())
     clamped = np.clip(gradient, -limit, limit)
     small = 0.5 * np.sqrt((clamped.astype(np.float64) ** 2).sum())
-    for fields, expected in ((dict(clip_value=limit), clamped), (dict(grad_clip=norm / 2), gradient / 2),
-                             (dict(clip_value=limit, grad_clip=small), clamped / 2), (dict(grad_clip=2 * norm), gradient)):
+    for fields, expected in (
+        (dict(clip_value=limit), clamped),
+        (dict(grad_clip=norm / 2), gradient / 2),
+        (dict(clip_value=limit, grad_clip=small), clamped / 2),
+        (dict(grad_clip=2 * norm), gradient),
+    ):
         t = trainer(tokens, optimizer="sgd", learning_rate=1.0, max_steps=1, total_batch_size=64, **fields)
         step = next(iter(t))
         np.testing.assert_allclose(before - t.model.params.flat, expected, atol=2e-6 * abs(gradient).max() + 2e-7)
         assert step.grad_norm == pytest.approx(norm, rel=1e-4)  # as it was before clipping
 
 
-@pytest.mark.parametrize("fields", [dict(nesterov=True), dict(nesterov=True, momentum=0.9, dampening=0.1), dict(momentum=-1),
-                                    dict(clip_value=math.nan), dict(warmup_steps=3, warmup_epochs=1)])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(nesterov=True),
+        dict(nesterov=True, momentum=0.9, dampening=0.1),
+        dict(momentum=-1),
+        dict(clip_value=math.nan),
+        dict(warmup_steps=3, warmup_epochs=1),
+    ],
+)
 def test_settings_that_make_no_sense(fields):
     with pytest.raises(UsageError):
         TrainConfig(**fields)
@@ -161,9 +185,13 @@ def test_falling_schedules_are_their_formulas():
     rise = [high * (s + 1) / W for s in range(W)]
     rest = np.arange(W, N)
     part = (rest - W) / (N - W)
-    shapes = {"constant": np.full(N - W, high), "plateau": np.full(N - W, high), "linear": high - (high - low) * part,
-              "cosine": low + 0.5 * (1 + np.cos(np.pi * part)) * (high - low),
-              "wsd": np.where(rest < 24, high, low + (1 - np.sqrt(np.maximum(0, rest - 24) / 6)) * (high - low))}
+    shapes = {
+        "constant": np.full(N - W, high),
+        "plateau": np.full(N - W, high),
+        "linear": high - (high - low) * part,
+        "cosine": low + 0.5 * (1 + np.cos(np.pi * part)) * (high - low),
+        "wsd": np.where(rest < 24, high, low + (1 - np.sqrt(np.maximum(0, rest - 24) / 6)) * (high - low)),
+    }
     for schedule, expected in shapes.items():
         np.testing.assert_allclose(rates(schedule, N, N, warmup=W, final_frac=0.1), [*rise, *expected], err_msg=schedule)
 
@@ -205,8 +233,17 @@ def test_epochs_end_at_the_nearest_update(tokens):
 
 @pytest.mark.parametrize("unit, expected", [("epoch", [1.0, 2.0, 2.0, 1.1]), ("epoch-end", [1.0, 2.0, 1.1, 0.2])])
 def test_the_rate_changes_with_epochs(tokens, unit, expected):
-    t = trainer(tokens, val=False, epochs=4, lr_unit=unit, warmup_epochs=2, lr_schedule="linear", learning_rate=2.0,
-                final_lr_frac=0.1, total_batch_size=320)
+    t = trainer(
+        tokens,
+        val=False,
+        epochs=4,
+        lr_unit=unit,
+        warmup_epochs=2,
+        lr_schedule="linear",
+        learning_rate=2.0,
+        final_lr_frac=0.1,
+        total_batch_size=320,
+    )
     per_epoch = 93 / 10  # batches of 2 x 16 in 3000 tokens, ten to an update
     found, ends = [], []
     while t.step < t.total_steps:

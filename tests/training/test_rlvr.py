@@ -1,4 +1,5 @@
 """Learning from rewards: tasks, completions in batches, GRPO's objective and its gradient, and the program."""
+
 import json
 import os
 import signal
@@ -60,14 +61,28 @@ def test_sums_differences_and_products_are_right():
     assert signs == set("+-*")
 
 
-@pytest.mark.parametrize("reward, text, answer, expected", [
-    (by_position, "abc", "abc", 1), (by_position, "abd", "abc", 2 / 3), (by_position, "", "abc", 0),
-    (by_position, "abcd", "abc", 0.75), (by_position, "ab", "abc", 2 / 3), (by_position, "bca", "abc", 0),
-    (by_position_or_half, "cba", "cba", 1), (by_position_or_half, "cbaa", "cba", 0.375),
-    (by_position_or_half, "cbb", "cba", 1 / 3),
-    (by_number, "12", "12", 1), (by_number, "012", "12", 1), (by_number, "-3", "-3", 1), (by_number, "12x", "12", 1 / 3),
-    (by_number, "1_2", "12", 1 / 6), (by_number, "13", "12", 0.25), (by_number, "", "0", 0), (by_number, "٣", "3", 0),
-])
+@pytest.mark.parametrize(
+    "reward, text, answer, expected",
+    [
+        (by_position, "abc", "abc", 1),
+        (by_position, "abd", "abc", 2 / 3),
+        (by_position, "", "abc", 0),
+        (by_position, "abcd", "abc", 0.75),
+        (by_position, "ab", "abc", 2 / 3),
+        (by_position, "bca", "abc", 0),
+        (by_position_or_half, "cba", "cba", 1),
+        (by_position_or_half, "cbaa", "cba", 0.375),
+        (by_position_or_half, "cbb", "cba", 1 / 3),
+        (by_number, "12", "12", 1),
+        (by_number, "012", "12", 1),
+        (by_number, "-3", "-3", 1),
+        (by_number, "12x", "12", 1 / 3),
+        (by_number, "1_2", "12", 1 / 6),
+        (by_number, "13", "12", 0.25),
+        (by_number, "", "0", 0),
+        (by_number, "٣", "3", 0),
+    ],
+)
 def test_rewards(reward, text, answer, expected):
     assert reward(text, answer) == pytest.approx(expected)
 
@@ -223,8 +238,10 @@ def test_the_entropy_term_has_the_gradient_of_the_entropy():
 
 def completions_of(grpo, texts, prompts=None):
     encode = grpo.tokenizer.encode
-    return [Completion(prompt, text, 0.0, encode(prompt), encode(text + "\n"))
-            for prompt, text in zip(prompts or ["abc:"] * len(texts), texts)]
+    return [
+        Completion(prompt, text, 0.0, encode(prompt), encode(text + "\n"))
+        for prompt, text in zip(prompts or ["abc:"] * len(texts), texts)
+    ]
 
 
 @families
@@ -432,8 +449,14 @@ def test_a_small_model_learns_to_answer():
 
 
 def program(folder, *words, code=0):
-    done = subprocess.run([sys.executable, "-m", "gpt2c", *words], cwd=folder, capture_output=True, text=True, timeout=60,
-                          env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2c", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
     assert done.returncode == code, done.stderr
     return done.stdout, done.stderr
 
@@ -441,8 +464,27 @@ def program(folder, *words, code=0):
 @families
 def test_the_program_trains_and_saves_what_others_load(family, tmp_path):
     model_of(family).save(tmp_path / "start.safetensors")
-    out, _ = program(tmp_path, "rlvr", "start.safetensors", "--steps", "3", "--prompts", "2", "--out-dir", "run",
-                     "--log-every", "1", "--save-every", "2", "--eval-prompts", "4", "--prompt", "abc:", "--gen-length", "5")
+    out, _ = program(
+        tmp_path,
+        "rlvr",
+        "start.safetensors",
+        "--steps",
+        "3",
+        "--prompts",
+        "2",
+        "--out-dir",
+        "run",
+        "--log-every",
+        "1",
+        "--save-every",
+        "2",
+        "--eval-prompts",
+        "4",
+        "--prompt",
+        "abc:",
+        "--gen-length",
+        "5",
+    )
     assert "before: reward" in out and "after: reward" in out and "step    3/3 | reward" in out and "eta" in out
     assert '" -> "' in out and out.rstrip().endswith("checkpoint run/ckpt_00000003.safetensors")
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -454,10 +496,21 @@ def test_the_program_trains_and_saves_what_others_load(family, tmp_path):
 
 def test_flags_of_the_document(tmp_path):
     model_of("hybrid").save(tmp_path / "checkpoint.safetensors")
-    out, _ = program(tmp_path, "rl", "--loadCheckpoint=./checkpoint.safetensors", "--useBPE=true",
-                     "--bpeLoadPath=./tokenizer.json", "--trainingFile=./data.txt", "--trainingText=abc", "--rlTask=arithmetic",
-                     "--rlEpisodes=2", "--rlLearningRate=0.0001", "--savePath=./model.bin", "--evalPrompts=0",
-                     "--saveOnComplete=true")
+    out, _ = program(
+        tmp_path,
+        "rl",
+        "--loadCheckpoint=./checkpoint.safetensors",
+        "--useBPE=true",
+        "--bpeLoadPath=./tokenizer.json",
+        "--trainingFile=./data.txt",
+        "--trainingText=abc",
+        "--rlTask=arithmetic",
+        "--rlEpisodes=2",
+        "--rlLearningRate=0.0001",
+        "--savePath=./model.bin",
+        "--evalPrompts=0",
+        "--saveOnComplete=true",
+    )
     assert "rlvr: arithmetic with hybrid" in out and load(tmp_path / "model.bin").family == "hybrid"
     _, err = program(tmp_path, "rlvr", code=2)
     assert "name a checkpoint" in err
@@ -467,9 +520,30 @@ def test_flags_of_the_document(tmp_path):
 
 def test_tasks_are_something_to_train_on(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2C_CACHE", str(tmp_path / "cache"))
-    program(tmp_path, "train", "--model", "chargpt", "--data", "task:copy:300", "--seq-len", "16",
-            "--num-layers", "1", "--channels", "16", "--num-heads", "1", "--max-steps", "3", "--out-dir", "run", "-v", "0",
-            "-s", "0")
+    program(
+        tmp_path,
+        "train",
+        "--model",
+        "chargpt",
+        "--data",
+        "task:copy:300",
+        "--seq-len",
+        "16",
+        "--num-layers",
+        "1",
+        "--channels",
+        "16",
+        "--num-heads",
+        "1",
+        "--max-steps",
+        "3",
+        "--out-dir",
+        "run",
+        "-v",
+        "0",
+        "-s",
+        "0",
+    )
     model = load(tmp_path / "run/ckpt_00000003.safetensors")
     assert sorted(model.tokenizer.decode([i]) for i in range(model.tokenizer.vocab_size)) == sorted("\n:abcdefghij")
 
@@ -483,8 +557,13 @@ def test_a_run_that_goes_on_is_the_same_run(tmp_path):
     assert "resumed from again/ckpt_00000002.safetensors at step 2" in out and "steps 2 -> 4" in out and "before:" not in out
     last = "ckpt_00000004.safetensors"
     assert (tmp_path / "again" / last).read_bytes() == (tmp_path / "straight" / last).read_bytes() and not err
-    one, other = ([{name: value for name, value in json.loads(line).items() if name != "ms"}
-                   for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()] for run in ("again", "straight"))
+    one, other = (
+        [
+            {name: value for name, value in json.loads(line).items() if name != "ms"}
+            for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()
+        ]
+        for run in ("again", "straight")
+    )
     assert one == other and [row["step"] for row in one] == [0, 1, 2, 3]
     out, _ = program(tmp_path, "rlvr", "--resume", f"again/{last}")
     assert "already at step 4 of 4: nothing to learn" in out
@@ -497,9 +576,27 @@ def test_a_run_that_goes_on_is_the_same_run(tmp_path):
 def test_a_run_that_is_stopped_keeps_what_it_learned(tmp_path):
     model_of().save(tmp_path / "start.safetensors")
     process = subprocess.Popen(
-        [sys.executable, "-m", "gpt2c", "rlvr", "start.safetensors", "--steps", "100000", "--out-dir", "run", "--log-every", "1",
-         "--eval-prompts", "0"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+        [
+            sys.executable,
+            "-m",
+            "gpt2c",
+            "rlvr",
+            "start.safetensors",
+            "--steps",
+            "100000",
+            "--out-dir",
+            "run",
+            "--log-every",
+            "1",
+            "--eval-prompts",
+            "0",
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
     for line in process.stdout:
         if line.startswith("step    3/"):
             process.send_signal(signal.SIGINT)

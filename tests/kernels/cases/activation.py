@@ -1,4 +1,5 @@
 """Cases of kernels/activation.c."""
+
 import numpy as np
 
 from cases.case import CASES, LENGTHS, U, case, gamma, normal, single, unset
@@ -60,7 +61,8 @@ def gelu_erf_backward(rng, R):
     dx, dout, x = normal(rng, R), normal(rng, R), 3 * normal(rng, R)
     half_square = x.astype(float) ** 2 / 2
     off = gelu_erf_bound(x, ref.normal_cdf(x)) + gamma(8) * (
-        ref.normal_cdf(x) + (1 + half_square) * abs(x) * np.exp(-half_square) / np.sqrt(2 * np.pi))
+        ref.normal_cdf(x) + (1 + half_square) * abs(x) * np.exp(-half_square) / np.sqrt(2 * np.pi)
+    )
     exact = ref.gelu_erf_backward(dout, x)
     return (dx, dout, x), [(dx + exact, abs(dout) * off + gamma(2) * (abs(dx) + abs(exact)))]
 

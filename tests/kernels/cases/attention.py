@@ -1,4 +1,5 @@
 """Cases of kernels/attention.c: B, T, H, D, and how large the entries of q and k are."""
+
 import numpy as np
 
 from cases.case import U, case, gamma, normal, single, unset
@@ -22,9 +23,7 @@ def attention_inputs(rng, B, T, H, D, scale=1):
     out, scores, att, lse = ref.attention_forward(qkv, H)
     q, k, v = (ref.split_heads(abs(x.astype(float)), H) for x in np.split(qkv, 3, axis=-1))
     size = q @ k.swapaxes(-1, -2) / np.sqrt(D) * np.tri(T)
-    off = gamma(D + 3) * size.max(initial=0) + U * (
-        2 * abs(scores).max(initial=0) + abs(lse).max(initial=0) + 3
-    )
+    off = gamma(D + 3) * size.max(initial=0) + U * (2 * abs(scores).max(initial=0) + abs(lse).max(initial=0) + 3)
     return qkv, (out, scores, att, lse), size, ref.merge_heads(att @ v), off
 
 

@@ -5,6 +5,7 @@ operation of float32 is off by at most U of its result, so n of them in a row by
 of the absolute values of its terms, in whatever order it is taken. Such a bound is the oracle's own formula with every minus
 made a plus.
 """
+
 import functools
 
 import numpy as np
@@ -59,6 +60,4 @@ def made(name, sizes):
 def assert_within(outputs, expected):
     for i, (out, (exact, bound)) in enumerate(zip(outputs, expected, strict=True)):
         far = ~(abs(out - exact) <= bound + TINY)  # so that NaN is far
-        assert not far.any(), (
-            f"output {i}: {far.sum()} of {out.size} are off, the first at {np.argwhere(far)[0]}"
-        )
+        assert not far.any(), f"output {i}: {far.sum()} of {out.size} are off, the first at {np.argwhere(far)[0]}"

@@ -1,6 +1,7 @@
 """Cases of kernels/cope.c, attention with contextual positions: B, T, H, D, rows of the table, and how large the entries of q
 and k are.
 """
+
 import numpy as np
 
 from cases.attention import DECODED, decoding
@@ -46,8 +47,12 @@ def cope_forward(rng, B, T, H, D, M, scale=1):
     qkv, table, out, c, size_out, (_, _, off_score, off, _) = cope_inputs(rng, B, T, H, D, M, scale)
     args = unset(*out.shape), unset(B, H, T), unset(B, H, T, T), unset(B, H, T, T), qkv, table
     share = 2 * off + gamma(2 * T + 8)
-    return args, [(out, share * size_out), (c["lse"], off + gamma(T + 8) * (1 + abs(c["lse"]))),
-                  (c["preatt"], off_score * np.tri(T) + gamma(2) * abs(c["preatt"])), (c["att"], share * c["att"])]
+    return args, [
+        (out, share * size_out),
+        (c["lse"], off + gamma(T + 8) * (1 + abs(c["lse"]))),
+        (c["preatt"], off_score * np.tri(T) + gamma(2) * abs(c["preatt"])),
+        (c["att"], share * c["att"]),
+    ]
 
 
 @case(*COPE_HEADS, large=(2, 129, 7, 33, 40))

@@ -1,4 +1,5 @@
 """Cases of kernels/dyt.c."""
+
 import numpy as np
 
 from cases.case import ROWS, U, case, gamma, normal, single, unset

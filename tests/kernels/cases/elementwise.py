@@ -1,4 +1,5 @@
 """Cases of kernels/elementwise.c: at most one rounding an element, so the float64 result rounded to float32."""
+
 import numpy as np
 
 from cases.case import LENGTHS, case, normal, single, unset
@@ -15,7 +16,6 @@ def residual_forward(rng, R):
 def residual_backward(rng, R):
     da, db, dout = normal(rng, R), normal(rng, R), normal(rng, R)
     return (da, db, dout), [(da + dout, 0), (db + dout, 0)]
-
 
 
 @case((0, 2, 3), (1, 1, 1), (3, 5, 7), (2, 4, 33), large=(16, 9, 1801))

@@ -1,4 +1,5 @@
 """Cases of kernels/embedding.c."""
+
 import numpy as np
 
 from cases.case import case, gamma, normal, single, unset

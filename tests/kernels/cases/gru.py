@@ -3,6 +3,7 @@ times as large the keys are, of which some are then clamped and others nearly; s
 
 Each step starts from the roundings of the one before, so that bounds grow with T.
 """
+
 import numpy as np
 
 from cases.case import U, case, normal, single
@@ -19,8 +20,17 @@ VECTORS = ("hid_norm", *hybrid.TIME_MIXING[5:], "moe_norm")
 
 def layer_of(rng, B, T, H, N, K, mixing=True, with_xr=True, keys=1):
     """-> inputs, state, weights by name, the oracle's (out, last state, cache), skip"""
-    cfg = dict(vocab_size=1, hidden=H, num_layers=1, embed=H, num_experts=max(N, 1), top_k=K, fast_mode=not N,
-               use_rwkv=mixing, carry="layer")
+    cfg = dict(
+        vocab_size=1,
+        hidden=H,
+        num_layers=1,
+        embed=H,
+        num_experts=max(N, 1),
+        top_k=K,
+        fast_mode=not N,
+        use_rwkv=mixing,
+        carry="layer",
+    )
     weights = hybrid.layer_weights(hybrid.hybrid_random_params(cfg, 1), cfg, 0)
     if keys > 1:
         weights["wk"] = keys * weights["wk"]
@@ -77,6 +87,18 @@ def gru_backward(rng, B, T, H, N, K, mixing=True, with_xr=True, balance=0.0, key
     added = [dxr, *(grads.get(name) for name in VECTORS)]
     expected = [(a, steps_bound(T, H, a)) for a, o in zip(exact, outputs) if o is not None]
     sums = [(o + a, steps_bound(T, H, a) + U * abs(o + a)) for o, a in zip(old, added) if o is not None]
-    args = (old[0], *outputs, *old[1:], dout, *states(flow), *cast([out, acts, mixed, *kept]), *states(state),
-            *layer_weights(weights), fraction, 1e-6, skip, balance)
+    args = (
+        old[0],
+        *outputs,
+        *old[1:],
+        dout,
+        *states(flow),
+        *cast([out, acts, mixed, *kept]),
+        *states(state),
+        *layer_weights(weights),
+        fraction,
+        1e-6,
+        skip,
+        balance,
+    )
     return args, sums[:with_xr] + expected + sums[with_xr:]

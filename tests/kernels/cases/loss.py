@@ -1,6 +1,7 @@
 """Cases of kernels/loss.c. Of cross-entropy: R, columns P of which V count, how large the logits are, how many targets are
 ignored.
 """
+
 import numpy as np
 
 from cases.case import U, case, gamma, normal, single, unset

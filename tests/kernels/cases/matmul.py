@@ -1,6 +1,7 @@
 """Cases of kernels/matmul.c: M x K times K x N, across the borders of tiles (M 4, 6, 14; N 8, 16, 32), of spans of K (384)
 and of blocks (M 256, 384, 896; N 80, 160, 320).
 """
+
 from cases.case import case, gamma, normal, unset
 from gpt2c.reference import ops as ref
 

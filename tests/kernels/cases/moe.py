@@ -2,6 +2,7 @@
 
 Every value is off by the roundings of the sums behind it; they are bounded by the largest value of its tensor.
 """
+
 import numpy as np
 
 from cases.case import case, gamma, normal, single, unset

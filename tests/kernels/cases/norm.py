@@ -1,4 +1,5 @@
 """Cases of kernels/norm.c."""
+
 from cases.case import ROWS, case, gamma, normal, single, unset
 from gpt2c.reference import ops as ref
 
@@ -29,7 +30,6 @@ def layernorm_backward(rng, R, C):
     bounds = [gamma(k) * (abs(old) + s) for k, old, s in zip((C + 10, R + 5, R + 1), (dx, dw, db), sizes)]
     args = dx, dw, db, dout, x, w, mean, rstd
     return args, [(old + e, bound) for old, e, bound in zip((dx, dw, db), exact, bounds)]
-
 
 
 GAINLESS = [(3, 5, False), (2, 17, False), (1, 64, False)]

@@ -1,4 +1,5 @@
 """Cases of kernels/optim.c."""
+
 import numpy as np
 
 from cases.case import LENGTHS, case, gamma, normal, single, unset

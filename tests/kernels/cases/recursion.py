@@ -1,4 +1,5 @@
 """Cases of kernels/recursion.c: residuals with a scale, adaptive depth and its price."""
+
 import numpy as np
 
 from cases.case import ROWS, U, case, gamma, normal, single, unset
@@ -74,8 +75,9 @@ def halting_backward(rng, R, C, step=2):
     exact = share[:, None] * dmixed + d[:, None] * w, d @ x, d.sum()
     off = off_d[:, None] * abs(w), off_d @ abs(x), off_d.sum()
     sizes = abs(share[:, None] * dmixed) + size_d[:, None] * abs(w), size_d @ abs(x), size_d.sum()
-    expected = [(o + e, far + gamma(n) * (abs(o) + size))
-                for o, e, far, n, size in zip(old, exact, off, (4, R + 2, R + 2), sizes)]
+    expected = [
+        (o + e, far + gamma(n) * (abs(o) + size)) for o, e, far, n, size in zip(old, exact, off, (4, R + 2, R + 2), sizes)
+    ]
     expected.append((after, gamma(C + 2) * (abs(dtotal) + size_dweight) * (depth == step)))
     args = *old, dtotal, dmixed, x, w, single(prob[step - 1]), share, single(depth), step
     return args, expected

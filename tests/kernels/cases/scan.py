@@ -1,6 +1,7 @@
 """Cases of kernels/scan.c. It cuts into stretches from LONG = 65536 steps on, where there are fewer than SIDE = 4 vectors of
 recurrences.
 """
+
 import numpy as np
 
 from cases.case import ROWS, case, gamma, normal, single, unset
