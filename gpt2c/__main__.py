@@ -3,8 +3,8 @@
 import importlib
 import sys
 
-from gpt2c.commands.flags import nearest
 from gpt2c.errors import UsageError
+from gpt2c.support.fields import nearest
 
 VERBS = {
     "train": "train a model; with no arguments, a small one on the data that is at hand",

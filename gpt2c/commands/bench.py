@@ -16,8 +16,8 @@ from gpt2c import settings
 from gpt2c.bench import cluster, kernel_cases, tables
 from gpt2c.bench import measure as benchmarks
 from gpt2c.commands import flags
-from gpt2c.commands.flags import flag, require_at_least
 from gpt2c.errors import Gpt2cError, UsageError
+from gpt2c.support.fields import flag, require_at_least
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.ranks import world
 from gpt2c.training.trainer import Trainer

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from gpt2c import settings
 from gpt2c.commands import flags
-from gpt2c.commands.flags import flag, require_at_least
 from gpt2c.data import tokenizer_of_model
 from gpt2c.data.conversations import NAMES, question
 from gpt2c.errors import InputError, UsageError
 from gpt2c.formats.native import load
 from gpt2c.generation.sampling import Sampling, pieces
 from gpt2c.models.family import max_seq_len
+from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.rng import Xorshift
 
 MAX_INPUT_LENGTH = 10_000  # characters of a line

@@ -12,11 +12,11 @@ import numpy as np
 
 from gpt2c import settings
 from gpt2c.commands import flags
-from gpt2c.commands.flags import flag, require_at_least
 from gpt2c.errors import UsageError
 from gpt2c.formats.native import load
 from gpt2c.models.family import FAMILIES, family_named, max_seq_len, other_configs
 from gpt2c.models.model import Model
+from gpt2c.support.fields import flag, require_at_least
 
 TINY = dict(vocab_size=31, num_layers=2, depth=2, channels=16, dim=16, hidden=32, num_heads=2, max_seq_len=16, dropout=0.0)
 NOISE = 1.2e-7  # of a loss in float32, as a part of it

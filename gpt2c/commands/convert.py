@@ -9,11 +9,11 @@ import os
 from dataclasses import dataclass
 
 from gpt2c.commands import flags
-from gpt2c.commands.flags import flag
 from gpt2c.data.reading import Reading, decoded_blocks
 from gpt2c.errors import UsageError
 from gpt2c.formats.native import load, save_model
 from gpt2c.formats.randygpt import characters, is_rgpt
+from gpt2c.support.fields import flag
 from gpt2c.support.files import open_input
 from gpt2c.tokenizers.tokenizer import Tokenizer
 from gpt2c.tokenizers.vocabularies import over_characters

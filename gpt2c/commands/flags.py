@@ -13,7 +13,6 @@ line.
 """
 
 import dataclasses
-import difflib
 import itertools
 import json
 import math
@@ -24,40 +23,11 @@ import tomllib
 import typing
 
 from gpt2c.errors import InputError, UsageError
+from gpt2c.support.fields import NOUNS, flag, letters, nearest
 
 BOOLS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
-NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 METAVARS = {bool: "", int: "N", float: "X", str: "TEXT"}
 HELP_COLUMN = 34
-
-
-def flag(default, help, *names, metavar=None, choices=None, default_text=None, hidden=False, group=None, deprecated=None):
-    """A dataclass field with what a flag needs besides its name and type.
-
-    names: further spellings, dashes included. deprecated: {spelling: advice}, accepted with a warning.
-    group: the title of a section of the help that lasts until the next field with a group.
-    default_text: what the help shows as the default where the value itself does not say it.
-    """
-    return dataclasses.field(
-        default=default,
-        metadata={
-            "help": help,
-            "names": names,
-            "metavar": metavar,
-            "choices": choices,
-            "default_text": default_text,
-            "hidden": hidden,
-            "group": group,
-            "deprecated": deprecated or {},
-        },
-    )
-
-
-def require_at_least(instance, **least):
-    """An error for the first of these fields that is less than what it is given here; a NaN is."""
-    for name, bound in least.items():
-        if not getattr(instance, name) >= bound:
-            raise UsageError(f"{name} is {getattr(instance, name)}, expected at least {bound}")
 
 
 class Flag(typing.NamedTuple):
@@ -136,14 +106,6 @@ def mentions(argv, spellings):
     return any(_key(word.partition("=")[0]) in keys for word in argv if _is_flag(word))
 
 
-def nearest(word, meanings):
-    """The question "; did you mean A or B?" from {spelling: what to show}; "" if nothing is like `word`."""
-    shown = {_key(spelling).lstrip("-"): text for spelling, text in meanings.items()}
-    close = difflib.get_close_matches(_key(word).lstrip("-"), shown, n=5)
-    close = list(dict.fromkeys(shown[key] for key in close))[:3]
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
 def help_text(prog, description, classes, positional=(), defaults=None):
     """The help: usage, description and one entry per flag under the titles of their groups."""
     flags, words = _table([*classes, General], defaults)
@@ -220,7 +182,7 @@ def _named(names, flags):
 def _key(spelling):
     """What all ways to write a spelling share: one dash or two, and the letters. A bare word is long."""
     dashes = "-" if spelling[:1] == "-" and spelling[:2] != "--" else "--"
-    return dashes + spelling.lower().replace("-", "").replace("_", "")
+    return dashes + letters(spelling)
 
 
 def _is_flag(word):

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from gpt2c import settings
 from gpt2c.commands import flags
-from gpt2c.commands.flags import flag
 from gpt2c.errors import InputError
 from gpt2c.formats import json as json_model
 from gpt2c.formats import llmc
@@ -22,6 +21,7 @@ from gpt2c.formats import native as checkpoint
 from gpt2c.formats.randygpt import is_rgpt, read_rgpt
 from gpt2c.models.family import idle_parameters
 from gpt2c.runs import folder as runs
+from gpt2c.support.fields import flag
 from gpt2c.support.files import open_input
 from gpt2c.support.machine import available_memory, in_units
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from gpt2c.bench import tables
 from gpt2c.commands import flags
-from gpt2c.commands.flags import flag
 from gpt2c.errors import UsageError
 from gpt2c.runs import folder as runs
 from gpt2c.support import pictures
+from gpt2c.support.fields import flag
 
 
 @dataclass

@@ -12,7 +12,6 @@ from pathlib import Path
 from gpt2c import data, settings
 from gpt2c.commands import flags
 from gpt2c.commands.chat import Conversation, chat
-from gpt2c.commands.flags import flag, require_at_least
 from gpt2c.data import tokenizer_of_model
 from gpt2c.data.reading import Reading
 from gpt2c.data.sources import DataConfig, choose_source
@@ -28,6 +27,7 @@ from gpt2c.runs.loop import Loop
 from gpt2c.runs.phases import PHASED, PhasesConfig, has_phases, run_phases, shipped, usual_phase
 from gpt2c.runs.resume import check_flags, checkpoint_to_resume, recorded_flags, shaping_flags
 from gpt2c.runs.signals import Stop
+from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.files import shipped_data
 from gpt2c.support.machine import in_units, require_memory
 from gpt2c.training.config import TrainConfig

@@ -12,8 +12,8 @@ import warnings
 from dataclasses import dataclass
 
 from gpt2c.commands import flags
-from gpt2c.commands.flags import flag
 from gpt2c.errors import InputError, UsageError
+from gpt2c.support.fields import flag
 from gpt2c.support.files import open_input, require_place
 from gpt2c.support.progress import Progress
 from gpt2c.tokenizers.tokenizer import Tokenizer

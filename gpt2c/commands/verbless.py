@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from gpt2c.commands import flags, rlvr, train, train_tokenizer
-from gpt2c.commands.flags import flag
 from gpt2c.errors import UsageError
 from gpt2c.models.hybrid import SAVE_PATH
+from gpt2c.support.fields import flag
 
 
 @dataclass

@@ -3,8 +3,8 @@
 import codecs
 from dataclasses import dataclass
 
-from gpt2c.commands.flags import flag
 from gpt2c.errors import DataError
+from gpt2c.support.fields import flag
 from gpt2c.support.files import open_input
 
 BLOCK = 1 << 18  # bytes read at a time

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt2c.commands.flags import flag
 from gpt2c.data.datasets import Dataset, choose_dataset, dataset_of, find_datasets, list_datasets
 from gpt2c.data.documents import text_files, total_bytes
 from gpt2c.data.items import Item, ItemLoader, read_items, turns_in, usable
@@ -17,6 +16,7 @@ from gpt2c.data.tasks import task_pairs
 from gpt2c.data.texts import default_tokenizer, inline_file, text_dataset, tokenizer_for
 from gpt2c.data.windows import DocumentWindows, RandomWindows
 from gpt2c.errors import DataError, UsageError
+from gpt2c.support.fields import flag
 from gpt2c.tokenizers.tokenizer import KINDS, Tokenizer
 
 ORDERS = ("random", "documents", "items", "lanes", "shuffled", "sequential")

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt2c.commands.flags import nearest
 from gpt2c.errors import InputError, UsageError
+from gpt2c.support.fields import nearest
 
 LETTERS, DIGITS = "abcdefghij", "0123456789"
 EXAMPLES = 20_000  # to train on

@@ -6,13 +6,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2c.commands.flags import flag
 from gpt2c.data.datasets import Dataset, find_gpt2_tokenizer
 from gpt2c.data.documents import read_pieces, total_bytes
 from gpt2c.data.encoding import encode_pieces
 from gpt2c.data.shards import MAX_IDS
 from gpt2c.data.writer import dataset_writer
 from gpt2c.errors import DataError, Gpt2cError, InputError, UsageError
+from gpt2c.support.fields import flag
 from gpt2c.support.files import atomic_write, open_input
 from gpt2c.support.progress import Progress
 from gpt2c.tokenizers.tokenizer import KINDS, Tokenizer

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from gpt2c.commands.flags import flag, require_at_least
 from gpt2c.engine import ops
 from gpt2c.engine.arena import ParamSpec, normal
 from gpt2c.errors import UsageError
+from gpt2c.support.fields import flag, require_at_least
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ import typing
 from numbers import Integral, Real
 from types import ModuleType
 
-from gpt2c.commands.flags import NOUNS, nearest
 from gpt2c.errors import UsageError
 from gpt2c.models import chargpt, gpt2, hybrid, mingru, trm
+from gpt2c.support.fields import NOUNS, nearest
 
 FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "chargpt": chargpt, "mingru": mingru, "trm": trm, "hybrid": hybrid}
 

@@ -5,10 +5,10 @@ z = sigmoid(gate),  h_t = (1 - z_t) h_{t-1} + z_t g(candidate_t),  g(x) = x + 1/
 
 from dataclasses import dataclass
 
-from gpt2c.commands.flags import flag, require_at_least
 from gpt2c.engine import ops
 from gpt2c.engine.arena import ParamSpec, constant, normal, uniform
 from gpt2c.errors import UsageError
+from gpt2c.support.fields import flag, require_at_least
 
 
 @dataclass(frozen=True)

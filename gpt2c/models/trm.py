@@ -11,11 +11,11 @@ not depend on tokens after it.
 import math
 from dataclasses import dataclass
 
-from gpt2c.commands.flags import flag, require_at_least
 from gpt2c.engine import ops
 from gpt2c.engine.arena import ParamSpec, constant, normal
 from gpt2c.engine.recursive import Halting, cope_attention, dyt, scaled_residual
 from gpt2c.errors import UsageError
+from gpt2c.support.fields import flag, require_at_least
 
 TOKENIZER = "word"
 # How its document trains it, with Adam; the residual scales at a rate of their own, within bounds.

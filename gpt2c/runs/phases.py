@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 
 from gpt2c.commands.chat import Conversation
-from gpt2c.commands.flags import flag
 from gpt2c.data.conversations import is_conversation, prompts_and_answers
 from gpt2c.data.documents import text_files, total_bytes
 from gpt2c.data.records import records
@@ -20,6 +19,7 @@ from gpt2c.formats.native import load
 from gpt2c.generation.sampling import Sampling
 from gpt2c.models.family import usual
 from gpt2c.runs import folder as runs
+from gpt2c.support.fields import flag
 from gpt2c.support.files import shipped_data
 from gpt2c.training.ranks import world
 

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from gpt2c.commands.flags import flag, require_at_least
 from gpt2c.errors import UsageError
+from gpt2c.support.fields import flag, require_at_least
 from gpt2c.training.optimizers import OPTIMIZERS
 from gpt2c.training.schedules import SCHEDULES
 

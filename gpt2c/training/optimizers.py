@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from gpt2c.commands.flags import nearest
 from gpt2c.engine.arena import Arena
 from gpt2c.errors import UsageError
+from gpt2c.support.fields import nearest
 from gpt2c.training.anomalies import largest
 from gpt2c.training.ranks import World
 

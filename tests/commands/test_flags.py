@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gpt2c.commands.flags import flag, help_text, nearest, parse, peek, to_toml
+from gpt2c.commands.flags import help_text, parse, peek, to_toml
 from gpt2c.errors import InputError, UsageError
+from gpt2c.support.fields import flag, nearest
 
 
 @dataclass
