@@ -1,6 +1,6 @@
 """Automatic differentiation by closures.
 
-An op (ops.py) calls its forward kernel and leaves a closure that calls its backward kernel. `Tape.backward()` runs
+An op (ops/) calls its forward kernel and leaves a closure that calls its backward kernel. `Tape.backward()` runs
 the closures in reverse. There is no graph: what a closure holds is what stays in memory, and when it has run, the
 buffers that nobody else holds go back to the pool.
 """

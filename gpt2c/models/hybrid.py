@@ -14,7 +14,7 @@ import numpy as np
 
 from gpt2c.engine import ops
 from gpt2c.engine.arena import ParamSpec, constant, normal
-from gpt2c.engine.recurrent import EPS, Gauge, gru, mixture
+from gpt2c.engine.ops.recurrent import EPS, Gauge, gru, mixture
 from gpt2c.errors import UsageError
 from gpt2c.support.fields import flag, require_at_least
 

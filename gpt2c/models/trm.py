@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from gpt2c.engine import ops
 from gpt2c.engine.arena import ParamSpec, constant, normal
-from gpt2c.engine.recursive import Halting, cope_attention, dyt, scaled_residual
+from gpt2c.engine.ops.recursive import Halting, cope_attention, dyt, scaled_residual
 from gpt2c.errors import UsageError
 from gpt2c.support.fields import flag, require_at_least
 

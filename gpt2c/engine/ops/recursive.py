@@ -1,8 +1,8 @@
-"""The differentiable operations of recursive models, in the manner of ops.py: DyT, attention with contextual positions,
+"""The differentiable operations of recursive models, like those beside it: DyT, attention with contextual positions,
 residuals with a learned scale, and adaptive depth. Formulas and shapes are in kernels/gpt2c.h.
 """
 
-from gpt2c.engine.ops import Term
+from gpt2c.engine.ops.classifier import Term
 
 
 def dyt(t, x, a, w, b, *, name):

@@ -1,6 +1,6 @@
 """The hybrid's operations: the recurrent layer, and experts outside of a recurrence.
 
-Like those in ops.py; the formulas are in kernels/gpt2c.h. A layer's weights come as a function of their names that gives
+Like those beside it; the formulas are in kernels/gpt2c.h. A layer's weights come as a function of their names that gives
 None for those the model does not have.
 """
 

@@ -1,0 +1,32 @@
+"""The differentiable operations: one function each, forward and backward in one scope, one module per kind.
+
+Each takes the tape first, calls its forward kernel, and leaves a closure with its backward kernel. Formulas and shapes
+are in kernels/gpt2c.h under the kernels' names. The first backward kernel to reach a tensor stores its gradient and the
+others add, so a tensor used twice gets both.
+"""
+
+from gpt2c.engine.ops.activation import gelu, gelu_erf, squared_relu, swiglu
+from gpt2c.engine.ops.attention import attention
+from gpt2c.engine.ops.classifier import Output, Term, classifier
+from gpt2c.engine.ops.embedding import embedding
+from gpt2c.engine.ops.linear import linear
+from gpt2c.engine.ops.norm import layernorm, rmsnorm
+from gpt2c.engine.ops.residual import residual
+from gpt2c.engine.ops.scan import mingru
+
+__all__ = [
+    "Output",
+    "Term",
+    "attention",
+    "classifier",
+    "embedding",
+    "gelu",
+    "gelu_erf",
+    "layernorm",
+    "linear",
+    "mingru",
+    "residual",
+    "rmsnorm",
+    "squared_relu",
+    "swiglu",
+]
