@@ -154,7 +154,7 @@ def test_a_classifier_in_pieces_gives_the_same(monkeypatch, way):
     y[0, :30] = y[2, 7] = -1
     loss, expected = gradients(m, x, y)
     whole = m.memory(3, 40)["activations"]
-    monkeypatch.setattr("gpt2c.engine.ops.classifier.LOGIT_ROWS", 50)  # 120 rows: two pieces and a rest
+    monkeypatch.setattr("gpt2c.engine.ops.loss.LOGIT_ROWS", 50)  # 120 rows: two pieces and a rest
     m = Model("gpt2", config, **way).initialise(3)
     assert m.memory(3, 40)["activations"] < whole
     assert m.loss_and_grad(x, y) == m.evaluate(x, y) == loss
@@ -165,7 +165,7 @@ def test_a_classifier_in_pieces_gives_the_same(monkeypatch, way):
 
 
 def test_only_one_piece_of_logits_exists_at_a_time(monkeypatch):
-    monkeypatch.setattr("gpt2c.engine.ops.classifier.LOGIT_ROWS", 64)
+    monkeypatch.setattr("gpt2c.engine.ops.loss.LOGIT_ROWS", 64)
     m = Model("gpt2", make_config("gpt2", SMALL | dict(vocab_size=50_000)))
     piece = 4 * 64 * m.config.padded_vocab_size
     assert piece < m.memory(4, 64)["activations"] < 1.5 * piece

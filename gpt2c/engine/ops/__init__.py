@@ -7,11 +7,11 @@ others add, so a tensor used twice gets both.
 
 from gpt2c.engine.ops.activation import gelu, gelu_erf, squared_relu, swiglu
 from gpt2c.engine.ops.attention import attention
-from gpt2c.engine.ops.classifier import Output, Term, classifier
+from gpt2c.engine.ops.elementwise import residual
 from gpt2c.engine.ops.embedding import embedding
-from gpt2c.engine.ops.linear import linear
+from gpt2c.engine.ops.loss import Output, Term, classifier
+from gpt2c.engine.ops.matmul import linear
 from gpt2c.engine.ops.norm import layernorm, rmsnorm
-from gpt2c.engine.ops.residual import residual
 from gpt2c.engine.ops.scan import mingru
 
 __all__ = [

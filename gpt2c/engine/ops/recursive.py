@@ -2,7 +2,7 @@
 residuals with a learned scale, and adaptive depth. Formulas and shapes are in kernels/gpt2c.h.
 """
 
-from gpt2c.engine.ops.classifier import Term
+from gpt2c.engine.ops.loss import Term
 
 
 def dyt(t, x, a, w, b, *, name):

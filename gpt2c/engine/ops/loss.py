@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from gpt2c._core import Buffer
-from gpt2c.engine.ops.linear import linear
+from gpt2c.engine.ops.matmul import linear
 
 
 class Term(NamedTuple):
