@@ -136,12 +136,16 @@ def measure(grpo, run, console, when):
 def learn(grpo, run, files, stop, console):
     """Steps until all are done or it is told to stop."""
     total, first, began = grpo.config.steps, grpo.step, time.monotonic()
+    saving = False
+
+    def before_update():
+        nonlocal saving
+        leave, saving = stop.agreed(grpo.world)
+        return not leave
+
+    grpo.before_update = before_update
     console.start_bar(total, first)
-    while grpo.step < total:
-        leave, save = stop.agreed(grpo.world)
-        if leave:
-            break
-        step = grpo.update()
+    for step in grpo:
         row = {name: value for name, value in step._asdict().items() if name not in ("step", "best")}
         if not files.log(step.step, lr=grpo.config.learning_rate, best=[*step.best[:3]] if step.best else [], **row):
             console.warning(f"the logs in {files} cannot be written for now: free some room on the disk")
@@ -155,7 +159,7 @@ def learn(grpo, run, files, stop, console):
             )
             if step.best:
                 console.info(described(step.best))
-        if save or run.save_every and grpo.step % run.save_every == 0 and grpo.step < total:
+        if saving or run.save_every and grpo.step % run.save_every == 0 and grpo.step < total:
             stop.save = False
             try:
                 grpo.save(files.on_the_way(grpo.step))

@@ -213,7 +213,7 @@ def train(argv, stop, console):
     else:
         anew = size or start in ("", "scratch") and (starter or not plain)
         model, state, origin = initial_model(run, shape, given, anew)
-    source = ranks.first(lambda: choose_source(chosen, reading, data_folder(), model, module))
+    source = ranks.rank_0_first(lambda: choose_source(chosen, reading, data_folder(), model, module))
     model = model or new_model(family, shape, given, source)
     model.recompute = run.recompute
     model.tokenizer = model.tokenizer or source.tokenizer
@@ -236,7 +236,7 @@ def train(argv, stop, console):
         "this run",
         "try a smaller --batch-size or --seq-len",
     )
-    ranks.wait()  # none takes memory before all have looked
+    ranks.barrier()  # none takes memory before all have looked
     if not origin:
         model.initialise(config.seed)
     trainer = make_trainer(model, source, config, ranks)

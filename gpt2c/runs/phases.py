@@ -102,9 +102,9 @@ def run_phases(train, argv, phases, run, chosen, reading, stop, console):
     if run.save_path or not run.out_dir and run.resume:
         raise UsageError("two phases need a folder for their runs: use --out-dir, without --save-path")
     ranks = world()
-    folder = Path(ranks.text(run.out_dir or f"runs/{datetime.now():%Y%m%d-%H%M%S}-phases"))
+    folder = Path(ranks.broadcast(run.out_dir or f"runs/{datetime.now():%Y%m%d-%H%M%S}-phases"))
     kind = chosen.tokenizer or ("bpe" if chosen.use_bpe else "word")
-    path = ranks.first(lambda: vocabulary(folder, phases, reading, kind, run.resume or ranks.rank))
+    path = ranks.rank_0_first(lambda: vocabulary(folder, phases, reading, kind, run.resume or ranks.rank))
     start = run.init_from or "scratch"
     for number, (name, data) in enumerate({"pretrain": phases.pretrain, "instruct": phases.instruct}.items(), 1):
         epochs, rate = getattr(phases, f"{name}_epochs"), getattr(phases, f"{name}_lr")
