@@ -58,10 +58,9 @@ class Loop:
             f"each; peak {self._peak:.0f} GFLOP/s{' per rank' * (self.world.size > 1)}; files in {self.run}"
         )
         console.start_bar(trainer.total_steps, trainer.step)
-        trainer.before_update = self.before_update
         while trainer.going and not self._leaving:
             try:
-                for step in trainer:
+                for step in trainer.steps(self.before_update):
                     self.tell(step)
                     if (trainer.going or self.flags.save_path) and self._save_due(step):
                         self.save_on_the_way()

@@ -144,7 +144,6 @@ class Grpo:
         if self.tokenizer is None:
             raise UsageError("the model has no tokenizer: set model.tokenizer")
         self.step, self.warnings, self.world = 0, [], world()
-        self.before_update = lambda: True  # asked before each update of an iteration; False ends it, on all ranks at once
         self._t = 0  # updates of the optimizer
         self.recorded = {}  # more that checkpoints should say of how the run was made
         for moments in (model.m, model.v):  # those of another objective
@@ -226,7 +225,11 @@ class Grpo:
     # ---- learning
 
     def __iter__(self):
-        while self.step < self.config.steps and self.before_update():
+        return self.steps()
+
+    def steps(self, before_update=lambda: True):
+        """The Steps to come. `before_update` is asked before each; False, on all ranks at once, ends the iteration."""
+        while self.step < self.config.steps and before_update():
             yield self.update()
 
     def update(self) -> Step:

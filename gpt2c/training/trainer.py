@@ -60,7 +60,6 @@ class Trainer:
         self.validations, self.epoch = Validations(), state.Epoch()
         self.stopped = ""  # why training ended before its time
         self.should_stop = lambda: False  # asked on the way through validation and sampling, which all ranks then abandon
-        self.before_update = self._may_go_on  # asked with what was validated, or None, before each update of an iteration
         self.recorded = {}  # more that checkpoints should say of how the run was made
         self.sampling = Xorshift(config.seed)
         model.seed = config.seed
@@ -140,14 +139,16 @@ class Trainer:
         return self.step < self.total_steps and not self.stopped
 
     def __iter__(self):
+        return self.steps(lambda val_loss: not self.world.all_reduce_max(self.should_stop())[0])
+
+    def steps(self, before_update):
+        """The Steps to come. `before_update` is asked before each, with what was validated or None; False, on all ranks at
+        once, ends the iteration."""
         while self.going:
             val_loss = self.validate() if self.validation_due else None
-            if not self.before_update(val_loss) or self.stopped:
+            if not before_update(val_loss) or self.stopped:
                 return
             yield self.update(val_loss)
-
-    def _may_go_on(self, val_loss):
-        return not self.world.all_reduce_max(self.should_stop())[0]
 
     # ---- what happens before an update
 
