@@ -216,18 +216,18 @@ def test_data_sets_are_found_listed_and_chosen(folder):
     "words, code, message",
     [
         (["-t", "33"], 2, "--seq-len 33 is more than the model's max_seq_len of 32"),
-        (["--channels", "33"], 2, "channels (33) must be a multiple of num_heads (2)"),
+        (["--channels", "33"], 2, "--channels (33) must be a multiple of --num-heads (2)"),
         (["--learnin-rate", "1"], 2, "unknown flag --learnin-rate; did you mean --learning-rate"),
         (["--dim", "8"], 2, "unknown flag --dim, which goes with --model mingru"),
-        (["-b", "-4"], 2, "batch_size is -4, expected at least 1"),
-        (["-t", "0"], 2, "seq_len is 0, expected at least 1"),
-        (["-x", "-5"], 2, "max_steps is -5, expected at least -1"),
-        (["--epochs", "-1"], 2, "epochs is -1.0, expected at least 0"),
-        (["-m", "-5"], 2, "val_steps is -5, expected at least -1"),
-        (["-g", "-1"], 2, "sample_len is -1, expected at least 0"),
-        (["--temperature", "-1"], 2, "temperature is -1.0, expected at least 0"),
-        (["--top-p", "2"], 2, "top_p is 2.0, expected more than 0 and at most 1"),
-        (["--beta2", "1"], 2, "beta2 is 1.0, expected less than 1"),
+        (["-b", "-4"], 2, "-b is -4, expected at least 1"),
+        (["-t", "0"], 2, "-t is 0, expected at least 1"),
+        (["-x", "-5"], 2, "-x is -5, expected at least -1"),
+        (["--epochs", "-1"], 2, "--epochs is -1.0, expected at least 0"),
+        (["-m", "-5"], 2, "-m is -5, expected at least -1"),
+        (["-g", "-1"], 2, "-g is -1, expected at least 0"),
+        (["--temperature", "-1"], 2, "--temperature is -1.0, expected at least 0"),
+        (["--top-p", "2"], 2, "--top-p is 2.0, expected more than 0 and at most 1"),
+        (["--beta2", "1"], 2, "--beta2 is 1.0, expected less than 1"),
         (
             ["--data", "missing.txt"],
             4,
@@ -243,7 +243,7 @@ def test_data_sets_are_found_listed_and_chosen(folder):
         (["--vocab-size", "50"], 4, "expected ids from 0 to 49"),
         (["--resume", "missing.safetensors"], 4, "cannot read missing.safetensors"),
         (["-y", "1"], 2, "--resume needs --out-dir"),
-        (["--grad-clip=-1"], 2, "grad_clip is -1.0, expected at least 0"),
+        (["--grad-clip=-1"], 2, "--grad-clip is -1.0, expected at least 0"),
         (["--max-time", "soon"], 2, "'soon' is not a duration"),
         (["--channels", "65536", "--num-layers", "96", "--vocab-size", "97"], 5, "of memory"),
     ],
@@ -286,7 +286,7 @@ def test_durations():
 
 
 def test_the_help_names_every_flag(folder):
-    done = train(folder, "--help")
+    done = train(folder, "--help-all")
     assert done.returncode == 0
     for name in ("--max-steps", "--learning-rate", "--num-layers", "--init-from", "--dry-run", "-nk", "--top-p"):
         assert name in done.stdout
