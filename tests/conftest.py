@@ -56,3 +56,22 @@ def golden_file():
         assert text + "\n" == path.read_text()
 
     return check
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(name, content)` makes a file and gives its path."""
+
+    def make(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2C_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
