@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 
+import gpt2c
 from gpt2c.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -41,12 +42,22 @@ def run(folder, *words, code=0, input=None, **more):
 def call(folder, *words, code=0):
     """The same in this process, which begins at once: where neither signals nor what is typed take part."""
     words, out, err = [str(word) for word in words], io.StringIO(), io.StringIO()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with as_before(), contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         with mock.patch.object(sys, "argv", ["gpt2c", *words]), pytest.raises(SystemExit) as end:
             main()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
     done = subprocess.CompletedProcess(words, end.value.code, out.getvalue(), err.getvalue())
     assert done.returncode == code, done.stdout + done.stderr
     return done
+
+
+@contextlib.contextmanager
+def as_before():
+    """What a program sets for its process is put back."""
+    settings = gpt2c.info()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    gpt2c.set_num_threads(settings["threads"])
+    gpt2c.set_isa(settings["isa"])
+    gpt2c.set_matmul_precision(settings["matmul_precision"])
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -6,6 +6,8 @@ import pytest
 from programs import call
 from texts import STORIES
 
+from gpt2c.formats.native import load
+
 SMALL = ["-e", "scratch", "--num-layers", 1, "--channels", 16, "--num-heads", 1, "--log-every", 1, "-s", 0]
 
 
@@ -89,3 +91,9 @@ def test_other_families_train_straight_from_text(write, tmp_path, cache, family,
     assert len(losses(tmp_path / "out")) == 3 and f"vocab_size {vocab_size}," in done.stdout
     found = call(tmp_path, "eval", "out/ckpt_00000003.safetensors", *words)
     assert found.stdout.startswith("loss ") and f"({4799 + first:,} tokens)" in found.stdout, found.stderr
+
+
+def test_tasks_are_something_to_train_on(tmp_path, cache):
+    train(tmp_path, "--model", "chargpt", "--data", "task:copy:300", "-t", 16, "-x", 3, "-v", 0, "-o", "run")
+    model = load(tmp_path / "run/ckpt_00000003.safetensors")
+    assert sorted(model.tokenizer.decode([i]) for i in range(model.tokenizer.vocab_size)) == sorted("\n:abcdefghij")
