@@ -75,3 +75,12 @@ def write(tmp_path):
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GPT2C_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def mpi():
+    """MPI is optional: where it cannot be installed, or starts no ranks, there is nothing to test."""
+    from mpi import why_not  # here, because the tests of the kernels do without
+
+    if why := why_not():
+        pytest.skip(why)
