@@ -1,8 +1,9 @@
 """Conversations as records and in one line."""
 
 import pytest
+from texts import ITEMS
 
-from gpt2c.data.conversations import conversation
+from gpt2c.data.conversations import conversation, prompts_and_answers
 from gpt2c.errors import InputError
 
 
@@ -27,3 +28,8 @@ def test_conversations():
     assert [text for text, answer in spelled if answer] == [" b", " d"]
     with pytest.raises(InputError, match="row 1 has no answer"):
         conversation("just text", "row 1")
+
+
+def test_questions_with_their_answers():
+    assert prompts_and_answers(ITEMS[2], "") == [("Hello.", "Hi!"), ("Again.", "Hi, hi!")]
+    assert prompts_and_answers("User: a b Assistant: c </s>", "") == [("a b", "c")]
