@@ -12,6 +12,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads leave the
 import gpt2c
 from gpt2c import _core
 
+HERE = [str(Path(gpt2c.__file__).parents[1])]  # programs that are started find this gpt2c, whichever one is installed
+os.environ["PYTHONPATH"] = os.pathsep.join(HERE + [os.environ["PYTHONPATH"]] * ("PYTHONPATH" in os.environ))
+
 for number, usual in (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL):
     if signal.getsignal(number) == signal.SIG_IGN:  # as nohup and a shell's & leave it, and every program started from here too
         signal.signal(number, usual)

@@ -13,7 +13,6 @@ import threading
 from functools import cache
 from pathlib import Path
 
-import programs
 import psutil
 
 from gpt2c.training.ranks import World
@@ -28,7 +27,7 @@ OPEN_MPI = {
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
 }
 PATIENCE = 100  # seconds
-ENVIRONMENT = programs.environment(**OPEN_MPI, OMP_NUM_THREADS="1")
+ENVIRONMENT = os.environ | OPEN_MPI | {"OMP_NUM_THREADS": "1"}
 
 
 def launcher():

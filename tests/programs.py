@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -14,27 +13,21 @@ import pytest
 import gpt2c
 from gpt2c.__main__ import main
 
-ROOT = Path(__file__).parents[1]
-
 
 def command(*words):
     return [sys.executable, "-m", "gpt2c", *map(str, words)]
 
 
-def environment(**more):
-    return os.environ | {"PYTHONPATH": str(ROOT)} | more
-
-
 def start(folder, *words, **more):
     """`gpt2c WORDS`, running, with these variables of the environment; what it says goes into pipes."""
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command(*words), cwd=folder, env=environment(**more), **pipes)
+    return subprocess.Popen(command(*words), cwd=folder, env=os.environ | more, **pipes)
 
 
 def run(folder, *words, code=0, input=None, **more):
     """`gpt2c WORDS` in a process of its own, with these variables of the environment, to its end."""
     how = dict(capture_output=True, text=True, timeout=120)
-    done = subprocess.run(command(*words), cwd=folder, env=environment(**more), input=input, **how)
+    done = subprocess.run(command(*words), cwd=folder, env=os.environ | more, input=input, **how)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 

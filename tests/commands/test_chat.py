@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from programs import command
+from programs import call, command
 from texts import ITEMS
 
 import gpt2c
@@ -152,9 +152,9 @@ def test_flags_and_errors(checkpoint):
     short = piped(checkpoint, b"What is snow?\n", "--max-new-tokens", "2", "--turns", "1")
     assert short.stdout == b"Snow is\n"
     assert piped(checkpoint, b"What is snow?\n", "--stop", " of").stdout == b"Snow is ice,\n"
-    assert piped("missing.safetensors", b"").returncode == 4
-    assert piped(checkpoint, b"", "--turns", "-1").returncode == 2
-    assert piped(checkpoint, b"", "--seed", "x").returncode == 2
+    call(".", "chat", "missing.safetensors", code=4)
+    call(".", "chat", checkpoint, "--turns", -1, code=2)
+    call(".", "chat", checkpoint, "--seed", "x", code=2)
 
 
 def ids_asked(monkeypatch):

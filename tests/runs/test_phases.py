@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from programs import call, environment, run
+from programs import call, run
 from texts import FACTS, ITEMS
 
 import gpt2c
@@ -77,7 +77,6 @@ def test_phases_interrupted_one_after_the_other_end_with_the_same_bits(folder):
         done = subprocess.run(
             [sys.executable, "-c", INTERRUPTED, *map(str, [update, *words, *more])],
             cwd=folder / "parts",
-            env=environment(),
             capture_output=True,
             text=True,
             timeout=60,
