@@ -2,11 +2,11 @@
 
 import csv
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+from programs import call, run
 
 import gpt2c
 from gpt2c._core import Stream
@@ -19,11 +19,6 @@ CASES = {case.name: case for case in kernel_cases.gpt2_cases(**SIZES)}
 SHAPE = {"max_seq_len": 8, "vocab_size": 65, "num_layers": 2, "num_heads": 2, "channels": 32}
 TINY = benchmarks.ModelCase("train", "tiny", 2, 8, SHAPE)
 MACHINE = {"peak": {"avx2": 200.0}, "bandwidth": 50.0, "read_bandwidth": 40.0, "threads": 1}
-
-
-def bench(*words, cwd=None):
-    command = [sys.executable, "-m", "gpt2c", "bench", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60, check=False)
 
 
 def script(path, text):
@@ -113,8 +108,7 @@ def test_the_profile_accounts_for_the_whole_step():
 
 
 def test_kernels_in_a_table_a_json_and_a_csv(tmp_path):
-    done = bench("kernels", "--filter", "embedding_forward", "--seconds", 0, "--out", tmp_path / "new" / "out")
-    assert done.returncode == 0, done.stderr
+    done = run(".", "bench", "kernels", "--filter", "embedding_forward", "--seconds", 0, "--out", tmp_path / "new" / "out")
     about = gpt2c.info()
     lines = done.stdout.splitlines()
     assert lines[0].startswith("gpt2c ") and about["compiler"] in lines[0] and about["cpu"] in lines[1]
@@ -137,16 +131,18 @@ def test_kernels_in_a_table_a_json_and_a_csv(tmp_path):
 
 
 def test_products_beside_numpy():
-    done = bench("kernels", "--filter", "matmul_forward-attproj-T64", "--seconds", 0, "--compare", "numpy", "--threads", 1)
-    assert done.returncode == 0, done.stderr
+    done = run(
+        ".", "bench", "kernels", "--filter", "matmul_forward-attproj-T64", "--seconds", 0, "--compare", "numpy", "--threads", 1
+    )
     assert f"beside it: numpy {np.__version__}" in done.stdout and " 1 threads " in done.stdout
     assert float(done.stdout.split()[-1]) > 0 and float(done.stdout.split()[-2]) > 0
 
 
 def test_a_model_is_trained_and_a_missing_pytorch_is_told(tmp_path):
     python = script(tmp_path / "python", "exit 1")
-    done = bench("models", "--filter", "train-char-0.8M", "--seconds", 0, "--compare", "torch", "--torch-python", python)
-    assert done.returncode == 0, done.stderr
+    done = run(
+        ".", "bench", "models", "--filter", "train-char-0.8M", "--seconds", 0, "--compare", "torch", "--torch-python", python
+    )
     assert f"no comparison with PyTorch: {python} has no PyTorch; name a Python" in done.stdout
     full, rounded = (line.split() for line in done.stdout.splitlines()[-2:])
     assert full[1:4] == ["train", "char-0.8M", "gpt2c"] and float(full[4]) > 0 and float(full[5]) > 0
@@ -210,6 +206,6 @@ def test_steps_run_again_and_again(case):
 ])  # fmt: skip
 def test_errors_are_one_sentence(tmp_path, words, message):
     (tmp_path / "file").touch()
-    done = bench(*words, cwd=tmp_path)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    done = call(tmp_path, "bench", *words, code=2)
+    assert done.stderr.count("\n") == 1, done.stderr
     assert message in done.stderr and done.stdout == ""
