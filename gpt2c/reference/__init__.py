@@ -28,16 +28,39 @@ from gpt2c.reference.elementwise import copy, last_position_forward, residual_ba
 from gpt2c.reference.embedding import embedding_backward, embedding_forward
 from gpt2c.reference.float64 import sigmoid, sum_rows
 from gpt2c.reference.gpt2 import gpt2_backward, gpt2_forward, gpt2_random_params, gpt2_shapes
-from gpt2c.reference.gru import CLAMP, EXPERTS, TIME_MIXING, gru_backward, gru_forward, gru_kept, wkv_backward, wkv_forward
+from gpt2c.reference.gru import (
+    CLAMP,
+    EXPERTS,
+    TIME_MIXING,
+    gru_backward,
+    gru_deltas,
+    gru_forward,
+    gru_kept,
+    wkv_backward,
+    wkv_forward,
+)
 from gpt2c.reference.hybrid import hybrid_backward, hybrid_forward, hybrid_random_params, hybrid_shapes, layer_weights, zero_state
 from gpt2c.reference.loss import count_targets, crossentropy_backward, crossentropy_forward, mean_loss
 from gpt2c.reference.matmul import matmul_backward, matmul_backward_w, matmul_backward_x, matmul_forward
-from gpt2c.reference.moe import balance_loss, balance_slope, by_slot, moe_backward, moe_forward, moe_kept, softmax
+from gpt2c.reference.moe import (
+    balance_forward,
+    balance_loss,
+    balance_slope,
+    by_expert,
+    by_slot,
+    moe_backward,
+    moe_backward_w,
+    moe_factors,
+    moe_forward,
+    moe_kept,
+    softmax,
+)
 from gpt2c.reference.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
 from gpt2c.reference.optim import adamw, add_scaled, clamp, global_norm, sgd
 from gpt2c.reference.recursion import (
     halting_backward,
     halting_forward,
+    halting_step_backward,
     ponder_backward,
     ponder_forward,
     scaled_residual_backward,

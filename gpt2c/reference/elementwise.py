@@ -1,5 +1,7 @@
 """The oracles of kernels/elementwise.c."""
 
+import numpy as np
+
 from gpt2c.reference.float64 import in_float64
 
 # ---- residual: out = a + scale b
@@ -27,4 +29,4 @@ def copy(x):
 
 
 def zero(x):
-    return 0 * x
+    return np.zeros(x.shape)

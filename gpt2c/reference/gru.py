@@ -7,7 +7,7 @@ import numpy as np
 
 from gpt2c.reference.float64 import in_float64, sigmoid
 from gpt2c.reference.matmul import matmul_backward
-from gpt2c.reference.moe import balance_slope, moe_backward, moe_forward, moe_kept
+from gpt2c.reference.moe import balance_slope, by_slot, moe_backward, moe_forward, moe_kept
 from gpt2c.reference.norm import rmsnorm_backward, rmsnorm_forward
 
 EPS = 1e-6
@@ -155,3 +155,21 @@ def gru_backward(dout, dstate, cache, balance=0.0):
         found.append((dz, dr, dc, dblend + skip * dtotal))
     daz, dar, dah, dxr = (np.stack(x[::-1], axis=1) for x in zip(*found))
     return daz, dar, dah, dxr, dstate, grads
+
+
+def gru_deltas(cache):
+    """What the kernel's backward leaves for the products outside, once gru_backward has been there.
+
+    mixed (5,B,T,H), the gradient of what comes out (B,T,H), of gates (S,B,T,4H) and of logits (B,T,M); None where absent.
+    """
+    steps, mixed, found = cache["steps"], None, [None] * 3
+    if "wk" in cache["weights"]:
+        mixed = np.stack([np.stack(d, axis=1) for d in zip(*(s["mixed_deltas"] for s in steps))])
+    if "expert_g" in cache["weights"]:
+        gates = []
+        for s in steps:
+            (da, db, _), chosen = s["dgates"], moe_kept(s["moe"])[-1]
+            gates.append(by_slot(np.concatenate([da, db], axis=-1), chosen))
+        over_time = [np.stack([s["dtotal"] for s in steps], axis=1), np.stack(gates, axis=2)]
+        found = [*over_time, np.stack([s["dgates"][-1] for s in steps], axis=1)]
+    return mixed, *found

@@ -57,7 +57,15 @@ def balance_slope(picked):
 
 def balance_loss(p, picked):
     """M sum_j (share of the rows that chose j) (mean probability of j); 1 where all are used alike and top_k is 1."""
-    return p.shape[1] * (picked.mean(axis=0) * p.mean(axis=0)).sum()
+    rows = max(len(p), 1)
+    return p.shape[1] * (picked.sum(axis=0) / rows * p.sum(axis=0) / rows).sum()
+
+
+@in_float64
+def balance_forward(probs, chosen):
+    """From chosen (R, S), whose first slot is expert 0's -> the loss, the share of the rows that chose each of the others."""
+    picked = (chosen[:, 1:, None] == 1 + np.arange(probs.shape[1])).sum(axis=1)
+    return balance_loss(probs, picked), picked.sum(axis=0) / max(len(probs), 1)
 
 
 def by_slot(x, chosen):
@@ -72,3 +80,26 @@ def moe_kept(cache):
     gates = by_slot(np.concatenate([c["a"], c["b"]], axis=-1), chosen)
     weights = np.take_along_axis(c["w"], chosen, axis=-1)
     return gates, by_slot(c["e"], chosen), c["p"], weights, chosen.astype(np.int32)
+
+
+# ---- the gradients of the experts' weights, from what is kept
+
+
+@in_float64
+def moe_factors(dout, dgates, gates, n, weights):
+    """-> a pair for each weight, (S, B, T, ...) both, whose products summed over the rows of an expert are its gradient"""
+    (a, b), (da, db) = np.split(gates, 2, axis=-1), np.split(dgates, 2, axis=-1)
+    n = np.broadcast_to(n, (len(gates), *n.shape))
+    dy = np.moveaxis(weights, -1, 0)[..., None] * dout
+    return (da, n), (db, n), (dy, a * sigmoid(a) * b)
+
+
+def by_expert(left, right, chosen, N):
+    """(S, B, T, F), (S, B, T, G) -> (N, F, G)"""
+    chosen = np.moveaxis(chosen, -1, 0)
+    return np.stack([left[chosen == expert].T @ right[chosen == expert] for expert in range(N)])
+
+
+def moe_backward_w(dout, dgates, gates, n, weights, chosen, N):
+    """-> dexpert_g, dexpert_u (N, 2H, H), dexpert_d (N, H, 2H)"""
+    return [by_expert(*pair, chosen, N) for pair in moe_factors(dout, dgates, gates, n, weights)]

@@ -42,14 +42,20 @@ def halting_forward(xs, w, b, threshold):
 @in_float64
 def halting_backward(dmixed, dtotal, xs, w, prob, weight, depth):
     """dtotal (R) is the gradient of the last total -> one dx per step, dw, db."""
-    dxs, dw, db, dtotal = [None] * len(xs), 0, 0, dtotal.copy()
+    dxs, dw, db = [None] * len(xs), 0, 0
     for n in reversed(range(len(xs))):
-        dweight = (dmixed * xs[n]).sum(-1)
-        dtotal = dtotal - np.where(depth == n + 1, dweight, 0)  # the weight of the halting step is 1 - total
-        dlogit = np.where(depth > n + 1, (dtotal + dweight) * prob[n] * (1 - prob[n]), 0)
-        dxs[n] = weight[n][:, None] * dmixed + dlogit[:, None] * w
-        dw, db = dw + dlogit @ xs[n], db + dlogit.sum()
+        dxs[n], own_dw, own_db, dtotal = halting_step_backward(dmixed, dtotal, xs[n], w, prob[n], weight[n], depth, n + 1)
+        dw, db = dw + own_dw, db + own_db
     return dxs, dw, db
+
+
+@in_float64
+def halting_step_backward(dmixed, dtotal, x, w, prob, weight, depth, step):
+    """-> dx, dw, db of one step, and dtotal for the step before"""
+    dweight = (dmixed * x).sum(-1)
+    dtotal = dtotal - np.where(depth == step, dweight, 0)  # the weight of the halting step is 1 - total
+    dlogit = np.where(depth > step, (dtotal + dweight) * prob * (1 - prob), 0)
+    return weight[:, None] * dmixed + dlogit[:, None] * w, dlogit @ x, dlogit.sum(), dtotal
 
 
 @in_float64

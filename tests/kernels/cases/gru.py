@@ -68,20 +68,8 @@ def gru_backward(rng, B, T, H, N, K, mixing=True, with_xr=True, balance=0.0, key
     acts, mixed, _, *kept = ref.gru_kept(cache, last)
     dout, flow = normal(rng, B, T, H), {name: normal(rng, B, H) for name in state}
     *deltas, dxr, dstate, grads = ref.gru_backward(dout, flow, cache, balance)
-    steps = cache["steps"]
-    exact = {"deltas": np.stack(deltas), "mixed": None, "dtotal": None, "dgates": None, "dlogits": None}
-    if mixing:
-        exact["mixed"] = np.stack([np.stack(d, axis=1) for d in zip(*(s["mixed_deltas"] for s in steps))])
-    fraction = None
-    if N:
-        exact["dtotal"] = np.stack([s["dtotal"] for s in steps], axis=1)
-        da, db, dlogits = (np.stack(d, axis=1).reshape(B * T, *d[0].shape[1:]) for d in zip(*(s["dgates"] for s in steps)))
-        chosen = kept[-1].reshape(B * T, kept[-1].shape[-1])
-        exact["dgates"] = ref.by_slot(np.concatenate([da, db], axis=-1), chosen).reshape(kept[0].shape)
-        exact["dlogits"] = dlogits.reshape(B, T, N - 1)
-        if balance:
-            fraction = single(np.concatenate([s["moe"]["picked"] for s in steps]).mean(axis=0))
-    exact = [*exact.values(), *states(dstate)]
+    fraction = single(np.concatenate([s["moe"]["picked"] for s in cache["steps"]]).mean(axis=0)) if N and balance else None
+    exact = [np.stack(deltas), *ref.gru_deltas(cache), *states(dstate)]
     outputs = [None if a is None else np.full_like(a, -7) for a in cast(exact)]
     old = [normal(rng, B, T, H) if with_xr else None] + [normal(rng, H) if name in weights else None for name in VECTORS]
     added = [dxr, *(grads.get(name) for name in VECTORS)]

@@ -67,25 +67,16 @@ def moe_backward_w(rng, B, T, H, N, K):
     gates, _, _, shares, chosen = cast(kept)
     dout, dgates = normal(rng, B, T, H), normal(rng, *gates.shape)
     old = normal(rng, N, 2 * H, H), normal(rng, N, 2 * H, H), normal(rng, N, H, 2 * H)
-    exact, size = [a.astype(float) for a in old], [abs(a.astype(float)) for a in old]
-    for slot, (g, d) in enumerate(zip(gates.astype(float), dgates.astype(float))):
-        hidden = g[..., : 2 * H] * ref.sigmoid(g[..., : 2 * H]) * g[..., 2 * H :]
-        dy = dout * shares[..., slot, None].astype(float)
-        pairs = (d[..., : 2 * H], n.astype(float)), (d[..., 2 * H :], n.astype(float)), (dy, hidden)
-        for e in range(N):
-            rows = chosen[..., slot] == e
-            for i, (left, right) in enumerate(pairs):
-                exact[i][e] += left[rows].T @ right[rows]
-                size[i][e] += abs(left[rows]).T @ abs(right[rows])
+    kept = dout, dgates, gates, n, shares
+    exact = ref.moe_backward_w(*kept, chosen, N)
+    size = [ref.by_expert(abs(left), abs(right), chosen, N) for left, right in ref.moe_factors(*kept)]
     args = *old, dout, dgates, gates, n, shares, chosen
-    return args, [(e, gamma(B * T * len(gates) + 24) * s) for e, s in zip(exact, size)]
+    return args, [(o + e, gamma(B * T * len(gates) + 24) * (abs(o) + s)) for o, e, s in zip(old, exact, size)]
 
 
 @case((1, 1, 1), (3, 2, 1), (17, 5, 2), (0, 3, 1), large=(3001, 3, 2))
 def balance_forward(rng, R, M, K):
     probs, chosen = single(ref.softmax(normal(rng, R, M))), rng.permuted(np.tile(np.arange(M), (R, 1)), axis=1)[:, :K]
-    picked = (chosen[:, :, None] == np.arange(M)).sum(axis=1)
-    fraction = picked.sum(axis=0) / max(R, 1)
-    loss = M * (fraction * probs.sum(axis=0, dtype=float) / max(R, 1)).sum()
     chosen = np.concatenate([np.zeros((R, 1), int), chosen + 1], axis=1).astype(np.int32)
+    loss, fraction = ref.balance_forward(probs, chosen)
     return (unset(1), unset(M), probs, chosen), [(loss, gamma(8) * loss), (fraction, gamma(2) * fraction)]

@@ -63,16 +63,13 @@ def halting_backward(rng, R, C, step=2):
     xs, w, b, _, prob, weight, depth, _ = halting_inputs(rng, R, C)
     old, dmixed, x = (normal(rng, R, C), normal(rng, C), normal(rng, 1)), normal(rng, R, C), xs[step - 1]
     dtotal = normal(rng, R)
-    dweight = (dmixed.astype(float) * x).sum(-1)
-    after = np.where(depth == step, dtotal - dweight, dtotal)
     p = single(prob[step - 1]).astype(float)
     goes_on = depth > step
-    d = np.where(goes_on, (dtotal + dweight) * p * (1 - p), 0)
     share = single(weight[step - 1])
     size_dweight = (abs(dmixed.astype(float)) * abs(x)).sum(-1)
     size_d = np.where(goes_on, (abs(dtotal) + size_dweight) * p * (1 - p), 0)
     off_d = gamma(C + 6) * size_d + np.where(goes_on, 2 * U * p * (abs(dtotal) + size_dweight), 0)
-    exact = share[:, None] * dmixed + d[:, None] * w, d @ x, d.sum()
+    *exact, after = ref.halting_step_backward(dmixed, dtotal, x, w, p, share, depth, step)
     off = off_d[:, None] * abs(w), off_d @ abs(x), off_d.sum()
     sizes = abs(share[:, None] * dmixed) + size_d[:, None] * abs(w), size_d @ abs(x), size_d.sum()
     expected = [
