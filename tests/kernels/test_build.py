@@ -50,7 +50,8 @@ def build(tree, **variables):
 def run_kernel_tests(tree, *which, **variables):
     where = run(tree, "-c", "from gpt2c import _core; print(_core.__file__)", **variables)
     assert where.stdout.startswith(str(tree)), where.stdout
-    return run(tree, "-m", "pytest", "-q", "--tb=short", "tests/kernels/test_kernels.py", *which, **variables)
+    files = "tests/kernels/test_kernels.py", "tests/kernels/test_promises.py"
+    return run(tree, "-m", "pytest", "-q", "--tb=short", *files, *which, **variables)
 
 
 # Faults: in a file of kernels/ the kernel that one makes wrong, what stands there once, and what the mutant has in its place.
