@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from gpt2c.commands.command_line import CommandLine, parse, peek
 from gpt2c.commands.config_file import to_toml
-from gpt2c.data import VocabularySource, tokenizer_of_model
+from gpt2c.data import VocabularySource
 from gpt2c.data.tasks import TASKS, task_named
 from gpt2c.errors import Gpt2cError, UsageError
 from gpt2c.formats.native import load
@@ -21,6 +21,7 @@ from gpt2c.runs.resume import checkpoint_to_resume, recorded_flags, tell_changes
 from gpt2c.runs.signals import Stop
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.progress import duration
+from gpt2c.tokenizers.finding import tokenizer_of_model
 from gpt2c.training.grpo import PROGRAM, Grpo, GrpoConfig
 from gpt2c.training.ranks import world
 

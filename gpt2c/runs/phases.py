@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from gpt2c.commands.chat import Conversation
 from gpt2c.data.conversations import is_conversation, prompts_and_answers
 from gpt2c.data.documents import text_files, total_bytes
 from gpt2c.data.records import records
 from gpt2c.data.texts import tokenizer_for
 from gpt2c.errors import DataError, UsageError
 from gpt2c.formats.native import load
+from gpt2c.generation.conversation import Conversation
 from gpt2c.generation.sampling import Sampling
 from gpt2c.models.family import usual
 from gpt2c.runs import folder as runs

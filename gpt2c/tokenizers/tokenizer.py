@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from gpt2c.errors import InputError, TokenizationError, UsageError
-from gpt2c.support.files import atomic_write, open_input
+from gpt2c.support.files import atomic_write, find_file, open_input
 from gpt2c.tokenizers import byte_list
 from gpt2c.tokenizers import llmc as llmc_tokenizer
 from gpt2c.tokenizers.byte_level import BYTES, GPT2_BYTES, raw, recover_merges, utf8, visible
 
 KINDS = ("char", "byte", "word", "bpe", "gpt2")
+GPT2_FILE = "gpt2_tokenizer.bin"
 # The SHA-256 of GPT-2's tokens with a zero byte between them.
 GPT2_DIGEST = "80fc72dae333882a37b202858853685b0232e9dd624396c1024fb93536a62a83"
 PIECE_CHARACTERS = 1 << 15  # characters; large texts are encoded in pieces, on all cores
@@ -64,9 +65,7 @@ class Tokenizer:
 
     @classmethod
     def _gpt2(cls, path=None, folders=()):
-        from gpt2c.data import find_gpt2_tokenizer
-
-        path = path or find_gpt2_tokenizer(*folders)
+        path = path or find_file(GPT2_FILE, *folders)
         if path is None:
             raise TokenizationError(
                 "there is no gpt2_tokenizer.bin here or in data/; run downloaddataset.sh --only gpt2_tokenizer.bin"

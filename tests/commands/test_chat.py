@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 import gpt2c
-from gpt2c.commands.chat import MAX_INPUT_LENGTH, Conversation
+from gpt2c.commands.chat import MAX_INPUT_LENGTH
 from gpt2c.commands.train import in_phases, main
 from gpt2c.data import ItemLoader, Reading, read_items
 from gpt2c.data.conversations import conversation, prompts_and_answers
+from gpt2c.generation import conversation as talking
+from gpt2c.generation.conversation import Conversation
 from gpt2c.generation.sampling import Sampling
 from gpt2c.runs.phases import SHIPPED, read_questions
 from gpt2c.tokenizers.tokenizer import Tokenizer
@@ -179,15 +181,13 @@ def test_flags_and_errors(checkpoint):
 
 
 def ids_asked(conversation_, monkeypatch):
-    from gpt2c.commands import chat
-
     asked = []
 
     def record(model, tokenizer, prompt, most, *_):
         asked.append((prompt, most))
         return iter([" Hi!"])
 
-    monkeypatch.setattr(chat, "pieces", record)
+    monkeypatch.setattr(talking, "pieces", record)
     return asked
 
 
