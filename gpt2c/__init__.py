@@ -25,7 +25,7 @@ _HOME = {
     "generate": "generation.decoder",
     "generate_batch": "generation.slots",
     "info": "settings",
-    "load": "formats.native",
+    "load": "models.files",
     "load_debug_state": "formats.llmc",
     "set_isa": "settings",
     "set_matmul_precision": "settings",

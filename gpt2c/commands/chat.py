@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from gpt2c import settings
 from gpt2c.commands.command_line import parse
 from gpt2c.errors import InputError, UsageError
-from gpt2c.formats.native import load
 from gpt2c.generation.conversation import Conversation
 from gpt2c.generation.sampling import Sampling
+from gpt2c.models.files import load
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.tokenizers.finding import tokenizer_of_model
 

@@ -13,8 +13,8 @@ from gpt2c.commands.config_file import to_toml
 from gpt2c.data import VocabularySource
 from gpt2c.data.tasks import TASKS, task_named
 from gpt2c.errors import Gpt2cError, UsageError
-from gpt2c.formats.native import load
 from gpt2c.generation.decoder import generate
+from gpt2c.models.files import load
 from gpt2c.runs import folder as runs
 from gpt2c.runs.console import Console
 from gpt2c.runs.resume import checkpoint_to_resume, recorded_flags, tell_changes

@@ -24,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 
 from gpt2c.errors import InputError, UsageError
-from gpt2c.formats import native as checkpoint
+from gpt2c.formats import native
 from gpt2c.support.files import atomic_write, open_input, remove_leftovers, require_place, second_name
 
 
@@ -294,7 +294,7 @@ def _step_of(path):
     if path.name.startswith("ckpt_"):
         return _number_of(path)
     try:
-        step = checkpoint.metadata(path).get("step")
+        step = native.metadata(path).get("step")
     except InputError:
         step = None
     return step if isinstance(step, int) else float("inf")

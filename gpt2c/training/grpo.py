@@ -22,9 +22,10 @@ import numpy as np
 
 from gpt2c.data.tasks import ENDS, Task
 from gpt2c.errors import DivergedError, Gpt2cError, InputError, UsageError
-from gpt2c.formats.native import RunState, save
+from gpt2c.formats.weights import RunState
 from gpt2c.generation.slots import BatchSampler
 from gpt2c.models.family import max_seq_len
+from gpt2c.models.files import save
 from gpt2c.models.model import Model
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.training.optimizers import Optimizer

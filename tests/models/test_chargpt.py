@@ -8,10 +8,10 @@ import pytest
 
 import gpt2c
 from gpt2c.errors import UsageError
-from gpt2c.formats.native import load_run
 from gpt2c.generation.decoder import Decoder
 from gpt2c.models import chargpt
 from gpt2c.models.family import make_config
+from gpt2c.models.files import load_run
 from gpt2c.models.model import Model
 from gpt2c.reference import ops as ref
 

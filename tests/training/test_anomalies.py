@@ -11,7 +11,7 @@ import pytest
 import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.errors import DivergedError
-from gpt2c.formats.native import read
+from gpt2c.models.files import read
 from gpt2c.training.anomalies import SKIPS_IN_A_ROW, WINDOW, Window, first_bad_tensor
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.trainer import Trainer

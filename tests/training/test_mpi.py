@@ -25,8 +25,8 @@ from gpt2c.bench import cluster
 from gpt2c.data import write_shard
 from gpt2c.data.lanes import Lanes
 from gpt2c.errors import UsageError
-from gpt2c.formats.native import read
 from gpt2c.models.family import FAMILIES
+from gpt2c.models.files import read
 from gpt2c.runs.folder import read_metrics
 from gpt2c.runs.resume import recorded_flags
 from gpt2c.tokenizers.tokenizer import Tokenizer
@@ -181,9 +181,10 @@ def assert_same_bits(one, other, step):
     """All that a run is made of, but for the flag that says how moments were kept."""
     for family in FAMILIES:
         a, b = (read(folder / f"{family}_{step}.safetensors") for folder in (one, other))
-        assert a.tensors.keys() == b.tensors.keys()
-        for name in a.tensors:
-            assert a.tensors[name].tobytes() == b.tensors[name].tobytes(), f"{family} {name}"
+        one_s, other_s = (c.weights.tensors | c.weights.moments | c.run.arrays for c in (a, b))
+        assert one_s.keys() == other_s.keys()
+        for name in one_s:
+            assert one_s[name].tobytes() == other_s[name].tobytes(), f"{family} {name}"
         for content in (a, b):
             content.run.values["config"].pop("zero")
         assert a.run.values == b.run.values

@@ -14,8 +14,9 @@ import gpt2c
 from gpt2c.data.tasks import TASKS, Task, by_number, by_position, by_position_or_half, task_named, task_pairs
 from gpt2c.engine.runner import Runner, Work
 from gpt2c.errors import DivergedError, InputError, UsageError
-from gpt2c.formats.native import RunState, load, load_run
+from gpt2c.formats.weights import RunState
 from gpt2c.generation.slots import BatchSampler, choose_rows
+from gpt2c.models.files import load, load_run
 from gpt2c.tokenizers.tokenizer import Tokenizer
 from gpt2c.training.grpo import Completion, Grpo, GrpoConfig, advantages, objective
 
