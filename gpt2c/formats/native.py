@@ -79,7 +79,7 @@ def read(path):
         raise SerializationError(f"{path}: the config is no object")
     if metadata["run"] and not isinstance(values["run"], dict):
         raise SerializationError(f"{path}: the run is no object")
-    said = {name: values[name] for name in (*OF_A_RUN, *SAID) if name in values}
+    said = {name: values[name] for name in (*SAID, *OF_A_RUN) if name in values}
     if any(isinstance(value, bool) or not isinstance(value, (OF_A_RUN | SAID)[name]) for name, value in said.items()):
         raise SerializationError(f"{path}: {said} is not what a checkpoint says of itself")
     run, moments = None, {}
