@@ -11,7 +11,7 @@ from gpt2c.data.documents import read_pieces, total_bytes
 from gpt2c.data.encoding import encode_pieces
 from gpt2c.data.shards import MAX_IDS
 from gpt2c.data.writer import dataset_writer
-from gpt2c.errors import DataError, Gpt2cError, InputError
+from gpt2c.errors import DataError, InputError
 from gpt2c.support.fields import flag
 from gpt2c.support.files import atomic_write, open_input
 from gpt2c.support.progress import Progress
@@ -146,7 +146,7 @@ def _is_whole(folder):
     try:
         sealed = (folder / "SHA256SUMS").read_text(encoding="utf-8")
         whole = sealed == _sums(folder)
-    except (OSError, ValueError, Gpt2cError):
+    except (OSError, UnicodeDecodeError, InputError):
         return False
     if not whole:
         print(f"the cached tokens in {folder} are damaged: encoding again", file=sys.stderr)

@@ -18,6 +18,7 @@ from gpt2c.support.files import atomic_write, find_file, open_input
 from gpt2c.tokenizers import byte_list
 from gpt2c.tokenizers import llmc as llmc_tokenizer
 from gpt2c.tokenizers.byte_level import BYTES, GPT2_BYTES, raw, recover_merges, utf8, visible
+from gpt2c.tokenizers.library import refusals
 
 KINDS = ("char", "byte", "word", "bpe", "gpt2")
 GPT2_FILE = "gpt2_tokenizer.bin"
@@ -111,10 +112,9 @@ class Tokenizer:
         """From a tokenizer.json; a vocabulary that is none of the KINDS encodes and decodes as the library does."""
         from tokenizers import Tokenizer
 
-        try:
+        utf8(text)
+        with refusals("the tokenizers library refuses this tokenizer.json"):
             library = Tokenizer.from_str(text)
-        except Exception as error:  # noqa: BLE001 - the library raises nothing more special
-            raise TokenizationError(f"the tokenizers library refuses this tokenizer.json: {error}") from None
         library.no_truncation()
         library.no_padding()
         return cls._around(library)
@@ -258,10 +258,12 @@ class Tokenizer:
             if self._characters and (others := set(text) - self._characters):
                 self._refuse(text, min(map(text.index, others)))
         try:
-            return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]
-        except Exception as error:  # noqa: BLE001 - the library raises nothing more special
-            unknown = next(filter(None, (_unknown(library, text) for text in texts)), error)
-            raise TokenizationError(f"the text cannot be encoded: {unknown}") from None
+            with refusals("the text cannot be encoded"):
+                return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]
+        except TokenizationError:
+            if unknown := next(filter(None, (_unknown(library, text) for text in texts)), ""):
+                raise TokenizationError(f"the text cannot be encoded: {unknown}") from None
+            raise
 
     @cached_property
     def _characters(self):
