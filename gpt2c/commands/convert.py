@@ -54,8 +54,8 @@ def model_in(config):
     """The Model to convert."""
     model = load(config.source)
     if config.training_text:
-        if format_of(config.source) is not RANDYGPT:
-            raise UsageError(f"--training-text is for randyGPT's checkpoints, and {config.source} is none: leave it out")
+        if (form := format_of(config.source)) is not RANDYGPT:
+            raise UsageError(f"--training-text is for randyGPT's checkpoints, and {config.source} is {form.name}: leave it out")
         text = "".join(text for text, _ in decoded_blocks(config.training_text, Reading()))
         known = characters(text)
         if len(known) != model.config.vocab_size:

@@ -34,7 +34,8 @@ NATIVE = Format("a checkpoint of gpt2c", lambda head: True, native.read, native.
 LLMC = Format("a model of llm.c", llmc.is_llmc, llmc.read, llmc.write, ".bin", ("gpt2",), llmc.VERSIONS)
 JSON = Format("a model in JSON", lambda head: head[:1] == b"{", json.read, json.write, ".json")
 RANDYGPT = Format("a checkpoint of randyGPT", randygpt.is_rgpt, randygpt.read)
-FORMATS = (LLMC, JSON, RANDYGPT, NATIVE)  # the first that knows the beginning of a file reads it, and so for its ending
+# The first that knows how a file begins reads it. The last knows them all: its reader says what is wrong with a stranger.
+FORMATS = (LLMC, JSON, RANDYGPT, NATIVE)
 
 
 def format_of(path):
