@@ -7,7 +7,7 @@ loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-4, t=1)
 
 import importlib
 
-__version__ = "0.1.0"
+from gpt2c.support.version import __version__ as __version__
 
 # Where each public name lives. It is imported when it is first asked for: help and version need neither NumPy nor the kernels.
 _HOME = {
@@ -25,7 +25,7 @@ _HOME = {
     "generate": "generation.decoder",
     "generate_batch": "generation.slots",
     "info": "settings",
-    "load": "formats.native",
+    "load": "models.files",
     "load_debug_state": "formats.llmc",
     "set_isa": "settings",
     "set_matmul_precision": "settings",

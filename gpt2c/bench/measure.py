@@ -21,11 +21,10 @@ import numpy as np
 from gpt2c import settings
 from gpt2c._core import Stream
 from gpt2c.bench import kernel_cases, kernel_setups
-from gpt2c.commands.program import run_program
 from gpt2c.engine.flops import FLOPS, flops
 from gpt2c.engine.peak import measured_bandwidth, measured_peak, measured_read_bandwidth
 from gpt2c.engine.runner import Runner, Work
-from gpt2c.errors import Gpt2cError, UsageError
+from gpt2c.errors import Gpt2cError, ResourceError, UsageError
 from gpt2c.generation.decoder import generate
 from gpt2c.models.family import make_config
 from gpt2c.models.model import Model, create
@@ -217,9 +216,9 @@ def model_flops(case):
 
 
 def serve(name, isa, threads, precision):
-    """The other end of a Worker: a step of MODEL_CASES[name] for each line of standard input."""
-
-    def main(argv):
+    """The other end of a Worker: a step of MODEL_CASES[name] for each line of standard input. Its exit code says what is
+    wrong."""
+    try:
         settings.set_isa(isa)
         settings.set_num_threads(threads)
         settings.set_matmul_precision(precision)
@@ -227,8 +226,9 @@ def serve(name, isa, threads, precision):
         step = clocked(STEPS[case.work](case))
         for _ in sys.stdin:
             print(step(), flush=True)
-
-    run_program("gpt2c bench", main, [])
+    except (Gpt2cError, MemoryError) as error:
+        print(f"gpt2c bench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, Gpt2cError) else ResourceError.exit_code)
 
 
 class Worker:

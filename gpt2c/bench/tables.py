@@ -91,20 +91,31 @@ def save(machine, rows, folder):
     return path, path.with_suffix(".csv")
 
 
+def _machine_and_kernels(bench):
+    """(machine, rows of kernels) of a parsed file; None if it is no benchmark."""
+    machine, rows = (bench.get("machine"), bench.get("rows")) if isinstance(bench, dict) else (None, None)
+    if not isinstance(machine, dict) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return None
+    rows, peak = [row for row in rows if row.get("section") == "kernels"], machine.get("peak")
+    texts = [machine.get("cpu"), *(row.get(key) for row in rows for key in ("kernel", "case", "isa"))]
+    if not isinstance(peak, dict) or not all(isinstance(text, str) for text in texts):
+        return None
+    numbers = [machine.get("threads"), machine.get("bandwidth"), *(peak.get(row["isa"]) for row in rows)]
+    numbers += [row.get(key) for row in rows for key in ("intensity", "gflop_s")]
+    good = all(type(number) in (int, float) and 1e-9 < number < 1e9 for number in numbers)
+    return (machine, rows) if good else None
+
+
 def load_kernels(path):
     """(machine, rows of kernels) of a JSON file that `save` wrote."""
     with open_input(path) as file:
         try:
-            bench = json.load(file)
-            machine, rows = bench["machine"], [row for row in bench["rows"] if row["section"] == "kernels"]
-            texts = [machine["cpu"]] + [row[key] for row in rows for key in ("kernel", "case")]
-            numbers = [machine["threads"], machine["bandwidth"], *(machine["peak"][row["isa"]] for row in rows)]
-            numbers += [row[key] for row in rows for key in ("intensity", "gflop_s")]
-            good = all(isinstance(text, str) for text in texts) and all(1e-9 < number < 1e9 for number in numbers)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            good = False
-    if not good:
+            found = _machine_and_kernels(json.load(file))
+        except (ValueError, RecursionError):
+            found = None
+    if not found:
         raise InputError(f"{path} is not a benchmark; name a .json file that gpt2c bench --out has written")
+    machine, rows = found
     if not 0 < len(rows) <= MOST_POINTS:
         raise InputError(
             f"{path} has {len(rows)} rows of kernels, expected 1 to {MOST_POINTS}; measure with gpt2c bench kernels --out DIR"

@@ -13,8 +13,8 @@ import numpy as np
 from gpt2c import settings
 from gpt2c.commands.command_line import parse, peek
 from gpt2c.errors import UsageError
-from gpt2c.formats.native import load
 from gpt2c.models.family import FAMILIES, family_named, max_seq_len, other_configs
+from gpt2c.models.files import load
 from gpt2c.models.model import Model
 from gpt2c.support.fields import flag, require_at_least
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from gpt2c.commands.command_line import parse
 from gpt2c.data.reading import Reading, decoded_blocks
 from gpt2c.errors import UsageError
-from gpt2c.formats.native import load, save_model
-from gpt2c.formats.randygpt import characters, is_rgpt
+from gpt2c.formats import RANDYGPT, format_of
+from gpt2c.formats.randygpt import characters
+from gpt2c.models.files import load
 from gpt2c.support.fields import flag
-from gpt2c.support.files import open_input
 from gpt2c.tokenizers.tokenizer import Tokenizer
 from gpt2c.tokenizers.vocabularies import over_characters
 
@@ -46,7 +46,7 @@ def main(argv):
         model.tokenizer = Tokenizer.load(config.tokenizer)
         if model.tokenizer.vocab_size != model.config.vocab_size:
             raise UsageError(f"{config.tokenizer} has {model.tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
-    save_model(model, config.target, config.version)
+    model.save(config.target, config.version)
     print(f"{config.target}: {model.family}, {model.num_parameters:,} parameters")
 
 
@@ -54,9 +54,8 @@ def model_in(config):
     """The Model to convert."""
     model = load(config.source)
     if config.training_text:
-        with open_input(config.source) as file:
-            if not is_rgpt(file.read(8)):
-                raise UsageError(f"--training-text is for randyGPT's checkpoints, and {config.source} is none: leave it out")
+        if (form := format_of(config.source)) is not RANDYGPT:
+            raise UsageError(f"--training-text is for randyGPT's checkpoints, and {config.source} is {form.name}: leave it out")
         text = "".join(text for text, _ in decoded_blocks(config.training_text, Reading()))
         known = characters(text)
         if len(known) != model.config.vocab_size:

@@ -12,13 +12,14 @@ import numpy as np
 
 from gpt2c import settings
 from gpt2c.commands.command_line import parse
-from gpt2c.data import is_choice_file, is_token_file, read_choices, read_shard, text_dataset, text_files, tokenizer_of_model
+from gpt2c.data import is_choice_file, is_token_file, read_choices, read_shard, text_dataset, text_files
 from gpt2c.data.reading import Reading
 from gpt2c.data.shards import copied, expand
 from gpt2c.errors import InputError, UsageError
-from gpt2c.formats.native import load
 from gpt2c.models.family import max_seq_len
+from gpt2c.models.files import load
 from gpt2c.support.fields import flag, require_at_least
+from gpt2c.tokenizers.finding import tokenizer_of_model
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from gpt2c import settings
 from gpt2c.commands.command_line import parse
-from gpt2c.data import VocabularySource, tokenizer_of_model
+from gpt2c.data import VocabularySource
 from gpt2c.errors import UsageError
-from gpt2c.formats.native import load
 from gpt2c.generation.decoder import CHUNK
 from gpt2c.generation.sampling import Sampling, pieces
+from gpt2c.models.files import load
 from gpt2c.support.fields import flag, require_at_least
+from gpt2c.tokenizers.finding import tokenizer_of_model
 
 
 @dataclass

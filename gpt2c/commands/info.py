@@ -7,7 +7,6 @@ how far it is and its checkpoints. --json prints the same for programs to read.
 import dataclasses
 import json
 import math
-import struct
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,14 +14,10 @@ from pathlib import Path
 from gpt2c import settings
 from gpt2c.commands.command_line import parse
 from gpt2c.errors import InputError
-from gpt2c.formats import json as json_model
-from gpt2c.formats import llmc
-from gpt2c.formats import native as checkpoint
-from gpt2c.formats.randygpt import is_rgpt, read_rgpt
 from gpt2c.models.family import idle_parameters
+from gpt2c.models.files import read
 from gpt2c.runs import folder as runs
 from gpt2c.support.fields import flag
-from gpt2c.support.files import open_input
 from gpt2c.support.machine import available_memory, in_units
 
 
@@ -66,69 +61,33 @@ def run(folder):
 
 def health(path):
     try:
-        checkpoint.read(path)
+        read(path)
     except InputError as error:
         return str(error)
     return f"whole, {in_units(path.stat().st_size)}"
 
 
 def model_file(path):
-    """A file with a model in it, by what it begins with."""
-    with open_input(path) as file:
-        head = file.read(8)
-    if is_rgpt(head):
-        old = read_rgpt(path)
-        return {
-            "file": path,
-            "format": head.decode(),
-            **old.config,
-            "step": old.step,
-            "best_loss": old.best_loss,
-            "parameters": sum(array.size for array in old.params.values()),
-        }
-    if len(head) >= 4 and struct.unpack("<i", head[:4])[0] in llmc.KINDS:
-        header = llmc.read_header(path)
-        shapes = llmc.gpt2_shapes(header)
-        return {
-            "file": path,
-            "format": f"llm.c, version {header.version}",
-            **header._asdict(),
-            "parameters": sum(math.prod(shape) for shape in shapes.values()),
-        }
-    if head[:1] == b"{":
-        model = checkpoint.load(path)
-        return {
-            "file": path,
-            "format": json_model.FORMAT,
-            "family": model.family,
-            **dataclasses.asdict(model.config),
-            "parameters": model.num_parameters,
-            "description": model.description,
-            "turns": model.turns,
-            "saved": written_at(path),
-            "sha256": "that of its numbers, as it is",
-        }
-    content, said = checkpoint.read(path), checkpoint.metadata(path)
-    found = {
+    """A file with a model in it: the model, then what the file says of it."""
+    content = read(path)
+    weights = content.weights
+    return {
         "file": path,
-        "format": said["format"],
+        "format": weights.form,
         "family": content.family,
         **dataclasses.asdict(content.config),
-        **parameter_counts(content, said["tensors"]),
-        "tokenizer": f"{content.tokenizer.vocab_size} tokens" if content.tokenizer else "none",
+        **parameter_counts(content),
+        "tokenizer": f"{weights.tokenizer.vocab_size} tokens" if weights.tokenizer else "none",
+        **weights.said,
+        "saved": f"{datetime.fromtimestamp(Path(path).stat().st_mtime):%Y-%m-%d %H:%M:%S}",
+        "run": content.run.values if content.run else "none: weights alone",
+        **weights.facts,
     }
-    found |= {name: said[name] for name in ("description", "turns", "step", "best_val_loss") if name in said}
-    found["saved"] = written_at(path)
-    return found | {"run": content.run.values if content.run else "none: weights alone", "sha256": said["sha256"] + ", as it is"}
 
 
-def written_at(path):
-    return f"{datetime.fromtimestamp(Path(path).stat().st_mtime):%Y-%m-%d %H:%M:%S}"
-
-
-def parameter_counts(content, tensors):
-    """Of a checkpoint's model; the active ones where they are fewer."""
-    counts = {"parameters": sum(math.prod(t["shape"]) for name, t in tensors.items() if "." not in name)}
+def parameter_counts(content):
+    """Of the model; the active ones where they are fewer."""
+    counts = {"parameters": sum(math.prod(tensor.shape) for tensor in content.weights.tensors.values())}
     if idle := idle_parameters(content.family, content.config):
         counts["active parameters"] = counts["parameters"] - idle
     return counts

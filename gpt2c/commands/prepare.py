@@ -17,12 +17,13 @@ from gpt2c.data.choices import write_choices
 from gpt2c.data.documents import read_pieces, text_files, total_bytes
 from gpt2c.data.encoding import encode_pieces
 from gpt2c.data.reading import Reading
-from gpt2c.data.texts import default_tokenizer, tokenizer_for
+from gpt2c.data.texts import tokenizer_for
 from gpt2c.data.writer import SHARD_TOKENS, dataset_writer, save_tokenizer
 from gpt2c.errors import UsageError
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.machine import in_units
 from gpt2c.support.progress import Progress, duration
+from gpt2c.tokenizers.finding import default_tokenizer
 from gpt2c.tokenizers.tokenizer import KINDS
 
 LAYOUTS = {"tinyshakespeare": "tiny_shakespeare", "tinystories": "TinyStories", "hellaswag": "hellaswag", "mmlu": "mmlu"}

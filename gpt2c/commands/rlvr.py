@@ -10,17 +10,18 @@ from dataclasses import dataclass
 
 from gpt2c.commands.command_line import CommandLine, parse, peek
 from gpt2c.commands.config_file import to_toml
-from gpt2c.data import VocabularySource, tokenizer_of_model
+from gpt2c.data import VocabularySource
 from gpt2c.data.tasks import TASKS, task_named
 from gpt2c.errors import Gpt2cError, UsageError
-from gpt2c.formats.native import load
 from gpt2c.generation.decoder import generate
+from gpt2c.models.files import load
 from gpt2c.runs import folder as runs
 from gpt2c.runs.console import Console
 from gpt2c.runs.resume import checkpoint_to_resume, recorded_flags, tell_changes
 from gpt2c.runs.signals import Stop
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.progress import duration
+from gpt2c.tokenizers.finding import tokenizer_of_model
 from gpt2c.training.grpo import PROGRAM, Grpo, GrpoConfig
 from gpt2c.training.ranks import world
 

@@ -8,12 +8,12 @@ import dataclasses
 from pathlib import Path
 
 from gpt2c import data
-from gpt2c.commands.chat import Conversation, chat
+from gpt2c.commands.chat import chat
 from gpt2c.commands.command_line import CommandLine, merge, peek
 from gpt2c.commands.config_file import to_toml
-from gpt2c.data import tokenizer_of_model
 from gpt2c.data.reading import Reading
 from gpt2c.data.sources import DataConfig
+from gpt2c.generation.conversation import Conversation
 from gpt2c.generation.sampling import Sampling
 from gpt2c.models.family import FAMILIES, family_named, other_configs, usual
 from gpt2c.runs import folder as runs
@@ -25,6 +25,7 @@ from gpt2c.runs.resume import checkpoint_to_resume, recorded_flags
 from gpt2c.runs.signals import Stop
 from gpt2c.runs.start import begin, data_folder
 from gpt2c.support.fields import Layer
+from gpt2c.tokenizers.finding import tokenizer_of_model
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.ranks import world
 

@@ -10,14 +10,14 @@ sources                        which of all these a run's flags ask for
 """
 
 from gpt2c.data.choices import is_choice_file, read_choices, write_choices
-from gpt2c.data.datasets import choose_dataset, dataset_of, find_datasets, find_gpt2_tokenizer, list_datasets
+from gpt2c.data.datasets import choose_dataset, dataset_of, find_datasets, list_datasets
 from gpt2c.data.documents import text_files
 from gpt2c.data.items import ItemLoader, read_items
 from gpt2c.data.lanes import Lanes
 from gpt2c.data.loader import DataLoader
 from gpt2c.data.reading import Reading
 from gpt2c.data.shards import is_token_file, read_shard, write_shard
-from gpt2c.data.texts import VocabularySource, text_dataset, tokenizer_of_model
+from gpt2c.data.texts import VocabularySource, text_dataset
 from gpt2c.data.windows import DocumentWindows, RandomWindows
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "choose_dataset",
     "dataset_of",
     "find_datasets",
-    "find_gpt2_tokenizer",
     "is_choice_file",
     "is_token_file",
     "list_datasets",
@@ -40,7 +39,6 @@ __all__ = [
     "read_shard",
     "text_dataset",
     "text_files",
-    "tokenizer_of_model",
     "write_choices",
     "write_shard",
 ]

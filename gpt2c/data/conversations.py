@@ -12,8 +12,7 @@ learned to answer so (Model.turns): then gpt2c chat writes what a user says in t
 import re
 
 from gpt2c.errors import DataError
-
-NAMES = {"system": "System:", "user": "User:", "assistant": "Assistant:"}
+from gpt2c.tokenizers.turns import NAMES
 
 
 def conversation(record, where):
@@ -62,11 +61,6 @@ def prompts_and_answers(record, where):
         else:
             asked = text.strip().removesuffix(NAMES["assistant"]).strip().removeprefix(NAMES["user"]).strip() or asked
     return turns
-
-
-def question(text, first):
-    """What a model that has learned conversations reads before it answers."""
-    return f"{'' if first else ' '}{NAMES['user']} {text} {NAMES['assistant']}"
 
 
 def _of_text(text, where):

@@ -11,6 +11,7 @@ import numpy as np
 
 from gpt2c.data.shards import GPT2_VOCAB, expand
 from gpt2c.errors import DataError, UsageError
+from gpt2c.tokenizers.finding import find_gpt2_tokenizer
 
 TRAIN = "_train.bin"
 NUMBER = "[0-9]" * 6
@@ -78,12 +79,6 @@ def dataset_of(files):
         return first
     val = files.removesuffix(TRAIN) + "_val.bin"
     return first._replace(train=files, val=val if files.endswith(TRAIN) and _is_there(val) else first.val)
-
-
-def find_gpt2_tokenizer(*folders):
-    """gpt2_tokenizer.bin in one of these folders, here, or in data/; None if it is in none of them."""
-    places = [os.path.normpath(os.path.join(folder, "gpt2_tokenizer.bin")) for folder in (*folders, "", "data")]
-    return next(filter(os.path.isfile, places), None)
 
 
 def _may_hold_gpt2_ids(path):

@@ -13,10 +13,11 @@ from gpt2c.data.lanes import Lanes
 from gpt2c.data.loader import DataLoader
 from gpt2c.data.shards import expand, is_token_file, map_shard
 from gpt2c.data.tasks import task_pairs
-from gpt2c.data.texts import default_tokenizer, inline_file, text_dataset, tokenizer_for
+from gpt2c.data.texts import inline_file, text_dataset, tokenizer_for
 from gpt2c.data.windows import DocumentWindows, RandomWindows
 from gpt2c.errors import DataError, UsageError
 from gpt2c.support.fields import flag
+from gpt2c.tokenizers.finding import default_tokenizer
 from gpt2c.tokenizers.tokenizer import KINDS, Tokenizer
 
 ORDERS = ("random", "documents", "items", "lanes", "shuffled", "sequential")

@@ -6,15 +6,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2c.data.datasets import Dataset, find_gpt2_tokenizer
+from gpt2c.data.datasets import Dataset
 from gpt2c.data.documents import read_pieces, total_bytes
 from gpt2c.data.encoding import encode_pieces
 from gpt2c.data.shards import MAX_IDS
 from gpt2c.data.writer import dataset_writer
-from gpt2c.errors import DataError, Gpt2cError, InputError, UsageError
+from gpt2c.errors import DataError, InputError
 from gpt2c.support.fields import flag
 from gpt2c.support.files import atomic_write, open_input
 from gpt2c.support.progress import Progress
+from gpt2c.tokenizers.finding import find_gpt2_tokenizer
 from gpt2c.tokenizers.tokenizer import KINDS, Tokenizer
 
 CACHE_FORMAT = "gpt2c text 2"  # changes when the same text would give other ids
@@ -50,11 +51,6 @@ def alphabet(files, reading):
                 f"{reading.max_vocab} allowed; use --tokenizer byte or raise --max-vocab"
             )
     return "".join(sorted(characters))
-
-
-def default_tokenizer(module):
-    """The family's own kind; for GPT-2, GPT-2's where its file is at hand, else characters."""
-    return getattr(module, "TOKENIZER", "gpt2" if find_gpt2_tokenizer() else "char")
 
 
 def text_dataset(files, spec, reading, val_fraction=0.1, **options):
@@ -150,7 +146,7 @@ def _is_whole(folder):
     try:
         sealed = (folder / "SHA256SUMS").read_text(encoding="utf-8")
         whole = sealed == _sums(folder)
-    except (OSError, ValueError, Gpt2cError):
+    except (OSError, UnicodeDecodeError, InputError):
         return False
     if not whole:
         print(f"the cached tokens in {folder} are damaged: encoding again", file=sys.stderr)
@@ -163,19 +159,3 @@ class VocabularySource:
 
     training_text: str = flag("", "", "--training-file", hidden=True)
     use_bpe: bool = flag(False, "", hidden=True)
-
-
-def tokenizer_of_model(model, path=""):
-    """The model's own tokenizer, else the one in this file, else GPT-2's."""
-    if model.tokenizer:
-        return model.tokenizer
-    path, vocab_size = path or find_gpt2_tokenizer(), model.config.vocab_size
-    if not path:
-        raise UsageError(
-            "the checkpoint has no tokenizer and there is no gpt2_tokenizer.bin here or in data/; run "
-            "downloaddataset.sh --only gpt2_tokenizer.bin, or name a file with --tokenizer"
-        )
-    tokenizer = Tokenizer.load(path)
-    if tokenizer.vocab_size != vocab_size:
-        raise UsageError(f"{path} has {tokenizer.vocab_size} tokens, the model {vocab_size}; name its own with --tokenizer")
-    return tokenizer

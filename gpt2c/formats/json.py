@@ -8,19 +8,15 @@ Numbers are written as short as float32 allows and read back to the same bits. `
 and the float32 of all parameters in file order.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
-import re
 from datetime import UTC, datetime
 
 import numpy as np
 
-from gpt2c.errors import SerializationError, UsageError, VersionError
-from gpt2c.formats.native import SAID
-from gpt2c.models.family import family_named, make_config
-from gpt2c.models.model import Model
+from gpt2c.errors import SerializationError, TokenizationError, UsageError, VersionError
+from gpt2c.formats.weights import SAID, Weights, is_newer
 from gpt2c.support.files import atomic_write, open_input
 from gpt2c.support.machine import in_units, require_memory
 from gpt2c.tokenizers.tokenizer import Tokenizer
@@ -28,38 +24,65 @@ from gpt2c.tokenizers.tokenizer import Tokenizer
 FORMAT = "gpt2c 1 json"
 MOST_PARAMETERS = 20_000_000  # as text they take some 250 MB, and ten times that while they are read
 MOST_BYTES = 15 * MOST_PARAMETERS
+NEEDED = {  # and what each is, in JSON's words
+    "family": (str, "text"),
+    "config": (dict, "an object"),
+    "tokenizer": ((dict, type(None)), "an object or null"),
+    "sha256": (str, "text"),
+    "params": (dict, "an object"),
+}
 
 
-def write_json(path, model):
+def write(path, weights):
     """Writes a small model as JSON."""
-    if model.num_parameters > MOST_PARAMETERS:
+    count = sum(array.size for array in weights.tensors.values())
+    if count > MOST_PARAMETERS:
         raise UsageError(
-            f"a model of {model.num_parameters:,} parameters is too large for JSON, which takes up to "
+            f"a model of {count:,} parameters is too large for JSON, which takes up to "
             f"{MOST_PARAMETERS:,}: convert it to .safetensors"
         )
-    if not np.isfinite(model.params.flat).all():
+    if not all(np.isfinite(array).all() for array in weights.tensors.values()):
         raise SerializationError("the model has parameters that are not finite, which JSON cannot hold")
-    config = dataclasses.asdict(model.config)
     about = {
         "format": FORMAT,
-        "family": model.family,
-        "config": config,
-        "num_parameters": model.num_parameters,
+        "family": weights.family,
+        "config": weights.config,
+        "num_parameters": count,
         "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        **{name: value for name in SAID if (value := getattr(model, name))},
-        "tokenizer": json.loads(model.tokenizer.to_json()) if model.tokenizer else None,
-        "sha256": _digest(model.family, config, model.params.flat),
+        **{name: weights.said[name] for name in SAID if name in weights.said},
+        "tokenizer": json.loads(weights.tokenizer.to_json()) if weights.tokenizer else None,
+        "sha256": _digest(weights.family, weights.config, weights.tensors),
     }
     with atomic_write(path) as file:
         file.write(json.dumps(about, indent=1, ensure_ascii=False).removesuffix("\n}").encode())
         file.write(b',\n "params": {')
-        for number, name in enumerate(model.params):
-            file.write(f'{"," * (number > 0)}\n  "{name}": {_text(model.params[name])}'.encode())
+        for number, (name, array) in enumerate(weights.tensors.items()):
+            file.write(f'{"," * (number > 0)}\n  "{name}": {_text(array)}'.encode())
         file.write(b"\n }\n}\n")
 
 
-def read_json(path):
-    """The Model in a JSON file."""
+def read(path):
+    """The Weights in a JSON file."""
+    found = _document(path)
+    for name, (kind, noun) in NEEDED.items():
+        if name not in found or not isinstance(found[name], kind):
+            raise _not_whole(path, f"its {name} is {'not' if name in found else 'missing, expected'} {noun}")
+    for name in found.keys() & SAID.keys():
+        if type(found[name]) is not SAID[name]:
+            raise _not_whole(path, f"{name} is {found[name]!r}")
+    try:
+        tokenizer = Tokenizer.from_json(json.dumps(found["tokenizer"])) if found["tokenizer"] else None
+    except TokenizationError as error:
+        raise _not_whole(path, error) from None
+    tensors = {name: _array(path, name, values) for name, values in found["params"].items()}
+    if _digest(found["family"], found["config"], tensors) != found["sha256"]:
+        raise _not_whole(path, "its SHA-256 is not the one it was saved with")
+    said, facts = {name: found[name] for name in SAID if name in found}, {"sha256": "that of its numbers, as it is"}
+    return Weights(found["family"], found["config"], tensors, tokenizer, said, form=FORMAT, facts=facts)
+
+
+def _document(path):
+    """The JSON object in a file that says that it is such a model."""
     with open_input(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MOST_BYTES:
@@ -71,40 +94,30 @@ def read_json(path):
             raise SerializationError(f"{path} is not JSON: {error}") from None
     form = found.get("format") if isinstance(found, dict) else None
     if form != FORMAT:
-        newer = re.fullmatch(r"gpt2c \d+ json", str(form)) and form > FORMAT
+        newer = is_newer(form, FORMAT)
         raise (VersionError if newer else SerializationError)(
             f"{path} is not a model in JSON of the format {FORMAT!r}"
             + (f" but of {form!r}" if form else "")
             + ("; a newer gpt2c wrote it, use that one" if newer else "")
         )
+    return found
+
+
+def _not_whole(path, why):
+    return SerializationError(f"{path} is not a whole model: {why}")
+
+
+def _array(path, name, values):
     try:
-        config = make_config(found["family"], found["config"])
-        tokenizer = Tokenizer.from_json(json.dumps(found["tokenizer"])) if found["tokenizer"] else None
-        count = sum(spec.size for spec in family_named(found["family"]).params(config))
-        if count > size:  # each number takes a byte at least
-            raise ValueError(f"its config has {count:,} parameters, more than the file has bytes")
-        model = Model(found["family"], config, tokenizer)
-        if list(found["params"]) != list(model.params):
-            raise ValueError(f"it has the parameters {', '.join(found['params'])}, expected {', '.join(model.params)}")
-        for name, values in found["params"].items():
-            array = np.array(values, np.float32)
-            if array.shape != model.params[name].shape:
-                raise ValueError(f"{name} has the shape {array.shape}, expected {model.params[name].shape}")
-            model.params[name][...] = array
-        if _digest(model.family, found["config"], model.params.flat) != found["sha256"]:
-            raise ValueError("its SHA-256 is not the one it was saved with")
-        for name in found.keys() & SAID.keys():
-            if type(found[name]) is not SAID[name]:
-                raise ValueError(f"{name} is {found[name]!r}")
-            setattr(model, name, found[name])
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise SerializationError(f"{path} is not a whole model: {error}") from None
-    return model
+        return np.array(values, np.float32)
+    except (TypeError, ValueError, OverflowError) as error:  # what NumPy raises for lists that are no numbers
+        raise _not_whole(path, f"{name} is no array of numbers: {error}") from None
 
 
-def _digest(family, config, flat):
+def _digest(family, config, tensors):
     digest = hashlib.sha256(json.dumps([family, config], sort_keys=True).encode())
-    digest.update(flat.data.cast("B"))
+    for array in tensors.values():
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

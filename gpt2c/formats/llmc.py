@@ -17,6 +17,7 @@ In memory a model is always one float32 block with padded rows, zero where a fil
 is checked against the size of the file before anything is allocated.
 """
 
+import functools
 import math
 import os
 import struct
@@ -25,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2c.errors import SerializationError, UsageError
+from gpt2c.formats.weights import Unread, Weights
 from gpt2c.support.files import atomic_write, open_input
 
 HEADER_BYTES = 1024
@@ -49,6 +51,7 @@ LIMITS = {  # above any model's needs, so that what is beyond is damage and can 
     "channels": 2**17,
     "padded_vocab_size": 2**22,
 }
+VERSIONS = (3, 5)  # that are written
 LAYERNORM = {"ln1w", "ln1b", "ln2w", "ln2b", "lnfw", "lnfb"}
 CHUNK = 2**20  # elements converted at a time
 
@@ -114,6 +117,27 @@ def read_header(path):
         return _read_header(file)
 
 
+def is_llmc(head):
+    """Whether a file that begins so is one of llm.c's, of whatever kind."""
+    return len(head) >= 4 and struct.unpack("<i", head[:4])[0] in KINDS
+
+
+def read(path):
+    """The Weights in a model file of any version; its tensors are read when they are asked for."""
+    header = read_header(path)
+    config = {name: value for name, value in header._asdict().items() if name != "version"}
+    tensors, at = {}, HEADER_BYTES
+    for (name, shape), (_, stored, width) in zip(gpt2_shapes(header).items(), _tensors(header)):
+        tensors[name] = Unread(shape, functools.partial(_read_one, path, header, at, stored, width))
+        at += stored * width
+    return Weights("gpt2", config, tensors, form=f"llm.c, version {header.version}", facts={"version": header.version})
+
+
+def write(path, weights, version=3):
+    """Write the Weights of a gpt2 model as version 3 (float32) or 5 (bf16)."""
+    _write(path, weights.config, list(weights.tensors.values()), version)
+
+
 def read_model(path, flat):
     """Fill `flat`, a float32 block of all tensors with padded rows, from a model file of any version."""
     with open_input(path) as file:
@@ -124,16 +148,8 @@ def read_model(path, flat):
 
 def write_model(path, config, flat, version=3):
     """Write `flat`, a float32 block of all tensors with padded rows, as version 3 (float32) or 5 (bf16)."""
-    if version not in (3, 5):
-        raise UsageError(f"cannot write version {version} of llm.c's model: choose 3 (float32) or 5 (bf16)")
-    header = _header(config, version)
-    _check_fields(header, path)  # what could not be read back is not written
-    _check_flat(header, flat)
-    with atomic_write(path, model_bytes(header)) as file:
-        file.write(struct.pack("<8i", MODEL_MAGIC, *header).ljust(HEADER_BYTES, b"\0"))
-        for start in range(0, flat.size, CHUNK):
-            chunk = flat[start : start + CHUNK]
-            file.write(chunk if version == 3 else bf16_bits(chunk))
+    _check_flat(_header(config), flat)
+    _write(path, config, [flat], version)
 
 
 def load_debug_state(path, config):
@@ -197,6 +213,19 @@ def _header(config, version=3):
     return Header(version, *(values[name] for name in names))
 
 
+def _write(path, config, arrays, version):
+    if version not in VERSIONS:
+        raise UsageError(f"cannot write version {version} of llm.c's model: choose 3 (float32) or 5 (bf16)")
+    header = _header(config, version)
+    _check_fields(header, path)  # what could not be read back is not written
+    with atomic_write(path, model_bytes(header)) as file:
+        file.write(struct.pack("<8i", MODEL_MAGIC, *header).ljust(HEADER_BYTES, b"\0"))
+        for flat in (array.reshape(-1) for array in arrays):
+            for start in range(0, flat.size, CHUNK):
+                chunk = flat[start : start + CHUNK]
+                file.write(chunk if version == 3 else bf16_bits(chunk))
+
+
 def _tensors(header):
     """(elements in memory, elements in the file, bytes of an element in the file) of every tensor."""
     for name, shape in gpt2_shapes(header).items():
@@ -257,17 +286,30 @@ def _check_flat(header, flat):
 def _read_tensors(file, header, flat):
     start = 0
     for size, stored, width in _tensors(header):
-        end = start + stored
-        if width == 4:
-            _fill(file, flat[start:end])
-        else:
-            for at in range(start, end, CHUNK):
-                chunk = flat[at : min(at + CHUNK, end)]
-                bits = np.empty(chunk.size, np.uint16)
-                _fill(file, bits)
-                np.left_shift(bits, 16, out=chunk.view(np.uint32), dtype=np.uint32)
+        _read_tensor(file, flat[start : start + size], stored, width)
         start += size
-        flat[end:start] = 0
+
+
+def _read_one(path, header, at, stored, width, out):
+    """Reads the tensor at byte `at` of a model file into a contiguous array."""
+    with open_input(path) as file:
+        if _read_header(file) != header:
+            raise SerializationError(f"{path} is another file than when its header was read: load it again")
+        file.seek(at)
+        _read_tensor(file, out.reshape(-1), stored, width)
+
+
+def _read_tensor(file, flat, stored, width):
+    """Reads a tensor, of which the file has `stored` elements of so many bytes, into a flat array; what is left of it is 0."""
+    if width == 4:
+        _fill(file, flat[:stored])
+    else:
+        for at in range(0, stored, CHUNK):
+            chunk = flat[at : min(at + CHUNK, stored)]
+            bits = np.empty(chunk.size, np.uint16)
+            _fill(file, bits)
+            np.left_shift(bits, 16, out=chunk.view(np.uint32), dtype=np.uint32)
+    flat[stored:] = 0
 
 
 def _fill(file, array):

@@ -13,11 +13,11 @@ models it can be; the characters come from the text that the model was trained o
 
 import os
 import struct
-from dataclasses import dataclass
 
 import numpy as np
 
 from gpt2c.errors import SerializationError
+from gpt2c.formats.weights import Weights
 from gpt2c.support.files import open_input
 
 HEADER = struct.Struct("<8s3If")
@@ -37,26 +37,13 @@ SHAPES = {
 }
 
 
-@dataclass
-class RandyCheckpoint:
-    """A checkpoint: a chargpt's config and its tensors; `m` and `v` are empty where the file has none."""
-
-    config: dict[str, int]
-    params: dict[str, np.ndarray]
-    m: dict[str, np.ndarray]
-    v: dict[str, np.ndarray]
-    iteration: int  # the last one done, from 0
-    step: int  # updates done
-    best_loss: float
-
-
 def is_rgpt(head):
     """Whether a file that begins with these 8 bytes is one of these checkpoints."""
     return head[:8] in COPIES
 
 
-def read_rgpt(path):
-    """The RandyCheckpoint in a file; its size is checked before anything is allocated."""
+def read(path):
+    """The Weights in a file, of a chargpt, with the moments that it has; its size is checked before anything is allocated."""
     with open_input(path) as file:
         head = file.read(HEADER.size)
         if len(head) < HEADER.size or not is_rgpt(head):
@@ -85,8 +72,11 @@ def read_rgpt(path):
                 raise SerializationError(f"{path} became shorter while it was read")
     channels, heads, layers, positions = shape
     config = dict(max_seq_len=positions, vocab_size=vocab, num_layers=layers, num_heads=heads, channels=channels)
-    params, m, v = (*copies, {}, {})[:3]
-    return RandyCheckpoint(config, params, m, v, iteration, step, best_loss)
+    params, moments = copies[0], {}
+    for prefix, tensors in zip(("m.", "v."), copies[1:]):
+        moments |= {prefix + name: array for name, array in tensors.items()}
+    facts = {"iteration": iteration, "step": step, "best_loss": best_loss}  # the last one done, from 0; updates done
+    return Weights("chargpt", config, params, moments=moments, form=magic.decode(), facts=facts)
 
 
 def characters(text):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from gpt2c.engine import ops
 from gpt2c.engine.arena import ParamSpec, constant, normal
 from gpt2c.errors import UsageError
-from gpt2c.formats.llmc import gpt2_shapes
 from gpt2c.support.fields import flag, require_at_least
 
 
@@ -56,26 +55,33 @@ def describe(text):
 
 def params(cfg):
     """llm.c's tensors; what adds up in the residual stream, 2L times, starts smaller."""
-    weight, residual = normal(0.02), normal(0.02 / (2 * cfg.num_layers) ** 0.5)
+    L, C = cfg.num_layers, cfg.channels
+    weight, residual, zero, one = normal(0.02), normal(0.02 / (2 * L) ** 0.5), constant(0), constant(1)
 
     def token_table(rng, shape):  # rows that only pad the vocabulary stay 0
         table = weight(rng, shape)
         table[cfg.vocab_size :] = 0
         return table
 
-    init = dict(
-        wte=token_table,
-        wpe=weight,
-        qkvw=weight,
-        fcw=weight,
-        attprojw=residual,
-        fcprojw=residual,
-        ln1w=constant(1),
-        ln2w=constant(1),
-        lnfw=constant(1),
-    )
-    matrices = ("wte", "wpe", "qkvw", "attprojw", "fcw", "fcprojw")
-    return [ParamSpec(name, shape, init.get(name, constant(0)), name in matrices) for name, shape in gpt2_shapes(cfg).items()]
+    tensors = [
+        ("wte", (cfg.padded_vocab_size, C), token_table),
+        ("wpe", (cfg.max_seq_len, C), weight),
+        ("ln1w", (L, C), one),
+        ("ln1b", (L, C), zero),
+        ("qkvw", (L, 3 * C, C), weight),
+        ("qkvb", (L, 3 * C), zero),
+        ("attprojw", (L, C, C), residual),
+        ("attprojb", (L, C), zero),
+        ("ln2w", (L, C), one),
+        ("ln2b", (L, C), zero),
+        ("fcw", (L, 4 * C, C), weight),
+        ("fcb", (L, 4 * C), zero),
+        ("fcprojw", (L, C, 4 * C), residual),
+        ("fcprojb", (L, C), zero),
+        ("lnfw", (C,), one),
+        ("lnfb", (C,), zero),
+    ]
+    return [ParamSpec(name, shape, init, init not in (zero, one)) for name, shape, init in tensors]
 
 
 def forward(t, p, batch, cfg):

@@ -4,14 +4,17 @@ m = gpt2c.create("gpt2", num_layers=2, channels=64, num_heads=4, vocab_size=97)
 loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-3, t=1)
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 
+from gpt2c import formats
 from gpt2c._core import Stream
 from gpt2c.engine.arena import Arena
 from gpt2c.engine.runner import ADD, STORE, Runner, Work
 from gpt2c.errors import UsageError
+from gpt2c.formats.weights import SAID, Weights
 from gpt2c.models.family import family_named, idle_parameters, make_config, max_seq_len
 from gpt2c.support.machine import require_memory
 
@@ -231,9 +234,12 @@ class Model:
     def save(self, path, version=3):
         """The weights: a name in .json makes JSON, one in .bin makes a gpt2 model an llm.c file (version 3, or 5 for bf16),
         any other a checkpoint."""
-        from gpt2c.formats.native import save_model  # which needs Model to load
+        formats.write(path, self.weights(), version)
 
-        save_model(self, path, version)
+    def weights(self):
+        """What a file holds of the model; the arrays are views of `params`."""
+        said = {name: value for name in SAID if (value := getattr(self, name))}
+        return Weights(self.family, dataclasses.asdict(self.config), dict(self.params), self.tokenizer, said)
 
     def program(self, B, T):
         """The recorded kernel calls of one training step at this shape: print it."""

@@ -24,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 
 from gpt2c.errors import InputError, UsageError
-from gpt2c.formats import native as checkpoint
+from gpt2c.formats import native
 from gpt2c.support.files import atomic_write, open_input, remove_leftovers, require_place, second_name
 
 
@@ -197,16 +197,15 @@ class Run:
         """Drops what the logs say of updates from `step` on."""
         if not self.folder:
             return
-        self._keep("metrics.jsonl", lambda line: json.loads(line)["step"] < step)
-        self._keep("main.log", lambda line: int(line.split()[0].removeprefix(b"s:")) < step)
+        self._keep("metrics.jsonl", _step_of_row, step)
+        self._keep("main.log", _step_of_line, step)
         self._keep_samples(step)
 
-    def _keep(self, name, wanted):
+    def _keep(self, name, step_of, step):
+        """Keeps the whole lines of before `step`: the last may have been cut short when the run was killed."""
+
         def is_wanted(line):
-            try:
-                return line.endswith(b"\n") and wanted(line)
-            except (ValueError, KeyError, IndexError, TypeError, RecursionError):  # cut short when the run was killed
-                return False
+            return line.endswith(b"\n") and (at := step_of(line)) is not None and at < step
 
         self._rewrite(name, lambda text: b"".join(filter(is_wanted, text.splitlines(keepends=True))))
 
@@ -294,10 +293,38 @@ def _step_of(path):
     if path.name.startswith("ckpt_"):
         return _number_of(path)
     try:
-        step = checkpoint.metadata(path).get("step")
+        step = native.metadata(path).get("step")
     except InputError:
         step = None
     return step if isinstance(step, int) else float("inf")
+
+
+def _step_of_line(line):
+    """The step of a line of main.log; None of any other line."""
+    found = re.match(rb"s:([0-9]{1,18}) ", line)
+    return int(found[1]) if found else None
+
+
+def _step_of_row(line):
+    """The step of a line of metrics.jsonl; None of any other line."""
+    row = _row(line)
+    return row["step"] if row else None
+
+
+def _row(line):
+    """A line of metrics.jsonl: an object with numbers for step and, where it has them, loss and val_loss; else None."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not all(_is_number(row.get(key)) for key in {"step", "loss", "val_loss"} & {"step", *row}):
+        return None
+    return row
+
+
+def _is_number(value):
+    """Whether it is one that a float can hold."""
+    return type(value) is float or type(value) is int and value.bit_length() < 1024
 
 
 def read_metrics(folder):
@@ -309,14 +336,11 @@ def read_metrics(folder):
         lines = file.read().split(b"\n")[:-1]
     rows = []
     for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            for key in {"step", "loss", "val_loss"} & {"step", *row}:
-                float(row[key] + 0)
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        row = _row(line)
+        if row is None:
             raise InputError(
                 f"line {number} of {path} is not a row of a run: expected an object with numbers for step, loss and val_loss"
-            ) from None
+            )
         rows.append(row)
     if not rows:
         raise InputError(f"{path} has no rows yet: the run has not done an update")

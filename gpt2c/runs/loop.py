@@ -9,7 +9,7 @@ import time
 from gpt2c import settings
 from gpt2c.engine.peak import measured_peak
 from gpt2c.errors import DivergedError, Gpt2cError, UsageError
-from gpt2c.formats.native import newest, read
+from gpt2c.models.files import newest, read
 from gpt2c.runs import folder as runs
 from gpt2c.support import pictures
 from gpt2c.support.machine import in_units

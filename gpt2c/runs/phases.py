@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from gpt2c.commands.chat import Conversation
 from gpt2c.data.conversations import is_conversation, prompts_and_answers
 from gpt2c.data.documents import text_files, total_bytes
 from gpt2c.data.records import records
 from gpt2c.data.texts import tokenizer_for
 from gpt2c.errors import DataError, UsageError
-from gpt2c.formats.native import load
+from gpt2c.generation.conversation import Conversation
 from gpt2c.generation.sampling import Sampling
 from gpt2c.models.family import usual
+from gpt2c.models.files import load
 from gpt2c.runs import folder as runs
 from gpt2c.support.fields import Layer, flag
 from gpt2c.support.files import shipped_data

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 from gpt2c.errors import InputError, UsageError
-from gpt2c.formats.native import newest, read
+from gpt2c.models.files import newest, read
 from gpt2c.runs import folder as runs
 from gpt2c.support.files import open_input
 from gpt2c.training.ranks import world

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from gpt2c import settings
 from gpt2c.data.sources import choose_source
 from gpt2c.errors import UsageError
-from gpt2c.formats.native import load
 from gpt2c.models.family import family_named, max_seq_len
+from gpt2c.models.files import load
 from gpt2c.models.model import Model
 from gpt2c.runs.config import PRETRAINED
 from gpt2c.runs.resume import check_flags, shaping_flags

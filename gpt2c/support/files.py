@@ -22,6 +22,12 @@ def open_input(path):
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
+def find_file(name, *folders):
+    """The path of the file of this name in one of these folders, here, or in data/; None if it is in none of them."""
+    places = [os.path.normpath(os.path.join(folder, name)) for folder in (*folders, "", "data")]
+    return next(filter(os.path.isfile, places), None)
+
+
 def require_place(path):
     """An error if no file can be written at `path`: to know before the work for it begins."""
     path = Path(os.path.realpath(path))

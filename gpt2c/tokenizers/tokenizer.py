@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from gpt2c.errors import InputError, TokenizationError, UsageError
-from gpt2c.support.files import atomic_write, open_input
+from gpt2c.support.files import atomic_write, find_file, open_input
 from gpt2c.tokenizers import byte_list
 from gpt2c.tokenizers import llmc as llmc_tokenizer
 from gpt2c.tokenizers.byte_level import BYTES, GPT2_BYTES, raw, recover_merges, utf8, visible
+from gpt2c.tokenizers.library import refusals
 
 KINDS = ("char", "byte", "word", "bpe", "gpt2")
+GPT2_FILE = "gpt2_tokenizer.bin"
 # The SHA-256 of GPT-2's tokens with a zero byte between them.
 GPT2_DIGEST = "80fc72dae333882a37b202858853685b0232e9dd624396c1024fb93536a62a83"
 PIECE_CHARACTERS = 1 << 15  # characters; large texts are encoded in pieces, on all cores
@@ -64,9 +66,7 @@ class Tokenizer:
 
     @classmethod
     def _gpt2(cls, path=None, folders=()):
-        from gpt2c.data import find_gpt2_tokenizer
-
-        path = path or find_gpt2_tokenizer(*folders)
+        path = path or find_file(GPT2_FILE, *folders)
         if path is None:
             raise TokenizationError(
                 "there is no gpt2_tokenizer.bin here or in data/; run downloaddataset.sh --only gpt2_tokenizer.bin"
@@ -112,10 +112,9 @@ class Tokenizer:
         """From a tokenizer.json; a vocabulary that is none of the KINDS encodes and decodes as the library does."""
         from tokenizers import Tokenizer
 
-        try:
+        utf8(text)
+        with refusals("the tokenizers library refuses this tokenizer.json"):
             library = Tokenizer.from_str(text)
-        except Exception as error:  # noqa: BLE001 - the library raises nothing more special
-            raise TokenizationError(f"the tokenizers library refuses this tokenizer.json: {error}") from None
         library.no_truncation()
         library.no_padding()
         return cls._around(library)
@@ -259,10 +258,12 @@ class Tokenizer:
             if self._characters and (others := set(text) - self._characters):
                 self._refuse(text, min(map(text.index, others)))
         try:
-            return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]
-        except Exception as error:  # noqa: BLE001 - the library raises nothing more special
-            unknown = next(filter(None, (_unknown(library, text) for text in texts)), error)
-            raise TokenizationError(f"the text cannot be encoded: {unknown}") from None
+            with refusals("the text cannot be encoded"):
+                return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]
+        except TokenizationError:
+            if unknown := next(filter(None, (_unknown(library, text) for text in texts)), ""):
+                raise TokenizationError(f"the text cannot be encoded: {unknown}") from None
+            raise
 
     @cached_property
     def _characters(self):

@@ -22,9 +22,10 @@ import numpy as np
 
 from gpt2c.data.tasks import ENDS, Task
 from gpt2c.errors import DivergedError, Gpt2cError, InputError, UsageError
-from gpt2c.formats.native import RunState, save
+from gpt2c.formats.weights import RunState
 from gpt2c.generation.slots import BatchSampler
 from gpt2c.models.family import max_seq_len
+from gpt2c.models.files import save
 from gpt2c.models.model import Model
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.training.optimizers import Optimizer
@@ -332,14 +333,14 @@ class Grpo:
             self.world.barrier()
 
     def _go_on(self, run):
-        values = run.values
+        damaged = "the checkpoint's account of its run is damaged ({}): use another checkpoint"
+        self.step, self._t = run.values.get("step"), run.values.get("updates")
+        if any(type(count) is not int or count < 0 for count in (self.step, self._t)):
+            raise InputError(damaged.format(f"step and updates are {self.step!r} and {self._t!r}"))
         try:
-            self.step, self._t = int(values["step"]), int(values["updates"])
-            self._rng.bit_generator.state = values["random"]
-            if self.step < 0 or self._t < 0:
-                raise ValueError
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"the checkpoint's account of its run is damaged ({error}): use another checkpoint") from None
+            self._rng.bit_generator.state = run.values.get("random")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:  # NumPy's, for what is no state of it
+            raise InputError(damaged.format(error)) from None
         if self._reference:
             if run.arrays.get("reference", np.zeros(0)).shape != self.model.params.flat.shape:
                 raise UsageError(

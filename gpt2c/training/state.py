@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gpt2c.errors import InputError, UsageError
-from gpt2c.formats.native import RunState
+from gpt2c.formats.weights import RunState
 from gpt2c.support.rng import Xorshift
 from gpt2c.training.validation import Validations
 

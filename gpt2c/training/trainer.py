@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from gpt2c.engine.flops import flops
 from gpt2c.errors import DivergedError, UsageError
-from gpt2c.formats.native import save
 from gpt2c.generation.decoder import generate
+from gpt2c.models.files import save
 from gpt2c.support.rng import Xorshift
 from gpt2c.training import state
 from gpt2c.training.anomalies import Watch, first_bad_tensor

@@ -16,10 +16,11 @@ from programs import call, command
 from texts import ITEMS
 
 import gpt2c
-from gpt2c.commands import chat
-from gpt2c.commands.chat import MAX_INPUT_LENGTH, Conversation
+from gpt2c.commands.chat import MAX_INPUT_LENGTH
 from gpt2c.data import ItemLoader, Reading, read_items
 from gpt2c.data.conversations import conversation
+from gpt2c.generation import conversation as talking
+from gpt2c.generation.conversation import Conversation
 from gpt2c.generation.sampling import Sampling
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
@@ -164,7 +165,7 @@ def ids_asked(monkeypatch):
         asked.append((prompt, most))
         return iter([" Hi!"])
 
-    monkeypatch.setattr(chat, "pieces", record)
+    monkeypatch.setattr(talking, "pieces", record)
     return asked
 
 

@@ -78,7 +78,7 @@ def test_randygpt_s_checkpoints(tmp_path):
     (tmp_path / "text.txt").write_text(text + "!", encoding="utf-8")
     convert(tmp_path / "old.bin", tmp_path / "x", "--training-text", tmp_path / "text.txt", code=2)
     other = convert(tmp_path / "new.safetensors", tmp_path / "x", "--training-text", tmp_path / "text.txt", code=2)
-    assert "is for randyGPT's checkpoints" in other.stderr
+    assert "is for randyGPT's checkpoints, and " in other.stderr and " is a checkpoint of gpt2c: leave it out" in other.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from gpt2c.commands.command_line import CommandLine, parse, split
 from gpt2c.commands.compat import ForRlvr
 from gpt2c.commands.train import family_of_flags
 from gpt2c.errors import UsageError
-from gpt2c.formats.native import load, load_run, metadata
+from gpt2c.formats.native import metadata
+from gpt2c.models.files import load, load_run
 
 FOX = "the quick brown fox jumps over the lazy dog"
 TEXT = "once upon a time 3 frogs + 4 foxes = 7 friends; they jumped over 12 dogs - and 5 * 8 = 40 hens.\n"

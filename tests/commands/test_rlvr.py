@@ -6,7 +6,7 @@ import signal
 from families import families, model_of
 from programs import call, start
 
-from gpt2c.formats.native import load, load_run
+from gpt2c.models.files import load, load_run
 
 
 def rlvr(folder, *words, code=0):

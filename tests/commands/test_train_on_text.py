@@ -6,7 +6,7 @@ import pytest
 from programs import call
 from texts import STORIES
 
-from gpt2c.formats.native import load
+from gpt2c.models.files import load
 
 SMALL = ["-e", "scratch", "--num-layers", 1, "--channels", 16, "--num-heads", 1, "--log-every", 1, "-s", 0]
 

@@ -11,7 +11,6 @@ import numpy as np
 import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.formats.llmc import write_debug_state
-from gpt2c.formats.native import save_model
 from gpt2c.tokenizers.tokenizer import GPT2_BYTES, Tokenizer
 
 CORPUS = Path(__file__).parents[1] / "corpus"
@@ -23,7 +22,7 @@ def main():
     rng = np.random.default_rng(0)
     model = gpt2c.create("gpt2", **CONFIG)
     for version in (3, 5):
-        save_model(model, CORPUS / f"model_v{version}.bin", version)
+        model.save(CORPUS / f"model_v{version}.bin", version)
     gradients = {name: rng.standard_normal(model.params[name].shape, np.float32) for name in model.params}
     write_debug_state(
         CORPUS / "debug_state.bin",

@@ -11,7 +11,7 @@ import safetensors.numpy
 import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.errors import InputError
-from gpt2c.formats.native import load_run, save
+from gpt2c.models.files import load_run, save
 from gpt2c.tokenizers.byte_level import GPT2_BYTES
 from gpt2c.tokenizers.tokenizer import Tokenizer
 

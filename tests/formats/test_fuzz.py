@@ -17,10 +17,10 @@ from make_corpus import CONFIG, CORPUS
 from gpt2c.commands.command_line import parse
 from gpt2c.data import DataLoader
 from gpt2c.errors import Gpt2cError
-from gpt2c.formats import native as checkpoint
+from gpt2c.formats import native, randygpt
 from gpt2c.formats.llmc import load_debug_state
-from gpt2c.formats.randygpt import read_rgpt
 from gpt2c.models.family import make_config
+from gpt2c.models.files import load, load_run
 from gpt2c.runs import folder as runs
 from gpt2c.tokenizers.tokenizer import Tokenizer
 from gpt2c.training.config import TrainConfig
@@ -34,7 +34,7 @@ TEXTS = [b"0", b"-1", b"1e999", b"99999999999999999999", b"null", b"NaN", b'"', 
 
 def read_run(path):
     """A checkpoint, and a run resumed from it."""
-    model, run = checkpoint.load_run(path)
+    model, run = load_run(path)
     if run and model.config.vocab_size == 5 and model.config.max_seq_len >= 4:
         Trainer(model, DataLoader(CORPUS / "gpt2_shard.bin", B=1, T=4, shuffle=True), None, TrainConfig()).restore(run)
 
@@ -50,9 +50,9 @@ def read_metrics(path):
 
 READERS = {
     "run.safetensors": read_run,
-    "weights.safetensors": checkpoint.load,
-    "model_v3.bin": checkpoint.load,
-    "model_v5.bin": checkpoint.load,
+    "weights.safetensors": load,
+    "model_v3.bin": load,
+    "model_v5.bin": load,
     "debug_state.bin": lambda path: load_debug_state(path, make_config("gpt2", CONFIG)),
     "tokenizer.bin": Tokenizer.load,
     "tokenizer.json": Tokenizer.load,
@@ -155,7 +155,7 @@ def sealed(whole, number):
     name = random.Random(number).choice(["config", "run", "tokenizer", "family", "step"])
     metadata[name] = damaged(metadata[name].encode() or b"{}", number).decode("utf-8", "replace")
     del metadata["sha256"]
-    metadata["sha256"] = checkpoint._digest(table, metadata, [body])
+    metadata["sha256"] = native._digest(table, metadata, [body])
     text = json.dumps({"__metadata__": metadata, **table}).encode()
     return struct.pack("<Q", len(text)) + text + body
 
@@ -171,7 +171,7 @@ def test_damaged_files_of_randygpt(tmp_path):
     path = tmp_path / "x.bin"
     written(path, 2)
     whole, rng = path.read_bytes(), random.Random(1)
-    read_rgpt(path)
+    randygpt.read(path)
     tracemalloc.start()
     try:
         for number in range(TRIES // 10):
@@ -180,7 +180,7 @@ def test_damaged_files_of_randygpt(tmp_path):
             tracemalloc.reset_peak()
             start = tracemalloc.get_traced_memory()[0]
             try:
-                read_rgpt(path)
+                randygpt.read(path)
             except Gpt2cError as error:
                 assert "\n" not in str(error)
             assert tracemalloc.get_traced_memory()[1] - start <= len(data) + ROOM

@@ -7,7 +7,8 @@ import pytest
 
 import gpt2c
 from gpt2c.errors import InputError
-from gpt2c.formats.randygpt import characters, read_rgpt
+from gpt2c.formats import randygpt
+from gpt2c.formats.randygpt import characters
 
 V, C, L, T = 5, 128, 6, 64
 WEIGHTS = [("wte", (V, C)), ("wpe", (T, C)), ("lm", (V, C))]
@@ -34,14 +35,13 @@ def written(path, version, seed=1):
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_every_version_is_read(tmp_path, version):
     arrays = written(tmp_path / "x.bin", version)
-    found = read_rgpt(tmp_path / "x.bin")
+    found = randygpt.read(tmp_path / "x.bin")
     assert found.config == dict(max_seq_len=64, vocab_size=5, num_layers=6, num_heads=8, channels=128)
-    assert (found.iteration, found.step, found.best_loss) == (41, 42, 1.5)
-    for kind, tensors in (("", found.params), ("m", found.m), ("v", found.v)):
-        if kind and version == 2:
-            assert tensors == {}
-            continue
-        file = arrays[kind]
+    assert found.facts == {"iteration": 41, "step": 42, "best_loss": 1.5}
+    assert version != 2 or found.moments == {}
+    for kind, file in arrays.items() if version != 2 else [("", arrays[""])]:
+        of_all = found.tensors | found.moments
+        tensors = {name: of_all[f"{kind}.{name}" if kind else name] for name in found.tensors}
         np.testing.assert_array_equal(tensors["wte"], file["wte"])
         np.testing.assert_array_equal(tensors["wpe"], file["wpe"])
         np.testing.assert_array_equal(tensors["lm_head"], file["lm"])
@@ -66,11 +66,11 @@ def test_the_size_of_the_tinyshakespeare_model_is_the_documents(tmp_path):
     path.write_bytes(b"RGPT0001" + struct.pack("<3If", 67, 0, 1, 2.0))
     with open(path, "r+b") as file:
         file.truncate(14_459_928)
-    assert sum(a.size for a in read_rgpt(path).params.values()) == 1_204_992
+    assert sum(a.size for a in randygpt.read(path).tensors.values()) == 1_204_992
     path.write_bytes(b"RGPT0002" + struct.pack("<3If", 10, 0, 1, 2.0))
     with open(path, "r+b") as file:
         file.truncate(24 + 4 * (116 * (20 + 256) + 3 * 12 * 116**2))
-    assert read_rgpt(path).config["channels"] == 116
+    assert randygpt.read(path).config["channels"] == 116
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_what_is_wrong_is_said(tmp_path, change, message):
     written(path, 2)
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(InputError, match=message):
-        read_rgpt(path)
+        randygpt.read(path)
 
 
 def test_characters_are_those_of_the_text_after_two_marks():

@@ -13,7 +13,7 @@ from disk import FailingDisk, RecordingDisk
 import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.errors import InputError, ResourceError
-from gpt2c.formats.native import newest, read
+from gpt2c.models.files import newest, read
 from gpt2c.runs.folder import Run, read_metrics
 from gpt2c.support import files
 

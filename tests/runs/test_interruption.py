@@ -17,7 +17,8 @@ import pytest
 
 import gpt2c
 from gpt2c.data import write_shard
-from gpt2c.formats.native import load_run, metadata
+from gpt2c.formats.native import metadata
+from gpt2c.models.files import load_run
 
 TINY = [
     "-e",

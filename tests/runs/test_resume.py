@@ -8,7 +8,7 @@ import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.data.lanes import Lanes
 from gpt2c.errors import UsageError
-from gpt2c.formats.native import read
+from gpt2c.models.files import read
 from gpt2c.runs.resume import recorded_flags
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.trainer import Trainer

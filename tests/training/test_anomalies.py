@@ -11,7 +11,7 @@ from programs import call
 import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.errors import DivergedError
-from gpt2c.formats.native import read
+from gpt2c.models.files import read
 from gpt2c.models.model import Model
 from gpt2c.training.anomalies import SKIPS_IN_A_ROW, WINDOW, Window, first_bad_tensor
 from gpt2c.training.config import TrainConfig

@@ -6,7 +6,8 @@ from families import CHARACTERS, families, model_of
 
 from gpt2c.data.tasks import TASKS, Task, by_position
 from gpt2c.errors import DivergedError, InputError, UsageError
-from gpt2c.formats.native import RunState, load_run
+from gpt2c.formats.weights import RunState
+from gpt2c.models.files import load_run
 from gpt2c.tokenizers.tokenizer import Tokenizer
 from gpt2c.training.grpo import Completion, Grpo, GrpoConfig, advantages, objective
 

@@ -8,8 +8,8 @@ import pytest
 import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.errors import UsageError
-from gpt2c.formats.native import load_run
 from gpt2c.models import trm
+from gpt2c.models.files import load_run
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.optimizers import Optimizer, tensor_bounds, tensor_rates
 from gpt2c.training.schedules import learning_rate, rate_of_epoch

@@ -1,0 +1,66 @@
+"""What a file says of a model, in plain values: every reader gives it, every writer takes it. It knows no family."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt2c.tokenizers.tokenizer import Tokenizer
+
+SAID = {"description": str, "turns": int}  # what a file may say of its model, where there is something to say
+
+NUMBER = re.compile(r"(?<= )[0-9]{1,9}(?= |$)")  # in the name of a format: its version
+
+
+class Unread(NamedTuple):
+    """A tensor that is still in its file: read(out) puts it into a contiguous float32 array of this shape."""
+
+    shape: tuple[int, ...]
+    read: Callable[[np.ndarray], None]
+
+
+@dataclass
+class RunState:
+    """What a run carries besides the model: plain values and arrays, by name."""
+
+    values: dict = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The parameters by name, in file order, and what goes with them. Arrays may be views of a file that is mapped, until
+    `let_go`."""
+
+    family: str
+    config: dict  # the fields of the family's Config
+    tensors: dict[str, np.ndarray | Unread]
+    tokenizer: Tokenizer | None = None
+    said: dict = field(default_factory=dict)  # of SAID; "step" and "best_val_loss" of the run that the weights are from
+    run: RunState | None = None
+    moments: dict[str, np.ndarray] = field(default_factory=dict)  # the optimizer's, "m." or "v." before a parameter's name
+    form: str = ""  # the format that it was read from, with its version
+    facts: dict = field(default_factory=dict)  # what else the file says, for people
+
+    def put(self, name, out):
+        """Puts a parameter into an array of its shape."""
+        tensor = self.tensors[name]
+        if isinstance(tensor, Unread):
+            tensor.read(out)
+        else:
+            out[...] = tensor
+
+    def let_go(self):
+        """Drops all arrays: a deleted file that is still mapped keeps its room on the disk."""
+        self.tensors.clear()
+        self.moments.clear()
+        if self.run:
+            self.run.arrays.clear()
+
+
+def is_newer(form, known):
+    """Whether the name of a format is `known` with a higher number in it."""
+    found = NUMBER.search(form) if isinstance(form, str) else None
+    return bool(found) and NUMBER.sub("N", form) == NUMBER.sub("N", known) and int(found[0]) > int(NUMBER.search(known)[0])
