@@ -21,6 +21,7 @@ import struct
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from gpt2c.formats import llmc
 from gpt2c.formats.randygpt import is_rgpt, read_rgpt
 from gpt2c.models.family import FAMILIES, make_config
 from gpt2c.models.model import Model
-from gpt2c.support.files import atomic_write, open_input
+from gpt2c.support.files import StrPath, atomic_write, open_input
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 FORMAT = "gpt2c 1"
@@ -88,7 +89,7 @@ def _digest(table, metadata, blocks):
     return digest.hexdigest()
 
 
-def load(path, **switches):
+def load(path: StrPath, **switches: Any) -> Model:
     """The Model in a gpt2c checkpoint, an llm.c model file (versions 1 to 5), a checkpoint of randyGPT, or JSON, told apart
     by content."""
     return load_run(path, **switches)[0]

@@ -7,8 +7,9 @@ for step in gpt2c.Trainer(model, loader, val_loader, gpt2c.TrainConfig(max_steps
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from gpt2c.engine.flops import flops
 from gpt2c.errors import DivergedError, GradientError, InputError, UsageError
 from gpt2c.formats.native import RunState, save
 from gpt2c.generation.decoder import generate
+from gpt2c.models.model import Model
+from gpt2c.support.files import StrPath
 from gpt2c.support.rng import Xorshift
 from gpt2c.training.anomalies import Window, first_bad_tensor
 from gpt2c.training.config import TrainConfig, seconds
@@ -101,14 +104,14 @@ class Trainer:
     what was measured and sampled since is measured and sampled again when it is resumed, with the same result.
     """
 
-    def __init__(self, model, loader, val_loader=None, config=None):
+    def __init__(self, model: Model, loader: Any, val_loader: Any = None, config: TrainConfig | None = None) -> None:
         self.model, self.loader, self.val_loader, self.world = model, loader, val_loader, world()
         self.config = config = config or TrainConfig()
         self.step = self.tokens = 0
         self.validations, self.epoch = Validations(), Epoch()
         self.stopped = ""  # why training ended before its time
         self.should_stop = lambda: False  # asked on the way through validation and sampling, which all ranks then abandon
-        self.recorded = {}  # more that checkpoints should say of how the run was made
+        self.recorded: dict[str, Any] = {}  # more that checkpoints should say of how the run was made
         self.sampling = Xorshift(config.seed)
         self._skipped_in_a_row = 0
         self._losses, self._norms = Window(), Window()
@@ -201,7 +204,7 @@ class Trainer:
         """Whether there is another update to do."""
         return self.step < self.total_steps and not self.stopped
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Step]:
         while self.going:
             val_loss = self.validate() if self.validation_due else None
             if self.stopped or self.world.most(self.should_stop())[0]:
@@ -241,7 +244,7 @@ class Trainer:
             else:
                 loader.skip()
 
-    def validate(self):
+    def validate(self) -> float | None:
         """Evaluates and keeps account of it: `validations` has the best, `stopped` says whether that is enough."""
         val_loss = self.evaluate()
         if val_loss is None:
@@ -269,7 +272,7 @@ class Trainer:
 
     # ---- an update
 
-    def update(self, val_loss=None):
+    def update(self, val_loss: float | None = None) -> Step:
         """One update: gradients over all its batches, then the optimizer. `val_loss` is only passed on."""
         start, optimizer = time.perf_counter(), self._optimizer
         loss, parts, late = self._agreed(self._losses_and_gradients())
@@ -402,7 +405,7 @@ class Trainer:
             self.step, self.tokens, self._skipped_in_a_row, self.sampling.state, dataclasses.replace(self.validations), self.epoch
         )
 
-    def save(self, path):
+    def save(self, path: StrPath) -> None:
         """A checkpoint from which `restore` continues with the same bits, on any number of ranks; rank 0 writes it. What
         diverged is not saved."""
         self._require_finite()
@@ -466,7 +469,7 @@ class Trainer:
         }
         self.model.carry(states | chain)
 
-    def save_weights(self, path):
+    def save_weights(self, path: StrPath) -> None:
         """The parameters alone, as they are now, with the step and the best validation loss beside them."""
         self._require_finite()
         self._write(path, None, (), self.step, self.validations.best)

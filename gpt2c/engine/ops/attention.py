@@ -7,7 +7,7 @@ def attention(t, qkv, num_heads, *, name):
     Tiled while training. Materialised where everything is kept: `preatt` and `att` are then there to look at. Where
     the tape has caches: against the keys and values cached so far.
     """
-    B, T, C = *qkv.shape[:2], qkv.shape[2] // 3
+    (B, T), C = qkv.shape[:2], qkv.shape[2] // 3
     out = t.new((B, T, C), f"{name}.atty")
     if t.caches is not None:
         k, v = (t.caches(f"{name}.{part}", (B, t.context, C)) for part in ("keys", "values"))

@@ -28,7 +28,7 @@ def cope_attention(t, qkv, table, *, name):
     Where everything is kept, `preatt` and `att` are there to look at. Where the tape has a context: against the keys and
     values cached so far.
     """
-    B, T, C = *qkv.shape[:2], qkv.shape[2] // 3
+    (B, T), C = qkv.shape[:2], qkv.shape[2] // 3
     num_heads = table.shape[0]
     out = t.new((B, T, C), f"{name}.atty")
     if t.context:

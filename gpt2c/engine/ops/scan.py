@@ -6,7 +6,7 @@ def mingru(t, x, h0, *, name):
 
     `last` is the state after the last step; what flows back into it goes on to h0, which nothing else may use.
     """
-    B, T, I = *x.shape[:2], x.shape[2] // 2
+    (B, T), I = x.shape[:2], x.shape[2] // 2
     h, last = t.new((B, T, I), name), t.new((B, I), f"{name}_last")
     a, b = (t.buffer((B, T, I), f"{name}_{part}") for part in "ab")
     t.s.mingru_gates_forward(a, b, x.data)
