@@ -8,7 +8,7 @@ loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-4, t=1)
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from gpt2c.support.version import __version__ as __version__
 
 # Where each public name lives. It is imported when it is first asked for: help and version need neither NumPy nor the kernels.
 _HOME = {

@@ -7,9 +7,10 @@ from typing import Any
 # times longer, makes a thread that waits keep the one it waits for from running wherever cores are shared (SPEED.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-from gpt2c import __version__, _core
+from gpt2c import _core
 from gpt2c.errors import UsageError
 from gpt2c.support.machine import cores, cpu_name
+from gpt2c.support.version import __version__
 
 _settings: dict[str, Any] = {}
 

@@ -1,0 +1,3 @@
+"""Which gpt2c this is."""
+
+__version__ = "0.1.0"
