@@ -1,32 +1,36 @@
-"""Writes docs/command_line.md, the help of every verb: python docs/make_command_line.py.
+"""Writes docs/command_line.md, the help of every verb, and the flags that shells complete: python docs/make_command_line.py.
 
-The help comes from the fields of dataclasses (gpt2c/commands/flags.py), and so does this page: tests/test_docs.py compares them.
+The help comes from the fields of dataclasses (gpt2c/commands/flags.py), and so do these files: tests/test_docs.py compares them.
 """
 
 import contextlib
 import dataclasses
 import importlib
 import io
+import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from gpt2c.__main__ import ALIASES, VERBS
-from gpt2c.commands.train import STARTER, RunConfig
+from gpt2c.commands.train import STARTER
 from gpt2c.models import gpt2
 from gpt2c.models.family import FAMILIES, usual
+from gpt2c.runs.config import RunConfig
 from gpt2c.training.config import TrainConfig
 
 PAGE = Path(__file__).with_name("command_line.md")
+SPELLINGS = Path(__file__).parents[1] / "gpt2c/commands/spellings.json"
 WIDTH = 110  # of the page
 LONG = 60  # characters of a default beyond which it is cut
 
 HEAD = """# The command line
 
-Written by `docs/make_command_line.py` from what `gpt2c VERB --help` prints. Errors are one sentence; the exit code says of what
-kind: 0 done, 1 unexpected, 2 usage, 3 diverged, 4 bad input file, 5 too little memory or disk, 129, 130 and 143 ended by a signal
-after saving. Flags that are not given come from the TOML file of `--config`, if there is one; then from the run that is resumed;
-then from the family; then from here.
+Written by `docs/make_command_line.py` from what `gpt2c VERB --help-all` prints. Errors are one sentence; the exit code says of
+what kind: 0 done, 1 unexpected, 2 usage, 3 diverged, 4 bad input file, 5 too little memory or disk, 129, 130 and 143 ended by a
+signal after saving. Flags that are not given come from the TOML file of `--config`, if there is one; then from the run that is
+resumed; then from the family; then from here.
 """
 
 
@@ -41,6 +45,15 @@ def page():
     return "\n".join(parts)
 
 
+def spellings():
+    """The long flags of each verb, train's with those of all families."""
+    flags = {verb: set(re.findall(r"^  (--[a-z0-9-]+)", help_of(verb), re.M)) for verb in VERBS}
+    for name in FAMILIES:
+        flags["train"] |= set(re.findall(r"^  (--[a-z0-9-]+)", help_of("train", "--model", name), re.M))
+    flags = {verb: sorted(found) for verb, found in flags.items()}
+    return json.dumps(flags, indent=1) + "\n"
+
+
 def help_of(verb, *words):
     """What the verb prints where no file is at hand that it would look at."""
     main = importlib.import_module(f"gpt2c.commands.{verb.replace('-', '_')}").main
@@ -49,7 +62,7 @@ def help_of(verb, *words):
     os.environ["COLUMNS"] = str(WIDTH)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(said):
         with contextlib.suppress(SystemExit):
-            main([*words, "--help"])
+            main([*words, "--help-all"])
     os.environ.pop("COLUMNS")
     if before is not None:
         os.environ["COLUMNS"] = before
@@ -80,3 +93,4 @@ def shown(value):
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    SPELLINGS.write_text(spellings(), encoding="utf-8")

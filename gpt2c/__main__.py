@@ -19,6 +19,7 @@ VERBS = {
     "convert": "a model in another format: llm.c's, JSON, a checkpoint",
     "info": "this machine and build, or what a checkpoint or the folder of a run holds",
     "plot": "the loss curves of runs, or the roofline of a benchmark",
+    "completion": "what bash or zsh needs to complete verbs and flags",
 }
 BEGIN = """gpt2c trains and runs small language models on the CPU. To begin with:
 
@@ -28,7 +29,7 @@ BEGIN = """gpt2c trains and runs small language models on the CPU. To begin with
 
 README.md in the source leads to the pages about models, data, runs and scripting in docs/.
 
-usage: gpt2c VERB [flags]      (gpt2c VERB --help lists the flags)
+usage: gpt2c VERB [flags]      (gpt2c help VERB, or gpt2c VERB --help, lists the flags)
 """
 ALIASES = {"inference": "generate", "infer": "generate", "sample": "generate", "rl": "rlvr"}
 
@@ -44,26 +45,33 @@ def version(argv):
     print(f"gpt2c {__version__}")
 
 
+def without_verb(argv):
+    from gpt2c.commands.compat import main
+
+    return main(argv)
+
+
+def unknown(argv):
+    near = nearest(argv[0], {name: name for name in [*VERBS, *ALIASES]})
+    raise UsageError(f"there is no verb {argv[0]!r}{near}; the verbs are {', '.join(VERBS)}")
+
+
 def main(verb=None):
     """Runs the verb, or the one that the command line begins with."""
     from gpt2c.commands.program import run_program
 
     words = [*[verb] * bool(verb), *sys.argv[1:]]
-    if not words or words[0] in ("-h", "--help", "help"):
+    if words[:1] == ["help"] and words[1:] and not words[1].startswith("-"):  # gpt2c help train
+        words = [words[1], "--help", *words[2:]]
+    first = words[0] if words else "help"
+    verb = ALIASES.get(first, first)
+    if first in ("-h", "--help", "--help-all", "help"):
         run_program("gpt2c", begin, words)
-    if words == ["--version"]:
+    if first in ("-V", "--version", "version"):
         run_program("gpt2c", version, words)
-    if words[0].startswith("-"):
-        from gpt2c.commands.verbless import main as verbless
-
-        run_program("gpt2c", verbless, words)
-    verb = ALIASES.get(words[0], words[0])
+    if first.startswith("-"):
+        run_program("gpt2c", without_verb, words)
     if verb not in VERBS:
-
-        def unknown(argv):
-            near = nearest(verb, {name: name for name in [*VERBS, *ALIASES]})
-            raise UsageError(f"there is no verb {verb!r}{near}; the verbs are {', '.join(VERBS)}")
-
         run_program("gpt2c", unknown, words)
     run_program(f"gpt2c {verb}", importlib.import_module(f"gpt2c.commands.{verb.replace('-', '_')}").main, words[1:])
 

@@ -13,7 +13,7 @@ static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) 
 // c (M x TN) = or += a (M x K) b (K x TN); rows of c are c_row apart. a must have readable rows up to an even number.
 static inline void panel_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K, const float* a, ptrdiff_t a_row,
                                  ptrdiff_t a_k, const float* b, ptrdiff_t b_k, int add) {
-#define TILE_ROWS(n)                                                            \
+#define TILE_CALL(n)                                                            \
     {                                                                           \
         vf sum[n][2];                                                           \
         tile_sums(sum, n, K, a + i * a_row, a_row, a_k, b, b_k);                \
@@ -24,14 +24,14 @@ static inline void panel_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K
             vf_store(cr + VL, add ? vf_load(cr + VL) + sum[r][1] : sum[r][1]);  \
         }                                                                       \
     }
-    FOR_TILES(M, TILE_ROWS)
-#undef TILE_ROWS
+    FOR_TILES(M, TILE_CALL)
+#undef TILE_CALL
 }
 
 // The same with c and b one vector wide: heads are often narrower than TN.
 static inline void narrow_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K, const float* a, ptrdiff_t a_row,
                                   ptrdiff_t a_k, const float* b, ptrdiff_t b_k, int add) {
-#define TILE_ROWS(n)                                                            \
+#define TILE_CALL(n)                                                            \
     {                                                                           \
         vf sum[n];                                                              \
         _Pragma("GCC unroll 16") for (int r = 0; r < n; r++) sum[r] = (vf){0};  \
@@ -46,8 +46,8 @@ static inline void narrow_product(float* c, ptrdiff_t c_row, int64_t M, int64_t 
             vf_store(cr, add ? vf_load(cr) + sum[r] : sum[r]);                  \
         }                                                                       \
     }
-    FOR_TILES(M, TILE_ROWS)
-#undef TILE_ROWS
+    FOR_TILES(M, TILE_CALL)
+#undef TILE_CALL
 }
 
 // The same with c and b W wide, W a multiple of VL.

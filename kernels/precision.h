@@ -105,15 +105,15 @@ tile_out(float* c, ptrdiff_t c_row, vf sum[][2], int rows, int real_rows, int64_
 
 static void tile(float* c, ptrdiff_t c_row, int rows, int64_t columns, int64_t K, const float* a, const float* b,
                  int add, const float* bias) {
-#define TILE_ROWS(n)                                                  \
+#define TILE_CALL(n)                                                  \
     {                                                                 \
         vf sum[n][2];                                                 \
         tile_sums(sum, n, K, a, 1, TM, b, TN);                        \
         tile_out(c, c_row, sum, n, rows, columns, add, bias);         \
     }
     prefetch_tile(c, c_row, rows);
-    TILE_DISPATCH(rows, TILE_ROWS)
-#undef TILE_ROWS
+    TILE_DISPATCH(rows, TILE_CALL)
+#undef TILE_CALL
 }
 
 static void nothing(void) {}
@@ -139,15 +139,15 @@ static void pack_b_bf16(float* dst, Operand m, int64_t i0, int64_t i1, int64_t k
 
 static void tile_bf16(float* c, ptrdiff_t c_row, int rows, int64_t columns, int64_t K, const float* a, const float* b,
                       int add, const float* bias) {
-#define TILE_ROWS(n)                                                                      \
+#define TILE_CALL(n)                                                                      \
     {                                                                                     \
         vf sum[n][2];                                                                     \
         tile_sums_bf16(sum, n, (K + 1) / 2, (const int32_t*)a, (const int32_t*)b);        \
         tile_out(c, c_row, sum, n, rows, columns, add, bias);                             \
     }
     prefetch_tile(c, c_row, rows);
-    TILE_DISPATCH(rows, TILE_ROWS)
-#undef TILE_ROWS
+    TILE_DISPATCH(rows, TILE_CALL)
+#undef TILE_CALL
 }
 
 static const Precision BF16 = {2 * KC, 2, 2, pack_a_bf16, pack_b_bf16, tile_bf16, nothing, nothing};

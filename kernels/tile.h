@@ -59,8 +59,8 @@ tile_sums_bf16(vf sum[][2], int rows, int64_t pairs, const int32_t* a, const int
 
 #endif
 
-// Calls TILE_ROWS(n) with the even constant n nearest above `rows`: the last tile of a matrix is seldom full.
-#define TILE_CASE(n, TILE_ROWS) case (n) / 2: TILE_ROWS(n); break;
+// Calls TILE_CALL(n) with the even constant n nearest above `rows`: the last tile of a matrix is seldom full.
+#define TILE_CASE(n, TILE_CALL) case (n) / 2: TILE_CALL(n); break;
 #if VL == 16
 #define TILE_CASES(T) TILE_CASE(2, T) TILE_CASE(4, T) TILE_CASE(6, T) TILE_CASE(8, T) TILE_CASE(10, T) TILE_CASE(12, T)
 #elif VL == 8
@@ -68,14 +68,14 @@ tile_sums_bf16(vf sum[][2], int rows, int64_t pairs, const int32_t* a, const int
 #else
 #define TILE_CASES(T) TILE_CASE(2, T)
 #endif
-#define TILE_DISPATCH(rows, TILE_ROWS) \
-    switch (((rows) + 1) / 2) { TILE_CASES(TILE_ROWS) default: TILE_ROWS(TM); }
+#define TILE_DISPATCH(rows, TILE_CALL) \
+    switch (((rows) + 1) / 2) { TILE_CASES(TILE_CALL) default: TILE_CALL(TM); }
 
-// Calls TILE_ROWS(n) for each tile of M rows, which begins at row i and has `rows` of them.
-#define FOR_TILES(M, TILE_ROWS)                            \
+// Calls TILE_CALL(n) for each tile of M rows, which begins at row i and has `rows` of them.
+#define FOR_TILES(M, TILE_CALL)                            \
     for (int64_t i = 0; i < (M); i += TM) {                \
         int rows = (M) - i < TM ? (int)((M) - i) : TM;     \
-        TILE_DISPATCH(rows, TILE_ROWS)                     \
+        TILE_DISPATCH(rows, TILE_CALL)                     \
     }
 
 // gcc drops calls of functions that do nothing but prefetch, hence always inline

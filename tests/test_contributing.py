@@ -37,7 +37,7 @@ SPELL = '''
 
 from dataclasses import dataclass
 
-from gpt2c.commands import flags
+from gpt2c.commands.command_line import parse
 from gpt2c.errors import UsageError
 from gpt2c.support.fields import flag
 
@@ -49,7 +49,7 @@ class SpellConfig:
 
 
 def main(argv):
-    (config,), _ = flags.parse(argv, [SpellConfig], "gpt2c spell-out", __doc__, ["word"])
+    (config,), _ = parse(argv, [SpellConfig], "gpt2c spell-out", __doc__, ["word"])
     if not config.word:
         raise UsageError("there is no word to spell: name one")
     print("\\n".join(["-".join(config.word)] * config.times))
@@ -75,7 +75,7 @@ def test_a_flag_is_a_field(copy, tmp_path):
         '    shade: float = flag(0.5, "how dark it is meanwhile", choices=(0.5, 0.75))',
     )
     size = ["--num-layers", "1", "--channels", "8", "--num-heads", "1", "-b", "1", "-t", "8", "-v", "0", "-s", "0", "-x", "1"]
-    assert "how dark it is meanwhile (default 0.5)" in " ".join(copy("train", "--help").stdout.split())
+    assert "how dark it is meanwhile (default 0.5)" in " ".join(copy("train", "--help-all").stdout.split())
     trained = copy("train", *size, "--data", str(ROOT / "data/stories_train.bin"), "--shade", "0.75", "-o", "run")
     assert trained.returncode == 0, trained.stderr
     assert "shade = 0.75\n" in (tmp_path / "run/config.toml").read_text()  # what a run records

@@ -68,3 +68,4 @@ def test_the_page_of_flags_is_what_the_programs_say():
     """If this fails: python docs/make_command_line.py"""
     script = runpy.run_path(str(ROOT / "docs/make_command_line.py"))
     assert script["PAGE"].read_text("utf-8") == script["page"]()
+    assert script["SPELLINGS"].read_text("utf-8") == script["spellings"]()

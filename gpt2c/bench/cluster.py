@@ -20,7 +20,7 @@ import numpy as np
 
 from gpt2c.bench.measure import batch
 from gpt2c.training.optimizers import Optimizer
-from gpt2c.training.ranks import PIECE
+from gpt2c.training.ranks import CHUNK
 
 SIZES = 16, 1 << 10, 1 << 16, 1 << 20, 1 << 24  # floats
 NODES = tuple(2**n for n in range(11))
@@ -42,7 +42,7 @@ class Costs(NamedTuple):
 
 def exchange(S, N, link, summing):
     """Seconds to sum S bytes of gradients over N ranks and to bring the sums to all."""
-    others, pieces = S * (N - 1) / N, math.ceil(S / N / (4 * PIECE))
+    others, pieces = S * (N - 1) / N, math.ceil(S / N / (4 * CHUNK))
     return 2 * others / link.bandwidth + others / summing + link.latency * (N - 1) * (pieces + 1)
 
 
@@ -55,11 +55,11 @@ def median(work, ranks, runs=RUNS):
     """The median seconds of work(), which all ranks begin together; the first run warms up."""
     times = []
     for _ in range(1 + runs):
-        ranks.wait()
+        ranks.barrier()
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
-    return ranks.most(statistics.median(times[1:]))[0]
+    return ranks.all_reduce_max(statistics.median(times[1:]))[0]
 
 
 def sums(ranks):
@@ -68,8 +68,8 @@ def sums(ranks):
         flat = np.ones(size, np.float32)
 
         def both(flat=flat):
-            ranks.reduce(flat)
-            ranks.gather(flat)
+            ranks.reduce_scatter(flat)
+            ranks.all_gather(flat)
 
         yield size, median(both, ranks)
 
@@ -88,7 +88,7 @@ def costs(case, model, ranks):
     optimizer = Optimizer(model)
     one = median(lambda: model.loss_and_grad(x, y, train=True), ranks, 3)
     update = median(lambda: (optimizer.norm(), optimizer.update(1e-4, 1)), ranks, 3)
-    pieces = np.ones((2, PIECE), np.float32)
+    pieces = np.ones((2, CHUNK), np.float32)
     return Costs(one, update, pieces[0].nbytes / median(lambda: np.add(*pieces, out=pieces[0]), ranks, 50))
 
 
@@ -101,11 +101,11 @@ def hidden(case, model, ranks):
         model.loss_and_grad(x, y, train=True)
 
     def both():
-        finish = ranks.begin_sum(flat)
+        finish = ranks.begin_all_reduce(flat)
         compute()
         finish()
 
-    computing, summing, together = (median(work, ranks, 3) for work in (compute, lambda: ranks.begin_sum(flat)(), both))
+    computing, summing, together = (median(work, ranks, 3) for work in (compute, lambda: ranks.begin_all_reduce(flat)(), both))
     return max(0.0, min(1.0, (computing + summing - together) / summing))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from gpt2c import settings
 from gpt2c.bench import cluster, kernel_cases, tables
 from gpt2c.bench import measure as benchmarks
-from gpt2c.commands import flags
+from gpt2c.commands.command_line import parse
 from gpt2c.errors import Gpt2cError, UsageError
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.training.config import TrainConfig
@@ -53,7 +53,7 @@ class BenchConfig:
 
 
 def main(argv):
-    (config,), _ = flags.parse(argv, [BenchConfig], "gpt2c bench", __doc__.partition("\n\n")[2], ["what"])
+    (config,), _ = parse(argv, [BenchConfig], "gpt2c bench", __doc__.partition("\n\n")[2], ["what"])
     if config.mpi:
         return measure_ranks(config)
     if config.threads:

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 
 from gpt2c import settings
-from gpt2c.commands import flags
+from gpt2c.commands.command_line import parse
 from gpt2c.data import tokenizer_of_model
 from gpt2c.data.conversations import NAMES, question
 from gpt2c.errors import InputError, UsageError
@@ -47,7 +47,7 @@ class ChatConfig:
 
 
 def main(argv):
-    (config, how), given = flags.parse(argv, [ChatConfig, Sampling], "gpt2c chat", __doc__.partition("\n\n")[2], ["checkpoint"])
+    (config, how), given = parse(argv, [ChatConfig, Sampling], "gpt2c chat", __doc__.partition("\n\n")[2], ["checkpoint"])
     if not config.checkpoint:
         raise UsageError("name a checkpoint: gpt2c chat CKPT [flags]")
     if config.threads:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpt2c import settings
-from gpt2c.commands import flags
+from gpt2c.commands.command_line import parse, peek
 from gpt2c.errors import UsageError
 from gpt2c.formats.native import load
 from gpt2c.models.family import FAMILIES, family_named, max_seq_len, other_configs
@@ -43,10 +43,10 @@ class CheckConfig:
 
 
 def main(argv):
-    path, family = flags.peek(argv, CheckConfig, "checkpoint", "model")
+    path, family = peek(argv, CheckConfig, "checkpoint", "model")
     module = family_named(family)
     tiny = {field.name: TINY[field.name] for field in dataclasses.fields(module.Config) if field.name in TINY}
-    (config, shape), _ = flags.parse(
+    (config, shape), _ = parse(
         argv,
         [CheckConfig, module.Config],
         "gpt2c check-grad",

@@ -8,7 +8,7 @@ over, not the state of a run.
 import os
 from dataclasses import dataclass
 
-from gpt2c.commands import flags
+from gpt2c.commands.command_line import parse
 from gpt2c.data.reading import Reading, decoded_blocks
 from gpt2c.errors import UsageError
 from gpt2c.formats.native import load, save_model
@@ -35,7 +35,7 @@ class ConvertConfig:
 
 
 def main(argv):
-    (config,), _ = flags.parse(argv, [ConvertConfig], "gpt2c convert", __doc__.partition("\n\n")[2], ["source", "target"])
+    (config,), _ = parse(argv, [ConvertConfig], "gpt2c convert", __doc__.partition("\n\n")[2], ["source", "target"])
     if not config.source or not config.target:
         raise UsageError("name two files: gpt2c convert FROM TO [flags]")
     model = model_in(config)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpt2c import settings
-from gpt2c.commands import flags
+from gpt2c.commands.command_line import parse
 from gpt2c.data import is_choice_file, is_token_file, read_choices, read_shard, text_dataset, text_files, tokenizer_of_model
 from gpt2c.data.reading import Reading
 from gpt2c.data.shards import copied, expand
@@ -45,7 +45,7 @@ class EvalConfig:
 
 
 def main(argv):
-    (config, reading), _ = flags.parse(argv, [EvalConfig, Reading], "gpt2c eval", __doc__.partition("\n\n")[2], ["checkpoint"])
+    (config, reading), _ = parse(argv, [EvalConfig, Reading], "gpt2c eval", __doc__.partition("\n\n")[2], ["checkpoint"])
     if not config.checkpoint or not config.data:
         raise UsageError("name a checkpoint and a file: gpt2c eval CKPT --data FILE [flags]")
     if config.threads:

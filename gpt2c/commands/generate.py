@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from gpt2c import settings
-from gpt2c.commands import flags
+from gpt2c.commands.command_line import parse
 from gpt2c.data import VocabularySource, tokenizer_of_model
 from gpt2c.errors import UsageError
 from gpt2c.formats.native import load
@@ -40,7 +40,7 @@ class GenerateConfig:
 
 def main(argv):
     def parsed(**defaults):
-        return flags.parse(
+        return parse(
             argv,
             [GenerateConfig, Sampling, VocabularySource],
             "gpt2c generate",

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from gpt2c import settings
-from gpt2c.commands import flags
+from gpt2c.commands.command_line import parse
 from gpt2c.errors import InputError
 from gpt2c.formats import json as json_model
 from gpt2c.formats import llmc
@@ -33,7 +33,7 @@ class InfoConfig:
 
 
 def main(argv):
-    (config,), _ = flags.parse(argv, [InfoConfig], "gpt2c info", __doc__.partition("\n\n")[2], ["path"])
+    (config,), _ = parse(argv, [InfoConfig], "gpt2c info", __doc__.partition("\n\n")[2], ["path"])
     if not config.path:
         found = machine()
     elif Path(config.path).is_dir():

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 
 from gpt2c.bench import tables
-from gpt2c.commands import flags
+from gpt2c.commands.command_line import parse
 from gpt2c.errors import UsageError
 from gpt2c.runs import folder as runs
 from gpt2c.support import pictures
@@ -24,7 +24,7 @@ class PlotConfig:
 
 
 def main(argv):
-    (config,), _ = flags.parse(argv, [PlotConfig], "gpt2c plot", __doc__.partition("\n\n")[2], ["run"])
+    (config,), _ = parse(argv, [PlotConfig], "gpt2c plot", __doc__.partition("\n\n")[2], ["run"])
     if bool(config.run) == bool(config.roofline):
         raise UsageError("name the folders of runs, or a benchmark with --roofline: gpt2c plot RUN [RUN ...]")
     if config.roofline:

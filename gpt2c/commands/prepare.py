@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2c.commands import flags
+from gpt2c.commands.command_line import parse
 from gpt2c.data import layouts
 from gpt2c.data.choices import write_choices
 from gpt2c.data.documents import read_pieces, text_files, total_bytes
@@ -53,7 +53,7 @@ class PrepareConfig:
 
 
 def main(argv):
-    (config, reading), _ = flags.parse(argv, [PrepareConfig, Reading], "gpt2c prepare", __doc__.partition("\n\n")[2], ["inputs"])
+    (config, reading), _ = parse(argv, [PrepareConfig, Reading], "gpt2c prepare", __doc__.partition("\n\n")[2], ["inputs"])
     if not config.inputs:
         raise UsageError("name the text: gpt2c prepare FILE... [flags]")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # cleans up on the way out

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 
 from gpt2c.errors import Gpt2cError
-from gpt2c.training.ranks import joined
 
 
 def run_program(name, main: Callable[[list[str]], int | None], argv):
@@ -15,15 +14,24 @@ def run_program(name, main: Callable[[list[str]], int | None], argv):
     try:
         code = run_and_print(main, argv)
     except Gpt2cError as error:
-        joined().fail(f"{name}: {error}", error.exit_code)
+        fail(f"{name}: {error}", error.exit_code)
     except MemoryError as error:
-        joined().fail(f"{name}: out of memory{f': {error}' if str(error) else ''}", 5)
+        fail(f"{name}: out of memory{f': {error}' if str(error) else ''}", 5)
     except KeyboardInterrupt:
-        joined().fail("", 130)
+        fail("", 130)
     except BrokenPipeError:
         if not output_is_lost():
             raise
         code = 0
+    sys.exit(code)
+
+
+def fail(text, code):
+    """Tells of an error, if there are words for it, and ends this process, or all ranks where it is one of several."""
+    if ranks := sys.modules.get("gpt2c.training.ranks"):  # else it is alone: help and version load nothing of training
+        ranks.joined().fail(text, code)
+    if text:
+        print(text, file=sys.stderr)
     sys.exit(code)
 
 
@@ -32,7 +40,7 @@ def run_and_print(main, argv):
         code = main(argv) or 0
     except SystemExit as early:  # help, or a signal before there is anything to save
         if early.code:
-            joined().fail("", early.code)
+            fail("", early.code)
         code = 0
     if sys.stdout:  # there is none after >&-
         sys.stdout.flush()

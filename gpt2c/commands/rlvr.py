@@ -8,7 +8,8 @@ import signal
 import time
 from dataclasses import dataclass
 
-from gpt2c.commands import flags
+from gpt2c.commands.command_line import CommandLine, parse, peek
+from gpt2c.commands.config_file import to_toml
 from gpt2c.data import VocabularySource, tokenizer_of_model
 from gpt2c.data.tasks import TASKS, task_named
 from gpt2c.errors import Gpt2cError, UsageError
@@ -63,15 +64,17 @@ class RlvrConfig:
 
 
 def main(argv):
+    """argv: words, or a CommandLine."""
     world().quiet()
+    line = argv if isinstance(argv, CommandLine) else CommandLine(argv)
     with Stop() as stop:
-        return rlvr(argv, stop, Console())
+        return rlvr(line, stop, Console())
 
 
-def rlvr(argv, stop, console):
-    old = checkpoint_to_resume(*flags.peek(argv, RlvrConfig, "resume", "out_dir", "save_path"), console, PROGRAM)
-    (run, config, _), given = flags.parse(
-        argv,
+def rlvr(line, stop, console):
+    old = checkpoint_to_resume(*peek(line, RlvrConfig, "resume", "out_dir", "save_path"), console, PROGRAM)
+    (run, config, _), given = parse(
+        line,
         [RlvrConfig, GrpoConfig, VocabularySource],
         "gpt2c rlvr",
         __doc__.partition("\n\n")[2],
@@ -96,7 +99,7 @@ def rlvr(argv, stop, console):
         console.info(f"already at step {grpo.step} of {config.steps}: nothing to learn; ask for more with --steps")
         return 0
     files.take()
-    if aside := files.begin(flags.to_toml(dataclasses.replace(run, resume=False), config), grpo.step):
+    if aside := files.begin(to_toml(dataclasses.replace(run, resume=False), config), grpo.step):
         console.warning(aside)
     origin = f"resumed from {old.path} at step {grpo.step}" if old else f"from {run.checkpoint}"
     console.info(
@@ -136,12 +139,15 @@ def measure(grpo, run, console, when):
 def learn(grpo, run, files, stop, console):
     """Steps until all are done or it is told to stop."""
     total, first, began = grpo.config.steps, grpo.step, time.monotonic()
+    saving = False
+
+    def before_update():
+        nonlocal saving
+        leave, saving = stop.agreed(grpo.world)
+        return not leave
+
     console.start_bar(total, first)
-    while grpo.step < total:
-        leave, save = stop.agreed(grpo.world)
-        if leave:
-            break
-        step = grpo.update()
+    for step in grpo.steps(before_update):
         row = {name: value for name, value in step._asdict().items() if name not in ("step", "best")}
         if not files.log(step.step, lr=grpo.config.learning_rate, best=[*step.best[:3]] if step.best else [], **row):
             console.warning(f"the logs in {files} cannot be written for now: free some room on the disk")
@@ -155,7 +161,7 @@ def learn(grpo, run, files, stop, console):
             )
             if step.best:
                 console.info(described(step.best))
-        if save or run.save_every and grpo.step % run.save_every == 0 and grpo.step < total:
+        if saving or run.save_every and grpo.step % run.save_every == 0 and grpo.step < total:
             stop.save = False
             try:
                 grpo.save(files.on_the_way(grpo.step))

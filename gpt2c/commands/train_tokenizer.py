@@ -11,7 +11,7 @@ import time
 import warnings
 from dataclasses import dataclass
 
-from gpt2c.commands import flags
+from gpt2c.commands.command_line import parse
 from gpt2c.errors import InputError, UsageError
 from gpt2c.support.fields import flag
 from gpt2c.support.files import open_input, require_place
@@ -51,7 +51,7 @@ class TrainTokenizerConfig:
 
 
 def main(argv):
-    (config,), given = flags.parse(
+    (config,), given = parse(
         argv, [TrainTokenizerConfig], "gpt2c train-tokenizer", __doc__.partition("\n\n")[2], ["training_file"]
     )
     options = _options(config, given)

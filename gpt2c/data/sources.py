@@ -38,8 +38,9 @@ class DataConfig:
         metavar="PATH|NAME",
         default_text="the first data set",
         group="data",
+        main=True,
     )
-    training_text: str = flag("", "the text itself", default_text="")
+    training_text: str = flag("", "the text itself", default_text="", replaces=("data",))
     val_data: str = flag(
         "",
         "validation text or tokens",
@@ -54,6 +55,7 @@ class DataConfig:
         "--vocab",
         metavar="KIND|PATH",
         default_text="the one beside token files; for text the family's own",
+        main=True,
     )
     use_bpe: bool = flag(False, "the same as --tokenizer bpe where that is not given")
     bpe_vocab_size: int = flag(512, "tokens of a bpe tokenizer made from the text")

@@ -58,23 +58,14 @@ class Loop:
             f"each; peak {self._peak:.0f} GFLOP/s{' per rank' * (self.world.size > 1)}; files in {self.run}"
         )
         console.start_bar(trainer.total_steps, trainer.step)
-        while trainer.going:
-            val_loss = self.validate() if trainer.validation_due else None
-            if self._due(self.flags.sample_every) and not trainer.stopped:
-                self.sample()
-            self._leaving, save = self.stop.agreed(self.world)
-            if trainer.stopped or self._leaving:
-                break
-            if save:
-                self.save_on_the_way()
+        while trainer.going and not self._leaving:
             try:
-                step = trainer.update(val_loss)
+                for step in trainer.steps(self.before_update):
+                    self.tell(step)
+                    if (trainer.going or self.flags.save_path) and self._save_due(step):
+                        self.save_on_the_way()
             except DivergedError as error:
                 self.roll_back(error)
-                continue
-            self.tell(step)
-            if (trainer.going or self.flags.save_path) and self._save_due(step):
-                self.save_on_the_way()
         console.end_bar()
         return self.finish()
 
@@ -112,8 +103,10 @@ class Loop:
         trainer, stop, step = self.trainer, self.stop, self.trainer.step
         stop.training = True
         wanted = trainer.val_loader and trainer.config.val_steps and self._validated != step
-        if wanted and not self.world.most(bool(stop) or self.run.has_validation(step))[0]:
-            self.validate()
+        if wanted and not self.world.all_reduce_max(bool(stop) or self.run.has_validation(step))[0]:
+            val_loss = trainer.validate()
+            if val_loss is not None:
+                self.tell_validation(val_loss)
         if self.flags.sample_every and not stop and not self.run.has_sample(step):
             self.sample()
         if self._board:
@@ -131,21 +124,26 @@ class Loop:
 
     # ---- before an update
 
-    def validate(self):
-        """The validation loss, told, logged by the caller's update or here at the end, and its weights kept if they are
-        the best; None where it was abandoned."""
-        trainer, start = self.trainer, time.perf_counter()
-        val_loss = trainer.validate()
-        if val_loss is None:
-            return None
+    def before_update(self, val_loss):
+        """Tells of a validation, samples and saves where it is time to; False where it is time to leave."""
+        if val_loss is not None:
+            self.tell_validation(val_loss)
+        if self._due(self.flags.sample_every) and not self.trainer.stopped:
+            self.sample()
+        self._leaving, save = self.stop.agreed(self.world)
+        if save and not (self._leaving or self.trainer.stopped):
+            self.save_on_the_way()
+        return not self._leaving
+
+    def tell_validation(self, val_loss):
+        """Says it, logs it where no update follows that would, and keeps the weights if they are the best."""
+        trainer = self.trainer
         self._validated = trainer.step
         self.console.info(f"val loss {val_loss:.6f}")
-        self.console.debug(f"validated in {duration(time.perf_counter() - start)}")
         if trainer.at_best:
             self._try_to_save(trainer.save if self.flags.resumable_best else trainer.save_weights, self.run.best, "best")
         if trainer.stopped or not trainer.going:
             self._log(trainer.step, val_loss, tokens=trainer.tokens)
-        return val_loss
 
     def _due(self, every):
         return every > 0 and self.trainer.step and self.trainer.step % every == 0
@@ -280,7 +278,7 @@ class Loop:
         if trainer.config.on_anomaly != "rollback":
             raise error
         found = newest(self.run.checkpoints(), self.console.warning)
-        path = self.world.text(str(found.path) if found else "")
+        path = self.world.broadcast(str(found.path) if found else "")
         if not path:
             raise DivergedError(f"{error}; there is no checkpoint to roll back to: choose a --save-every")
         content = found or read(path)

@@ -19,7 +19,7 @@ from gpt2c.formats.native import load
 from gpt2c.generation.sampling import Sampling
 from gpt2c.models.family import usual
 from gpt2c.runs import folder as runs
-from gpt2c.support.fields import flag
+from gpt2c.support.fields import Layer, flag
 from gpt2c.support.files import shipped_data
 from gpt2c.training.ranks import world
 
@@ -67,16 +67,12 @@ class PhasesConfig:
     instruct_epochs: float = flag(100.0, "passes over the questions")
     instruct_lr: float = flag(1e-4, "the second phase's learning rate")
     test_questions: str = flag("", "questions that are not trained on, asked at the end", metavar="PATH")
-    interactive: bool = flag(False, "talk to the model after training")
+    interactive: bool = flag(False, "talk to the model after training", main=True)
 
 
 def usual_phase(family):
     """{flag: value} of a phase where the command line says nothing else; a size for families whose own is another."""
     return usual(family) | USUAL | SIZES.get(family, {})
-
-
-def as_flags(values):
-    return [f"--{name}={value}" for name, value in values.items()]
 
 
 def has_phases(folder):
@@ -93,8 +89,8 @@ def shipped(phases):
     return dataclasses.replace(phases, pretrain=pretrain, instruct=instruct, test_questions=phases.test_questions or asked)
 
 
-def run_phases(train, argv, phases, run, chosen, reading, stop, console):
-    """Both phases by `train(argv, stop, console)`, then the questions. (the exit code, the model or None)"""
+def run_phases(train, line, phases, run, chosen, reading, stop, console):
+    """Both phases by `train(line, stop, console)`, then the questions. (the exit code, the model or None)"""
     if isinstance(run.resume, str):
         raise UsageError(
             "with two phases, --resume goes on in --out-dir; to resume one phase alone, leave out --pretrain and --instruct"
@@ -102,45 +98,30 @@ def run_phases(train, argv, phases, run, chosen, reading, stop, console):
     if run.save_path or not run.out_dir and run.resume:
         raise UsageError("two phases need a folder for their runs: use --out-dir, without --save-path")
     ranks = world()
-    folder = Path(ranks.text(run.out_dir or f"runs/{datetime.now():%Y%m%d-%H%M%S}-phases"))
+    folder = Path(ranks.broadcast(run.out_dir or f"runs/{datetime.now():%Y%m%d-%H%M%S}-phases"))
     kind = chosen.tokenizer or ("bpe" if chosen.use_bpe else "word")
-    path = ranks.first(lambda: vocabulary(folder, phases, reading, kind, run.resume or ranks.rank))
+    path = ranks.rank_0_first(lambda: vocabulary(folder, phases, reading, kind, run.resume or ranks.rank))
     start = run.init_from or "scratch"
     for number, (name, data) in enumerate({"pretrain": phases.pretrain, "instruct": phases.instruct}.items(), 1):
         epochs, rate = getattr(phases, f"{name}_epochs"), getattr(phases, f"{name}_lr")
         console.info(f"--- phase {number} of 2: {name}, {epochs:g} epochs of {data}")
         begun = run.resume and runs.Run(folder / name).checkpoints()  # then what is not given stays as it was
-        defaults = [] if begun else as_flags(usual_phase(run.model))
-        code, _ = train(
-            [
-                *defaults,
-                *argv,
-                "--data",
-                data,
-                "--order",
-                "items",
-                "--tokenizer",
-                path,
-                "--epochs",
-                str(epochs),
-                "--learning-rate",
-                str(rate),
-                "--out-dir",
-                str(folder / name),
-                "--held-out",
-                "0",
-                "--val-every",
-                "0",
-                "--mask-prompt",
-                str(chosen.mask_prompt and name == "instruct"),
-                "--init-from",
-                start,
-                "--pretrain=",
-                "--instruct=",
-            ],
-            stop,
-            console,
+        usually = [] if begun else [Layer(f"phase {number} of 2", usual_phase(run.model))]
+        own = dict(
+            data=data,
+            order="items",
+            tokenizer=path,
+            epochs=epochs,
+            learning_rate=rate,
+            out_dir=str(folder / name),
+            held_out=0.0,
+            val_every=0,
+            mask_prompt=chosen.mask_prompt and name == "instruct",
+            init_from=start,
+            pretrain="",
+            instruct="",
         )
+        code, _ = train(line.between(usually, [Layer(f"phase {number} of 2: {name}", own)]), stop, console)
         leave, _ = stop.agreed(ranks)
         if code or leave or run.dry_run:
             return code or stop.exit_code, None

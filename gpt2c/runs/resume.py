@@ -24,7 +24,7 @@ def checkpoint_to_resume(resume, out_dir, save_path, console, program="train"):
     elif out_dir or save_path:
         ranks = world()
         found = newest(runs.Run(out_dir, save_path).checkpoints(), console.warning) if ranks.rank == 0 else None
-        path = ranks.text(str(found.path) if found else "")
+        path = ranks.broadcast(str(found.path) if found else "")
         content = found or (read(path) if path else None)
     else:
         raise UsageError("--resume needs --out-dir, or the path of a checkpoint")

@@ -47,7 +47,7 @@ class Stop:
 
     def agreed(self, ranks):
         """(whether to leave, whether to save), of all ranks together: what one of them is told, all do."""
-        leave, save = ranks.most(self.signal or 0, self.save)
+        leave, save = ranks.all_reduce_max(self.signal or 0, self.save)
         if leave:
             self.signal = self.signal or int(leave)
         return bool(leave), bool(save)

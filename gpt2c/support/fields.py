@@ -3,18 +3,32 @@ made from it (gpt2c/commands/flags.py)."""
 
 import dataclasses
 import difflib
+from typing import NamedTuple
 
 from gpt2c.errors import UsageError
 
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def flag(default, help, *names, metavar=None, choices=None, default_text=None, hidden=False, group=None, deprecated=None):
+def flag(
+    default,
+    help,
+    *names,
+    metavar=None,
+    choices=None,
+    default_text=None,
+    hidden=False,
+    group=None,
+    deprecated=None,
+    main=False,
+    replaces=(),
+):
     """A dataclass field with what a flag needs besides its name and type.
 
     names: further spellings, dashes included. deprecated: {spelling: advice}, accepted with a warning.
     group: the title of a section of the help that lasts until the next field with a group.
     default_text: what the help shows as the default where the value itself does not say it.
+    main: one of those that matter first. replaces: other fields, whose defaults do not count where this one is given.
     """
     return dataclasses.field(
         default=default,
@@ -27,8 +41,17 @@ def flag(default, help, *names, metavar=None, choices=None, default_text=None, h
             "hidden": hidden,
             "group": group,
             "deprecated": deprecated or {},
+            "main": main,
+            "replaces": replaces,
         },
     )
+
+
+class Layer(NamedTuple):
+    """Values of settings by field name, and where they come from."""
+
+    origin: str
+    values: dict
 
 
 def require_at_least(instance, **least):

@@ -24,7 +24,7 @@ from gpt2c.tokenizers.byte_level import BYTES, GPT2_BYTES, raw, recover_merges, 
 KINDS = ("char", "byte", "word", "bpe", "gpt2")
 # The SHA-256 of GPT-2's tokens with a zero byte between them.
 GPT2_DIGEST = "80fc72dae333882a37b202858853685b0232e9dd624396c1024fb93536a62a83"
-PIECE = 1 << 15  # characters; large texts are encoded in pieces, on all cores
+PIECE_CHARACTERS = 1 << 15  # characters; large texts are encoded in pieces, on all cores
 
 
 class Tokenizer:
@@ -232,7 +232,7 @@ class Tokenizer:
             return self._encode_characters(text)
         from gpt2c.tokenizers.vocabularies import cut
 
-        lists = self._encode_with_library(list(cut(text, PIECE)) if self._may_cut else [text])
+        lists = self._encode_with_library(list(cut(text, PIECE_CHARACTERS)) if self._may_cut else [text])
         return np.concatenate([np.array(ids, np.int32) for ids in lists])
 
     def _encode_characters(self, text):

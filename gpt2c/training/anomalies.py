@@ -4,6 +4,9 @@ import math
 
 import numpy as np
 
+from gpt2c.errors import DivergedError, GradientError
+
+SKIPS_IN_A_ROW = 10  # after so many updates left out one after the other, leaving out does not help
 WINDOW = 128  # updates that a z-score looks back on
 
 
@@ -25,6 +28,54 @@ class Window:
             return math.nan
         spread = self.values.std()
         return float((value - self.values.mean()) / spread) if spread else 0.0
+
+
+class Watch:
+    """Judges updates before they are made: those that should be left out, and those after which training should not go on."""
+
+    def __init__(self, config, optimizer, batches):
+        self.config, self.optimizer, self.batches = config, optimizer, batches  # gradients are sums over so many batches
+        self.losses, self.norms = Window(), Window()
+        self.skipped_in_a_row = 0
+
+    def judge(self, step, loss, norm):
+        """(the z-scores of loss and norm, why this update should be left out: "" where all is well), or a DivergedError."""
+        loss_z, norm_z = self.losses.push(loss), self.norms.push(norm)
+        why, error = self._wrong(loss, norm)
+        unusual = "" if why else self._unusual(loss, norm, loss_z, norm_z)
+        if not (why or unusual):
+            self.skipped_in_a_row = 0
+            return loss_z, norm_z, ""
+        action = self.config.on_anomaly if self.config.on_anomaly != "auto" else "skip" if unusual else "stop"
+        self.skipped_in_a_row += 1
+        if action == "skip" and self.skipped_in_a_row <= SKIPS_IN_A_ROW:
+            return loss_z, norm_z, why or unusual
+        again = f", and {SKIPS_IN_A_ROW} updates before it were skipped" if action == "skip" else ""
+        raise error(f"at step {step} {why or unusual}{again}: lower the learning rate, warm up longer, or clip the gradients")
+
+    def _wrong(self, loss, norm):
+        """(why numbers are wrong in themselves, the error that says so)"""
+        config, optimizer, batches = self.config, self.optimizer, self.batches
+        limit = config.max_grad_value
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            optimizer.gather_gradients()
+            why = f"the loss is {loss} and the gradient norm {norm}; {first_bad_tensor(optimizer.model)}"
+            return why, DivergedError
+        if limit and optimizer.largest() > limit * batches:
+            optimizer.gather_gradients()
+            found = first_bad_tensor(optimizer.model, limit * batches)
+            summed = f", the sum over {batches} batches" if batches > 1 else ""
+            return f"a gradient is larger than {limit:g}; {found}{summed}", GradientError
+        if config.max_loss and loss > config.max_loss:
+            return f"the loss is {loss:.6g}, more than {config.max_loss:g}", DivergedError
+        return "", DivergedError
+
+    def _unusual(self, loss, norm, loss_z, norm_z):
+        if self.config.skip_loss_z and loss_z > self.config.skip_loss_z:
+            return f"the loss of {loss:.6g} has a z-score of {loss_z:.2f}"
+        if self.config.skip_grad_z and norm_z > self.config.skip_grad_z:
+            return f"the gradient norm of {norm:.6g} has a z-score of {norm_z:.2f}"
+        return ""
 
 
 def first_bad_tensor(model, limit=math.inf):

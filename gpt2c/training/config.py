@@ -13,8 +13,8 @@ from gpt2c.training.schedules import SCHEDULES
 class TrainConfig:
     """What the Trainer needs to know besides the model and the data."""
 
-    batch_size: int = flag(4, "sequences per batch, of each rank where there are several", "-b", group="batches")
-    seq_len: int = flag(64, "tokens per sequence", "-t", "--seq-length", "--block-size", "--chunk-size")
+    batch_size: int = flag(4, "sequences per batch, of each rank where there are several", "-b", group="batches", main=True)
+    seq_len: int = flag(64, "tokens per sequence", "-t", "--seq-length", "--block-size", "--chunk-size", main=True)
     total_batch_size: int = flag(
         0,
         "tokens per update of all ranks together, a multiple of batch size x sequence length; "
@@ -32,16 +32,25 @@ class TrainConfig:
     overfit: bool = flag(False, "train on the first batch only", "-a", "--overfit-single-batch")
 
     max_steps: int = flag(
-        40, "updates in all, counted from the start of training; -1: one epoch", "-x", "--iters", "--max-iters", group="length"
+        40,
+        "updates in all, counted from the start of training; -1: one epoch",
+        "-x",
+        "--iters",
+        "--max-iters",
+        group="length",
+        replaces=("epochs",),
+        main=True,
     )
-    epochs: float = flag(0.0, "passes over the training data in all, instead of --max-steps", "--num-epochs", default_text="")
+    epochs: float = flag(
+        0.0, "passes over the training data in all, instead of --max-steps", "--num-epochs", default_text="", main=True
+    )
     max_epochs: float = flag(0.0, "instead of --epochs where a target loss is given", default_text="")
     max_time: str = flag("", "stop cleanly after this long, e.g. 90s, 10m or 2h", metavar="TIME")
     target_val_loss: float = flag(0.0, "stop when the validation loss is this low", "--target-valid-loss", default_text="")
     target_train_loss: float = flag(0.0, "stop when the loss of an update is this low", "--target-test-loss", default_text="")
     patience: int = flag(0, "stop after this many validations without a better one (0: never)")
 
-    learning_rate: float = flag(1e-4, "the highest learning rate", "-l", "--lr", group="learning rate")
+    learning_rate: float = flag(1e-4, "the highest learning rate", "-l", "--lr", group="learning rate", main=True)
     lr_schedule: str = flag("constant", "how the rate falls", "-k", "--lr-scheduler", choices=SCHEDULES)
     lr_unit: str = flag(
         "update",
@@ -57,7 +66,9 @@ class TrainConfig:
     plateau_falls: int = flag(3, "how often, at most")
 
     optimizer: str = flag("adamw", "how gradients become updates", choices=OPTIMIZERS, group="optimizer")
-    weight_decay: float = flag(0.0, "decay of matrices: beside the step of adamw, in the gradients of the others", "-c")
+    weight_decay: float = flag(
+        0.0, "decay of matrices: beside the step of adamw, in the gradients of the others", "-c", main=True
+    )
     decay_all: bool = flag(False, "let weights of all shapes decay, biases and norms too")
     beta1: float = flag(0.9, "Adam's decay of the mean of gradients", "--adam-beta1")
     beta2: float = flag(0.999, "Adam's decay of the mean of their squares", "--adam-beta2")
@@ -86,7 +97,9 @@ class TrainConfig:
     skip_loss_z: float = flag(0.0, "so is a loss with a higher z-score among the last 128 (0: never)", "-sl", default_text="")
     skip_grad_z: float = flag(0.0, "and a gradient norm with a higher one (0: never)", "-sg", default_text="")
 
-    val_every: int = flag(10, "validate before every Nth update (0: never)", "-v", "--eval-interval", group="validation")
+    val_every: int = flag(
+        10, "validate before every Nth update (0: never)", "-v", "--eval-interval", group="validation", main=True
+    )
     val_steps: int = flag(10, "batches per validation (-1: all, 0: never validate)", "-m", "--val-num-batches", "--eval-iters")
 
     balance_loss: float = flag(
@@ -95,7 +108,7 @@ class TrainConfig:
         group="experts",
     )
 
-    seed: int = flag(1337, "of the initial weights, of dropout and of sampling", group="randomness")
+    seed: int = flag(1337, "of the initial weights, of dropout and of sampling", group="randomness", main=True)
 
     def __post_init__(self):
         require_at_least(

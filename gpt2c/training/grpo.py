@@ -131,7 +131,8 @@ class Coins(NamedTuple):
 
 
 class Grpo:
-    """Trains a model on a Task. `update` as often as you like; `warnings` says what the model's vocabulary lacks.
+    """Trains a model on a Task. Iterate over it, as often and as far as you like; `step` counts batches of completions done,
+    `warnings` says what the model's vocabulary lacks.
 
     Where MPI has started several ranks, they take the prompts in turn, and all have the same parameters after each update.
 
@@ -206,7 +207,7 @@ class Grpo:
             written = self._sampler.sample(prompts, coins.shape[1], Coins(coins[mine]), self._stops, temperature)
             done = [self._judge(*pairs[row], ids, new) for row, ids, new in zip(mine, prompts, written)]
             rewards[mine] = [completion.reward for completion in done]
-        return done, self.world.sum(rewards)
+        return done, self.world.all_reduce(rewards)
 
     def _judge(self, prompt, answer, prompt_ids, ids):
         text = self.tokenizer.decode([i for i in ids if i != self.tokenizer.eot])
@@ -224,13 +225,21 @@ class Grpo:
 
     # ---- learning
 
+    def __iter__(self):
+        return self.steps()
+
+    def steps(self, before_update=lambda: True):
+        """The Steps to come. `before_update` is asked before each; False, on all ranks at once, ends the iteration."""
+        while self.step < self.config.steps and before_update():
+            yield self.update()
+
     def update(self) -> Step:
         """One batch of completions, and the updates with it; none where all groups have equal rewards."""
         start, config = time.perf_counter(), self.config
         pairs = [pair for pair in self.draw(config.prompts, self._rng) for _ in range(config.group_size)]
         done, rewards = self.complete(pairs, self._rng, group=config.group_size)
         told = self.learn(done, advantages(rewards.reshape(config.prompts, config.group_size)))
-        (tokens,) = self.world.sum([sum(len(c.ids) for c in done)])
+        (tokens,) = self.world.all_reduce([sum(len(c.ids) for c in done)])
         self.step += 1
         return Step(
             self.step - 1,
@@ -251,7 +260,7 @@ class Grpo:
         x, y, weight = self._batch(completions, ours)
         weight *= ours.any(axis=1).sum() / advantage.any(axis=1).sum()  # a part of the mean over those of all ranks
         counted, spread = weight > 0, ours.reshape(-1, 1)
-        (tokens,) = self.world.sum([counted.sum()])
+        (tokens,) = self.world.all_reduce([counted.sum()])
         ref = self._log_probabilities(self._reference, x, y) if self._reference else None
         for number in range(self.config.updates):
             logp = self._log_probabilities(self.model, x, y)
@@ -260,7 +269,7 @@ class Grpo:
             value, slope, flat = objective(logp, old, ref, spread, self.config)
             norm = self._step(slope * weight * (y >= 0).sum())
             d = (ref - logp)[counted] if ref is not None else np.zeros(0)
-            clipped, gain, likelihood, kl = self.world.sum(
+            clipped, gain, likelihood, kl = self.world.all_reduce(
                 [flat[counted].sum(), (value * weight).sum(), logp[counted].sum(), (np.exp(d) - d - 1).sum()]
             ).tolist()
             told["clipped"] = clipped / tokens
@@ -295,7 +304,7 @@ class Grpo:
         self.model.zero_grad()
         if len(weights):
             self.model.backward(weights)
-        self._optimizer.reduce()
+        self._optimizer.reduce_gradients()
         norm, limit = self._optimizer.norm(), self.config.grad_clip
         if not math.isfinite(norm):
             raise DivergedError(f"at step {self.step} the gradient norm is {norm}: lower the learning rate")
@@ -321,7 +330,7 @@ class Grpo:
             if self.world.rank == 0:
                 save(path, self.model, RunState(values, arrays), self._optimizer.moments(), self.step)
         finally:
-            self.world.wait()
+            self.world.barrier()
 
     def _go_on(self, run):
         values = run.values

@@ -69,23 +69,23 @@ class Optimizer:
                 first = self._ranges.pop()[0]
             self._ranges.append((first, last, treatment))
 
-    def reduce(self):
+    def reduce_gradients(self):
         """Sums the gradients of all ranks."""
-        self.world.reduce(self.model.grads.flat)
+        self.world.reduce_scatter(self.model.grads.flat)
 
-    def gather(self):
+    def gather_gradients(self):
         """Brings the sums to every rank."""
-        self.world.gather(self.model.grads.flat)
+        self.world.all_gather(self.model.grads.flat)
 
     def norm(self):
         """The L2 norm of all gradients together."""
         squares = np.zeros(self.world.size)
         squares[self.world.rank] = self._norm_of(self.model.grads.flat[self._own]) ** 2
-        return math.sqrt(sum(self.world.sum(squares).tolist()))
+        return math.sqrt(sum(self.world.all_reduce(squares).tolist()))
 
     def largest(self):
         """The largest magnitude of an element of the gradients."""
-        return self.world.most(largest(self.model.grads.flat[self._own]))[0]
+        return self.world.all_reduce_max(largest(self.model.grads.flat[self._own]))[0]
 
     def parameter_norm(self):
         """The L2 norm of all parameters together: finite exactly where the model is still sound."""
@@ -102,11 +102,11 @@ class Optimizer:
     def update(self, lr, t, scale=1.0):
         """One step with the gradients times `scale`; t counts updates from 1."""
         if not self.sharded:
-            self.gather()
+            self.gather_gradients()
         for first, last, (decay, rate) in self._ranges:
             self._update_range(slice(first, last), decay, lr if rate is None else rate, t, scale)
         if self.sharded:
-            self.world.gather(self.model.params.flat)
+            self.world.all_gather(self.model.params.flat)
         for name, (low, high) in self._bounds.items():
             np.clip(self.model.params[name], low, high, out=self.model.params[name])
 
@@ -117,7 +117,7 @@ class Optimizer:
 
     def _whole(self, arena):
         whole = Arena(arena.specs, arena.prefix)
-        self.world.collect(arena.flat, whole.flat if self.world.rank == 0 else None)
+        self.world.gather(arena.flat, whole.flat if self.world.rank == 0 else None)
         return whole
 
     def _update_range(self, part, decay, lr, t, scale):

@@ -3,9 +3,9 @@
 An MPI launcher (mpirun, srun) starts them; each is a rank from 0 to size - 1. A process that no launcher has started is a
 world of its own, and nothing of MPI is imported.
 
-A flat block of floats is cut into one part for each rank. `reduce` leaves the sum over all ranks in this rank's part,
-`gather` brings the parts of all ranks to each: after both, all have the sum. Sums are taken in the order of ranks,
-whichever MPI carries the numbers, so a run that is repeated on as many ranks has the same bits.
+A flat block of floats is cut into one part for each rank. `reduce_scatter` leaves the sum over all ranks in this rank's
+part, `all_gather` brings the parts of all ranks to each: both together are an all-reduce. Sums are taken in the order of
+ranks, whichever MPI carries the numbers, so a run that is repeated on as many ranks has the same bits.
 """
 
 import functools
@@ -16,11 +16,12 @@ import time
 
 import numpy as np
 
+from gpt2c import settings
 from gpt2c.errors import UsageError
 from gpt2c.support.machine import allowed_cores, cores
 
 LAUNCHERS = {"OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE", "PMI_RANK": "PMI_SIZE", "PMIX_RANK": ""}  # as they say it
-PIECE = 1 << 18  # floats of each rank that travel at once: what is received stays in the cache until it is summed
+CHUNK = 1 << 18  # floats of each rank that travel at once: what is received stays in the cache until it is summed
 LINE = 16  # floats: parts begin at cache lines
 MOST_CORES = 1 << 14  # of one machine
 EAGER, NAP, TRAVEL = 2e-4, 2e-5, 4e-9  # seconds; the last for each float that travels
@@ -41,46 +42,46 @@ class World:
         """This rank's part of n floats: (first, last)."""
         return tuple(self.bounds(n)[self.rank : self.rank + 2].tolist())
 
-    def reduce(self, flat):
+    def reduce_scatter(self, flat):
         """Puts the sum over all ranks into this rank's part of `flat`; what is elsewhere in it no longer counts."""
 
-    def gather(self, flat):
+    def all_gather(self, flat):
         """Fills `flat` with the parts of all ranks."""
 
-    def begin_sum(self, flat):
-        """Begins a sum by MPI's own means and returns a function that waits for it, to measure them with."""
+    def begin_all_reduce(self, flat):
+        """Begins an all-reduce by MPI's own means and returns a function that waits for it, to measure them with."""
         return lambda: None
 
-    def collect(self, flat, into):
-        """The same into another array, on rank 0 only."""
+    def gather(self, flat, into):
+        """The parts of all ranks of `flat`, one after the other, into another array on rank 0."""
         into[...] = flat
 
-    def sum(self, values):
-        """The sums of float64 values; exact, in whatever order, where but one rank has something other than 0."""
+    def all_reduce(self, values):
+        """The sums of float64 values over all ranks; exact, in whatever order, where but one rank has something other than 0."""
         return np.array(values, np.float64)
 
-    def most(self, *values):
+    def all_reduce_max(self, *values):
         """The largest that any rank has, of each value."""
         return values
 
-    def stack(self, array):
+    def all_gather_arrays(self, array):
         """(size, *shape): the arrays of all ranks."""
         return array[None]
 
-    def text(self, words):
-        """What rank 0 says."""
+    def broadcast(self, words):
+        """The text that rank 0 has."""
         return words
 
-    def wait(self):
+    def barrier(self):
         """Until all ranks are here."""
 
-    def first(self, work):
+    def rank_0_first(self, work):
         """work(), on rank 0 before the others, which then find what it has made."""
         if self.rank:
-            self.wait()
+            self.barrier()
         done = work()
         if not self.rank:
-            self.wait()
+            self.barrier()
         return done
 
     def cores(self):
@@ -96,11 +97,9 @@ class World:
     def settle(self, threads=0):
         """As many threads as asked for, else one for each core that is this rank's; and the best instruction set that all
         ranks have, because another may round differently."""
-        from gpt2c import settings
-
         about = settings.info()
         settings.set_num_threads(threads or min(about["threads"], self.cores()))
-        settings.set_isa(about["isas"][-int(self.most(-about["isas"].index(about["isa"]))[0])])
+        settings.set_isa(about["isas"][-int(self.all_reduce_max(-about["isas"].index(about["isa"]))[0])])
 
     def quiet(self):
         """Ranks other than 0 say nothing from here on, but for errors, unless GPT2C_ALL_RANKS is set."""
@@ -139,12 +138,12 @@ class MpiWorld(World):
             if time.perf_counter() > eager:
                 time.sleep(NAP)
 
-    def reduce(self, flat):
+    def reduce_scatter(self, flat):
         bounds, rank = self.bounds(flat.size), self.rank
         sizes = np.diff(bounds)
-        self.wait()
-        for at in range(0, int(sizes.max()), PIECE):
-            counts = np.clip(sizes - at, 0, PIECE)
+        self.barrier()
+        for at in range(0, int(sizes.max()), CHUNK):
+            counts = np.clip(sizes - at, 0, CHUNK)
             n = int(counts[rank])  # floats of this rank's part, once from each rank
             if self._scratch.size < n * self.size:
                 self._scratch = np.empty(n * self.size, np.float32)
@@ -159,42 +158,42 @@ class MpiWorld(World):
             for other in others:
                 total += other
 
-    def gather(self, flat):
+    def all_gather(self, flat):
         bounds = self.bounds(flat.size)
-        self.wait()
+        self.barrier()
         self._finish(self._all.Iallgatherv(self._mpi.IN_PLACE, [flat, np.diff(bounds), bounds[:-1], self._mpi.FLOAT]), flat.size)
 
-    def begin_sum(self, flat):
+    def begin_all_reduce(self, flat):
         return self._all.Iallreduce(self._mpi.IN_PLACE, flat).Wait
 
-    def collect(self, flat, into):
+    def gather(self, flat, into):
         bounds = self.bounds(flat.size)
         part = flat[slice(*self.part(flat.size))]
         self._finish(self._all.Igatherv(part, [into, np.diff(bounds), bounds[:-1], self._mpi.FLOAT], 0))
 
-    def sum(self, values):
+    def all_reduce(self, values):
         sums = np.array(values, np.float64)
         self._finish(self._all.Iallreduce(self._mpi.IN_PLACE, sums))
         return sums
 
-    def most(self, *values):
+    def all_reduce_max(self, *values):
         largest = np.array(values, np.float64)
         self._finish(self._all.Iallreduce(self._mpi.IN_PLACE, largest, self._mpi.MAX))
         return largest.tolist()
 
-    def stack(self, array):
+    def all_gather_arrays(self, array):
         array = np.ascontiguousarray(array)
         stacked = np.empty((self.size, *array.shape), array.dtype)
         self._finish(self._all.Iallgather(array, stacked))
         return stacked
 
-    def text(self, words):
-        (size,) = self.most(len(words.encode()) if self.rank == 0 else 0)
+    def broadcast(self, words):
+        (size,) = self.all_reduce_max(len(words.encode()) if self.rank == 0 else 0)
         said = np.frombuffer(words.encode().ljust(int(size))[: int(size)], np.uint8).copy()
         self._finish(self._all.Ibcast(said, 0))
         return said.tobytes().decode()
 
-    def wait(self):
+    def barrier(self):
         self._finish(self._all.Ibarrier())
 
     def _allowed_cores(self):

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gpt2c.commands.flags import help_text, parse, peek, to_toml
+from gpt2c.commands.command_line import parse, peek
+from gpt2c.commands.config_file import to_toml
+from gpt2c.commands.help_text import help_text
 from gpt2c.errors import InputError, UsageError
 from gpt2c.support.fields import flag, nearest
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import gpt2c
-from gpt2c.commands import flags
+from gpt2c.commands.command_line import CommandLine, parse, split
+from gpt2c.commands.compat import ForRlvr
 from gpt2c.commands.train import family_of_flags
-from gpt2c.commands.verbless import ForRlvr
 from gpt2c.errors import UsageError
 from gpt2c.formats.native import load, load_run, metadata
 
@@ -146,7 +146,7 @@ def test_metrics_tell_how_experts_are_used(run):
     ],
 )
 def test_flags_of_one_family_alone_mean_it(words, start, family):
-    assert family_of_flags(words.split(), start) == family
+    assert family_of_flags(CommandLine(words.split()), start) == family
 
 
 def test_the_balance_loss_pulls_on_the_router():
@@ -174,7 +174,7 @@ class Loader:
 
 
 def test_words_of_some_flags_can_be_told_from_others():
-    ours, others = flags.split(["--rlTask", "copy", "--epochs", "3", "--RL-episodes=2", "x", "--rl_learning_rate"], ForRlvr)
+    ours, others = split(["--rlTask", "copy", "--epochs", "3", "--RL-episodes=2", "x", "--rl_learning_rate"], ForRlvr)
     assert ours == ["--rlTask", "copy", "--RL-episodes=2", "--rl_learning_rate"] and others == ["--epochs", "3", "x"]
     with pytest.raises(UsageError):
-        flags.parse(ours, [ForRlvr], "x")
+        parse(ours, [ForRlvr], "x")

@@ -14,7 +14,7 @@ import tracemalloc
 import pytest
 from make_corpus import CONFIG, CORPUS
 
-from gpt2c.commands import flags
+from gpt2c.commands.command_line import parse
 from gpt2c.data import DataLoader
 from gpt2c.errors import Gpt2cError
 from gpt2c.formats import native as checkpoint
@@ -40,7 +40,7 @@ def read_run(path):
 
 
 def read_config(path):
-    flags.parse(["--config", str(path)], [TrainConfig], "fuzz")
+    parse(["--config", str(path)], [TrainConfig], "fuzz")
 
 
 def read_metrics(path):

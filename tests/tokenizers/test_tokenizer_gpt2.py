@@ -52,7 +52,7 @@ def test_pieces_give_what_the_whole_gives(gpt2, monkeypatch):
     text = "".join(rng.choice(CASES)["text"] + rng.choice(["", " ", "\n", "\u00a0", "\x1c ", " 's"]) for _ in range(400))
     whole = gpt2._library.encode(text, add_special_tokens=False).ids
     for size in (1, 7, 1000):
-        monkeypatch.setattr("gpt2c.tokenizers.tokenizer.PIECE", size)
+        monkeypatch.setattr("gpt2c.tokenizers.tokenizer.PIECE_CHARACTERS", size)
         assert gpt2.encode_array(text).tolist() == whole
 
 

@@ -304,5 +304,5 @@ def test_large_texts_are_cut_where_nothing_changes(monkeypatch):
         text = " ".join(TEXTS) + "\n".join(TEXTS) + PROSE
         whole = library_of(MADE[name]).encode(text, add_special_tokens=False).ids
         for size in (1, 10, 1000):
-            monkeypatch.setattr("gpt2c.tokenizers.tokenizer.PIECE", size)
+            monkeypatch.setattr("gpt2c.tokenizers.tokenizer.PIECE_CHARACTERS", size)
             assert MADE[name].encode(text) == whole

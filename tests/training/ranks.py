@@ -56,7 +56,7 @@ def main(data, out, *words):
         for step in trainer:
             losses.append([step.loss, step.grad_norm, step.val_loss])
             digest = int(hashlib.sha256(trainer.model.params.flat.data).hexdigest()[:12], 16)
-            largest, smallest = ranks.most(digest, -digest)
+            largest, smallest = ranks.all_reduce_max(digest, -digest)
             assert largest == -smallest, f"{family}: after step {step.step} the ranks have different parameters"
             if trainer.step in (HALF, STEPS):
                 trainer.save(Path(out) / f"{family}_{trainer.step}.safetensors")

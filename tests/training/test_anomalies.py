@@ -12,9 +12,9 @@ import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.errors import DivergedError
 from gpt2c.formats.native import read
-from gpt2c.training.anomalies import WINDOW, Window, first_bad_tensor
+from gpt2c.training.anomalies import SKIPS_IN_A_ROW, WINDOW, Window, first_bad_tensor
 from gpt2c.training.config import TrainConfig
-from gpt2c.training.trainer import SKIPS_IN_A_ROW, Trainer
+from gpt2c.training.trainer import Trainer
 
 SMALL = dict(num_layers=2, channels=16, num_heads=1, vocab_size=97, max_seq_len=16)
 

@@ -371,7 +371,7 @@ def test_an_error_of_all_is_told_once_and_an_error_of_one_ends_all(mpi, tmp_path
     assert (out + err).count("none.bin") == 1
     program = (
         "import sys, time; from gpt2c.training.ranks import world; w = world()\n"
-        "if w.rank: raise ValueError('rank 1 is ill')\nw.wait(); print('not reached')"
+        "if w.rank: raise ValueError('rank 1 is ill')\nw.barrier(); print('not reached')"
     )
     began = time.monotonic()
     with started(2, "-c", program, folder=tmp_path) as process:

@@ -13,7 +13,8 @@ from gpt2c.models import trm
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.optimizers import Optimizer, tensor_bounds, tensor_rates
 from gpt2c.training.schedules import learning_rate, rate_of_epoch
-from gpt2c.training.trainer import Trainer, Validations
+from gpt2c.training.trainer import Trainer
+from gpt2c.training.validation import Validations
 
 SMALL = dict(num_layers=1, channels=16, num_heads=1, vocab_size=97, max_seq_len=16)
 

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from gpt2c.commands import flags, rlvr, train, train_tokenizer
+from gpt2c.commands import rlvr, train, train_tokenizer
+from gpt2c.commands.command_line import CommandLine, parse, peek, split
 from gpt2c.errors import UsageError
 from gpt2c.models.hybrid import SAVE_PATH
-from gpt2c.support.fields import flag
+from gpt2c.support.fields import Layer, flag
 
 
 @dataclass
@@ -25,13 +26,14 @@ class ForRlvr:
 
 def main(argv):
     """The exit code."""
-    own, rest = flags.split(argv, Verbless)
-    (asked,), _ = flags.parse(own, [Verbless], "gpt2c")
+    own, rest = split(argv, Verbless)
+    (asked,), _ = parse(own, [Verbless], "gpt2c")
     if asked.train_bpe:
         return train_tokenizer.main(rest)
     if not asked.do_rl:
         raise UsageError(f"{argv[0]} stands where a verb is expected; gpt2c --help lists the verbs")
-    for_rlvr, for_train = flags.split(rest, ForRlvr)
-    path = flags.peek(for_train, train.RunConfig, "save_path")[0] or SAVE_PATH
-    code = train.main(["--model=hybrid", *for_train, f"--save-path={path}"])
-    return code or rlvr.main([path, f"--save-path={path}", *for_rlvr])
+    for_rlvr, for_train = split(rest, ForRlvr)
+    path = peek(for_train, train.RunConfig, "save_path")[0] or SAVE_PATH
+    usual, saved = Layer("--doRL", {"model": "hybrid"}), Layer("--doRL", {"save_path": path})
+    code = train.main(CommandLine(for_train, [usual], [saved]))
+    return code or rlvr.main(CommandLine(for_rlvr, above=[saved, Layer("--doRL", {"checkpoint": path})]))

@@ -1,0 +1,140 @@
+"""What a checkpoint says of a training run besides the weights, and how a Trainer goes back to it."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gpt2c.errors import InputError, UsageError
+from gpt2c.formats.native import RunState
+from gpt2c.support.rng import Xorshift
+from gpt2c.training.validation import Validations
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Sums over the updates of the epoch that is going on."""
+
+    updates: int = 0
+    loss: float = 0.0
+    grad_norm: float = 0.0
+
+    def plus(self, loss, grad_norm):
+        return Epoch(self.updates + 1, self.loss + loss, self.grad_norm + grad_norm)
+
+
+@dataclass
+class Snapshot:
+    """A run as it was right after an update."""
+
+    step: int = 0  # updates done
+    tokens: int = 0
+    skipped_in_a_row: int = 0
+    sampling: int = 0  # the state of the sampling generator
+    validations: Validations = field(default_factory=Validations)
+    epoch: Epoch = field(default_factory=Epoch)
+
+
+def snapshot(trainer):
+    validations = dataclasses.replace(trainer.validations)
+    skipped = trainer.watch.skipped_in_a_row
+    return Snapshot(trainer.step, trainer.tokens, skipped, trainer.sampling.state, validations, trainer.epoch)
+
+
+def recorded(trainer, done):
+    """The RunState of a Trainer as it was at the Snapshot `done`: its values and arrays go on from there with the same bits, on
+    any number of ranks."""
+    loader, watch, model = trainer.loader.state(), trainer.watch, trainer.model
+    arrays = {f"loader.{name}": value for name, value in loader.items() if not isinstance(value, int)}
+    if trainer.carries and trainer.loader.continues:
+        arrays |= {f"carried.{name}": array for name, array in _carried(trainer).items()}
+    arrays |= {"window.loss": watch.losses.values, "window.norm": watch.norms.values}
+    values = dataclasses.asdict(done) | {
+        "windows": [watch.losses.count, watch.norms.count],
+        "dropout": [model.seed, model.dropout_counter],
+        "loader": {name: value for name, value in loader.items() if isinstance(value, int)},
+        "config": dataclasses.asdict(trainer.config) | _batch_sizes(trainer) | trainer.recorded,
+    }
+    return RunState(values=values, arrays=arrays)
+
+
+def _batch_sizes(trainer):
+    """What has to be recorded for the updates to stay the same on another number of ranks: the tokens of an update, or
+    where each row is a lane that goes on, their number."""
+    if hasattr(trainer.loader, "continues"):
+        return {"batch_size": trainer.config.batch_size * trainer.world.size}
+    return {"total_batch_size": trainer.length.tokens_per_step}
+
+
+def restore(trainer, run, data_position=True):
+    """Puts a Trainer where `recorded` was called; without `data_position` its loader stays where it is."""
+    values, arrays = run.values, run.arrays
+    optimizer = values.get("config", {}).get("optimizer", trainer.config.optimizer)
+    if optimizer != trainer.config.optimizer:
+        raise UsageError(
+            f"the checkpoint holds the moments of {optimizer}, not of {trainer.config.optimizer}: resume with "
+            f"--optimizer {optimizer}, or take its weights alone with --init-from"
+        )
+    watch = trainer.watch
+    try:
+        step, tokens = values["step"], values["tokens"]
+        validations, epoch = Validations(**values["validations"]), Epoch(**values["epoch"])
+        sampling, skipped = Xorshift(values["sampling"]), values["skipped_in_a_row"]
+        seed, counter = map(int, values["dropout"])
+        if min(step, tokens, skipped, counter, *values["windows"]) < 0:
+            raise ValueError
+        windows = [
+            (count, np.array(arrays[f"window.{name}"], np.float64).reshape(watch.losses.values.shape))
+            for count, name in zip(values["windows"], ("loss", "norm"))
+        ]
+        position = values["loader"] | _named(arrays, "loader.")
+        for name, now in trainer.loader.state().items():
+            if isinstance(position.get(name, now), int) != isinstance(now, int):
+                raise ValueError(f"the loader's {name} is of another kind")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # of what was read: nothing of ours is called here
+        raise _damaged(error) from None
+    try:
+        if data_position:
+            trainer.loader.restore(position)
+        _carry(trainer, _named(arrays, "carried."))
+    except (KeyError, IndexError, ValueError) as error:
+        if isinstance(error, (UsageError, InputError)):
+            raise
+        raise _damaged(error) from None
+    trainer.step, trainer.tokens, trainer.validations, trainer.epoch = step, tokens, validations, epoch
+    trainer.sampling, watch.skipped_in_a_row = sampling, skipped
+    trainer.model.seed, trainer.model.dropout_counter = seed, counter
+    for window, (count, past) in zip((watch.losses, watch.norms), windows):
+        window.count, window.values = count, past
+
+
+def _named(arrays, beginning):
+    return {name.removeprefix(beginning): array for name, array in arrays.items() if name.startswith(beginning)}
+
+
+def _damaged(error):
+    return InputError(f"the checkpoint's account of its run is damaged ({error}): use another checkpoint")
+
+
+def _carried(trainer):
+    """What the model takes over from one update to the next, of all ranks: their lanes side by side."""
+    carried, ranks = trainer.model.carried(trainer.window), trainer.world
+    if ranks.size == 1:
+        return carried
+    states = {name: array for name, array in carried.items() if name.startswith("state.")}
+    lanes = {name: np.concatenate(ranks.all_gather_arrays(array), axis=1) for name, array in states.items()}
+    return lanes | {f"ranks.{name}": ranks.all_gather_arrays(array) for name, array in carried.items() if name not in lanes}
+
+
+def _carry(trainer, carried):
+    """Goes on from `_carried`, of any number of ranks. A window that reaches back into chunks that other ranks have
+    computed begins anew."""
+    rank, size, B = trainer.world.rank, trainer.world.size, trainer.loader.B
+    states = {name: array[:, rank * B : (rank + 1) * B] for name, array in carried.items() if name.startswith("state.")}
+    ours = "chain." if size == 1 else "ranks.chain."
+    chain = {
+        name.removeprefix("ranks."): array if size == 1 else array[rank]
+        for name, array in carried.items()
+        if name.startswith(ours) and (size == 1 or len(array) == size)
+    }
+    trainer.model.carry(states | chain)
