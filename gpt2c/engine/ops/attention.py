@@ -1,7 +1,9 @@
 """Causal self-attention: tiled, materialised, or against a KV cache."""
 
+from gpt2c.engine.tape import Tape, Tensor
 
-def attention(t, qkv, num_heads, *, name):
+
+def attention(t: Tape, qkv: Tensor, num_heads: int, *, name: str) -> Tensor:
     """Causal self-attention over num_heads heads: (B, T, 3C) -> (B, T, C).
 
     Tiled while training. Materialised where everything is kept: `preatt` and `att` are then there to look at. Where

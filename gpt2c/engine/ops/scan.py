@@ -1,7 +1,9 @@
 """The minimal GRU: gates, and a scan of the linear recurrence."""
 
+from gpt2c.engine.tape import Tape, Tensor
 
-def mingru(t, x, h0, *, name):
+
+def mingru(t: Tape, x: Tensor, h0: Tensor, *, name: str) -> tuple[Tensor, Tensor]:
     """The minimal GRU's recurrence: x (B, T, 2I), candidate and gate, from the state h0 (B, I) -> (h (B, T, I), last).
 
     `last` is the state after the last step; what flows back into it goes on to h0, which nothing else may use.
