@@ -4,7 +4,6 @@ Environment:
     CC                     the compiler
     GPT2C_NO_OPENMP=1      build without threads (otherwise a compiler without OpenMP is an error)
     GPT2C_SANITIZE=LIST    e.g. address,undefined: instrument the kernels (run with the sanitizer's library preloaded)
-    GPT2C_BREAK=1          build one kernel wrong on purpose: the test suite must turn red
 """
 
 import os
@@ -79,7 +78,7 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext):
         self.force = True  # setuptools does not look at the kernels' objects when it decides whether to link again
-        flags = FLAGS + self.openmp_flags(ext) + self.switches(ext)
+        flags = FLAGS + self.openmp_flags(ext) + self.sanitizer_flags(ext)
         folder = Path(self.build_temp) / "-".join(["kernels", *os.environ.get("GPT2C_SANITIZE", "").split(",")])
         isas = {isa: isa_flags for isa, isa_flags in ISAS.items() if isa != "amx" or self.compiler_knows(isa_flags)}
         has_amx = [("GPT2C_AMX", "1")] if "amx" in isas else []
@@ -133,14 +132,12 @@ class BuildKernels(build_ext):
         ext.extra_link_args.append("-fopenmp")
         return ["-fopenmp"]
 
-    def switches(self, ext):
-        flags = []
-        if sanitizers := os.environ.get("GPT2C_SANITIZE"):
-            ext.extra_link_args.append(f"-fsanitize={sanitizers}")
-            flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
-        if os.environ.get("GPT2C_BREAK", "0") not in ("", "0"):
-            flags.append("-DGPT2C_BREAK")
-        return flags
+    def sanitizer_flags(self, ext):
+        sanitizers = os.environ.get("GPT2C_SANITIZE")
+        if not sanitizers:
+            return []
+        ext.extra_link_args.append(f"-fsanitize={sanitizers}")
+        return [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=undefined", "-g", "-O1"]
 
 
 if sys.byteorder != "little":

@@ -1,11 +1,11 @@
-"""The speed of every kernel at the shapes of GPT-2 124M. A kernel whose result is wrong is not timed.
+"""The speed of every kernel, most at the shapes of GPT-2 124M. A kernel whose result is wrong is not timed.
 
-The cases and their verification are gpt2c.kernel_cases.
+The cases are those of gpt2c bench (gpt2c.bench.kernel_cases).
 """
 
 import gpt2c
 from gpt2c import _core
-from gpt2c.bench import kernel_cases
+from gpt2c.bench import kernel_cases, kernel_setups
 from gpt2c.bench import measure as benchmarks
 
 SMALL = {"B": 2, "lengths": (5, 67), "C": 96, "H": 3, "V": 1009, "P": 1024, "parameters": 100_003}
@@ -21,7 +21,7 @@ def pytest_generate_tests(metafunc):
 
 def test_kernel_speed(isa, case, machine, speeds, benchmark):
     gpt2c.set_isa(isa)
-    program, _ = kernel_cases.prepare(case)
+    program, _ = kernel_setups.prepare(case)
     benchmark(program.run)
     if benchmark.enabled:
         row = benchmarks.kernel_row(case, program, isa, machine(), benchmark.stats["median"])

@@ -49,9 +49,6 @@ void K(layernorm_backward)(float* dx, float* dw, float* db, const float* dout, c
             sum_dn += d * ((vf_load_n(xr + c, C - c) - m) * s);
         }
         float mean_d = vf_sum(sum_d) / C, mean_dn = vf_sum(sum_dn) / C;
-#ifdef GPT2C_BREAK
-        mean_dn = 0;  // the build that must turn the test suite red (setup.py)
-#endif
         for (int64_t c = 0; c < C; c += VL) {
             vf n = (vf_load_n(xr + c, C - c) - m) * s;
             vf d = vf_load_n(g + c, C - c) * vf_load_n(w + c, C - c);

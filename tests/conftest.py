@@ -12,6 +12,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads leave the
 import gpt2c
 from gpt2c import _core
 
+HERE = [str(Path(gpt2c.__file__).parents[1])]  # programs that are started find this gpt2c, whichever one is installed
+os.environ["PYTHONPATH"] = os.pathsep.join(HERE + [os.environ["PYTHONPATH"]] * ("PYTHONPATH" in os.environ))
+
 for number, usual in (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL):
     if signal.getsignal(number) == signal.SIG_IGN:  # as nohup and a shell's & leave it, and every program started from here too
         signal.signal(number, usual)
@@ -56,3 +59,31 @@ def golden_file():
         assert text + "\n" == path.read_text()
 
     return check
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(name, content)` makes a file and gives its path."""
+
+    def make(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2C_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def mpi():
+    """MPI is optional: where it cannot be installed, or starts no ranks, there is nothing to test."""
+    from mpi import why_not  # here, because the tests of the kernels do without
+
+    if why := why_not():
+        pytest.skip(why)

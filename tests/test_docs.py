@@ -1,6 +1,5 @@
 """The pages: their Python runs as it stands, all of a page's blocks in order as one program; files that they name are there."""
 
-import os
 import re
 import runpy
 import subprocess
@@ -30,15 +29,7 @@ def test_the_python_on_a_page_runs(page, tmp_path):
     assert blocks
     write_llmc_s_files(tmp_path)
     (tmp_path / "page.py").write_text("\n".join(blocks), "utf-8")
-    done = subprocess.run(
-        [sys.executable, "page.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = subprocess.run([sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,186 +1,169 @@
-"""What of the kernels is measured: each at the shapes of a GPT-2, verified first, and how much work it is."""
+"""What of the kernels is measured: each at the shapes of a GPT-2 or beside them, and how much work it is."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
-import numpy as np
-
-from gpt2c._core import Stream
-from gpt2c.bench import kernel_setups as setups
-from gpt2c.engine.flops import flops
-from gpt2c.errors import Gpt2cError
+from gpt2c.bench.kernel_setups import Case, moved
+from gpt2c.engine.flops import FLOPS, flops
 
 GPT2_124M = {"B": 4, "lengths": (64, 1024), "C": 768, "H": 12, "V": 50257, "P": 50304, "parameters": 124_475_904}
-HALF_UNIT = 2.0**-24  # what rounding to float32 changes at most, relatively
 READ_ONLY = ("matmul_one_row", "global_norm")  # what they write is next to nothing
 
 
-class Case(NamedTuple):
-    setup: Callable  # of kernel_setups
-    label: str
-    sizes: dict  # what the set-up is called with
-
-    @property
-    def kernel(self):
-        return self.setup.__name__
-
-    @property
-    def name(self):
-        return f"{self.kernel}-{self.label}"
-
-
-def _case(setup, label, **sizes):
-    return Case(setup, label, sizes)
-
-
 def gpt2_cases(B, lengths, C, H, V, P, parameters):
-    """Every kernel of a training step at B x each length, then of decoding one token, then of an update."""
-    products = [  # label, inputs, outputs, bias
-        ("qkv", C, 3 * C, 1),
-        ("attproj", C, C, 1),
-        ("fc", C, 4 * C, 1),
-        ("fcproj", 4 * C, C, 1),
-        ("classifier", C, P, 0),
+    """Every kernel: those of a training step at B x each length, those of decoding a token and of an update, and the rest."""
+    products = [  # label, inputs, outputs, arrays that are absent
+        ("qkv", C, 3 * C, ()),
+        ("attproj", C, C, ()),
+        ("fc", C, 4 * C, ()),
+        ("fcproj", 4 * C, C, ()),
+        ("classifier", C, P, ("b", "db")),
     ]
     for T in lengths:
-        R, label = B * T, f"T{T}"
-        for product, inputs, outputs, bias in products:
-            yield _case(setups.matmul_forward, f"{product}-{label}", R=R, C=inputs, N=outputs, bias=bias)
-            yield _case(setups.matmul_backward_x, f"{product}-{label}", R=R, C=inputs, N=outputs)
-            yield _case(setups.matmul_backward_w, f"{product}-{label}", R=R, C=inputs, N=outputs, bias=bias)
-        yield _case(setups.attention_forward, label, B=B, T=T, C=C, H=H)
-        yield _case(setups.attention_backward, label, B=B, T=T, C=C, H=H)
-        yield _case(setups.layernorm_forward, label, R=R, C=C)
-        yield _case(setups.layernorm_backward, label, R=R, C=C)
-        yield _case(setups.rmsnorm_forward, label, R=R, C=C)
-        yield _case(setups.rmsnorm_backward, label, R=R, C=C)
-        yield _case(setups.gelu_forward, label, R=R * 4 * C)
-        yield _case(setups.gelu_backward, label, R=R * 4 * C)
-        yield _case(setups.gelu_erf_forward, label, R=R * 4 * C)
-        yield _case(setups.gelu_erf_backward, label, R=R * 4 * C)
-        yield _case(setups.squared_relu_forward, label, R=R * 4 * C)
-        yield _case(setups.squared_relu_backward, label, R=R * 4 * C)
-        yield _case(setups.swiglu_forward, label, R=R * 4 * C)
-        yield _case(setups.swiglu_backward, label, R=R * 4 * C)
-        yield _case(setups.mingru_gates_forward, label, R=R, I=C)
-        yield _case(setups.mingru_gates_backward, label, R=R, I=C)
-        yield _case(setups.scan_forward, label, B=B, T=T, I=C)
-        yield _case(setups.scan_backward, label, B=B, T=T, I=C)
-        yield _case(setups.dropout_residual_forward, label, R=R * C)
-        yield _case(setups.dropout_residual_backward, label, R=R * C)
-        yield _case(setups.residual_forward, label, R=R * C)
-        yield _case(setups.residual_backward, label, R=R * C)
-        yield _case(setups.crossentropy_forward, label, R=R, P=P, V=V)
-        yield _case(setups.crossentropy_backward, label, R=R, P=P, V=V)
-        yield _case(setups.embedding_forward, label, B=B, T=T, C=C, V=V)
-        yield _case(setups.embedding_backward, label, B=B, T=T, C=C, V=V)
-    for product, inputs, outputs, bias in products:
+        yield from products_at(products, B * T, f"T{T}")
+        yield from step_at(B, T, C, H, V, P)
+    for product, inputs, outputs, absent in products:
         L = math.ceil(parameters / (inputs * outputs))
-        yield _case(setups.matmul_one_row, product, L=L, C=inputs, N=outputs, bias=bias)
+        yield Case("matmul_forward", product, {"R": 1, "C": inputs, "N": outputs}, absent, L)
     S = lengths[-1]
-    yield _case(setups.attention_one_row, f"S{S}", L=math.ceil(parameters / (2 * S * C)), S=S, C=C, H=H)
-    yield _case(setups.adamw, "parameters", R=parameters)
-    yield _case(setups.global_norm, "gradients", R=parameters)
+    L = math.ceil(parameters / (2 * S * C))
+    yield Case("attention_cached_forward", f"S{S}", {"B": 1, "T": 1, "S": S, "C": C, "H": H}, turns=L)
+    yield from whole_model(parameters)
+    yield from of_other_families(B, *lengths, C, H)
 
 
-def prepare(case):
-    """(the recorded calls of a case, the same with NumPy or None), once the results are verified."""
-    stream = Stream("record")
-    checks, numpy = case.setup(stream, **case.sizes)
-    program = stream.program()
-    program.run()
-    for got, want, roundings in checks:
-        # Independent roundings add up like the root of their number; 4 is room for those within the terms.
-        error = np.linalg.norm(got() - want) / np.linalg.norm(want)
-        allowed = 4 * HALF_UNIT * math.sqrt(roundings)
-        if not error <= allowed:
-            raise Gpt2cError(
-                f"{case.name} is wrong by {error:.1e} of its norm, expected at most {allowed:.1e}: it is not "
-                "timed; please report this with the output of gpt2c.info()"
-            )
-    return program, numpy
+def products_at(products, R, label):
+    for product, inputs, outputs, absent in products:
+        for kernel in "matmul_forward", "matmul_backward_x", "matmul_backward_w":
+            yield Case(kernel, f"{product}-{label}", {"R": R, "C": inputs, "N": outputs}, absent)
+
+
+def both(op, label, absent=(), in_place=(), **sizes):
+    for way in "forward", "backward":
+        yield Case(f"{op}_{way}", label, sizes, absent, in_place=in_place if way == "backward" else ())
+
+
+def step_at(B, T, C, H, V, P):
+    R, label = B * T, f"T{T}"
+    yield from both("attention", label, B=B, T=T, C=C, H=H)
+    yield from both("layernorm", label, R=R, C=C)
+    yield from both("rmsnorm", label, R=R, C=C)
+    for activation in "gelu", "gelu_erf", "squared_relu", "swiglu":
+        yield from both(activation, label, R=R * 4 * C)
+    yield from both("mingru_gates", label, R=R, I=C)
+    yield from both("scan", label, B=B, T=T, I=C)
+    yield from both("dropout_residual", label, R=R * C)
+    yield from both("residual", label, R=R * C)
+    # in place, as in training: the gradient of the gradient of ... costs the same each time
+    yield from both("crossentropy", label, absent=("weights",), in_place=(("dlogits", "logits"),), R=R, P=P, V=V)
+    yield from both("embedding", label, B=B, T=T, C=C, V=V, S=T)
+    yield Case("count_targets", label, {"R": R})
+    yield Case("mean_loss", label, {"R": R})
+
+
+def whole_model(R):
+    yield Case("adamw", "parameters", {"R": R})
+    yield Case("sgd", "parameters", {"R": R, "momentum": 0.9})
+    yield Case("global_norm", "gradients", {"R": R})
+    yield Case("clamp", "gradients", {"R": R})
+    yield Case("add_scaled", "gradients", {"R": R})
+    yield Case("copy", "parameters", {"R": R})
+    yield Case("zero", "gradients", {"R": R})
+
+
+def of_other_families(B, T, longest, C, H):
+    """Where the hybrid and the TRM are smaller than GPT-2, so are they here."""
+    R, label = B * T, f"T{T}"
+    yield Case("gelu_forward_scalar", label, {"R": R * 4 * C})
+    yield from both("attention_materialised", label, B=B, T=T, C=C, H=H)
+    yield Case("mingru_log_forward", label, {"B": B, "T": T, "I": C})
+    yield Case("last_position_forward", f"T{longest}", {"B": B, "T": longest, "C": C})
+    W, absent = C // 6, ("preatt", "att")
+    heads = {"C": W, "H": 2, "D": W // 2, "M": 17}
+    yield from both("cope", label, absent, B=B, T=T, **heads)
+    yield Case("cope_cached_forward", f"S{4 * T}", {"B": 1, "T": 1, "S": 4 * T, **heads})
+    R *= 4
+    yield from both("dyt", label, R=R, C=W)
+    yield from both("scaled_residual", label, R=R, C=W)
+    yield from both("halting", label, R=R, C=W)
+    yield from both("ponder", label, R=R)
+    experts = {"B": B, "T": T, "H": W, "N": 4, "M": 3, "S": 2}
+    yield from both("moe", label, ("fraction",), **experts)
+    yield Case("moe_backward_w", label, experts)
+    yield Case("balance_forward", label, {"R": R, "M": 3, "S": 2})
+    yield from both("gru", label, ("fraction",), **experts)
 
 
 def amount(case, program):
-    """(floating-point operations, bytes to and from memory) of a case.
-
-    An element counts 4 bytes when it must be read and 4 when it must be written, whatever the caches do.
-    """
-    count = OPERATIONS.get(case.setup)
-    return count(**case.sizes) if count else flops(program), BYTES[case.setup](**case.sizes)
+    """(floating-point operations, bytes to and from memory) of a case."""
+    count = OPERATIONS.get(case.kernel)
+    return max(case.turns, 1) * count(**case.sizes) if count else flops(program), moved(case)
 
 
 def bound_by_memory(case):
     """Whether its speed is counted in bytes rather than in operations."""
-    return case.setup in OPERATIONS
+    return case.turns > 0 or case.kernel not in (*FLOPS, *ARITHMETIC)
 
 
-# Operations of the cases that are bound by memory: each +, -, x, /, exp and sqrt of the formula in
-# kernels/gpt2c.h is one. gpt2c.flops counts those of the others.
+# Operations that gpt2c.flops does not count: each +, -, x, /, exp and sqrt of the formula in kernels/gpt2c.h is one.
 OPERATIONS = {
-    setups.matmul_one_row: lambda L, C, N, bias: L * N * (2 * C + bias),
-    setups.attention_one_row: lambda L, S, C, H: 4 * L * S * C,
-    setups.layernorm_forward: lambda R, C: 8 * R * C,
-    setups.layernorm_backward: lambda R, C: 14 * R * C,
-    setups.rmsnorm_forward: lambda R, C: 4 * R * C,
-    setups.rmsnorm_backward: lambda R, C: 10 * R * C,
-    setups.gelu_forward: lambda R: 8 * R,
-    setups.gelu_backward: lambda R: 16 * R,
-    setups.gelu_erf_forward: lambda R: 30 * R,
-    setups.gelu_erf_backward: lambda R: 34 * R,
-    setups.squared_relu_forward: lambda R: 2 * R,
-    setups.squared_relu_backward: lambda R: 4 * R,
-    setups.swiglu_forward: lambda R: 5 * R,
-    setups.swiglu_backward: lambda R: 12 * R,
-    setups.mingru_gates_forward: lambda R, I: 10 * R * I,
-    setups.mingru_gates_backward: lambda R, I: 16 * R * I,
-    setups.scan_forward: lambda B, T, I: 2 * B * T * I,
-    setups.scan_backward: lambda B, T, I: 3 * B * T * I,
-    setups.dropout_residual_forward: lambda R: 2 * R,
-    setups.dropout_residual_backward: lambda R: R,
-    setups.residual_forward: lambda R: R,
-    setups.residual_backward: lambda R: 2 * R,
-    setups.crossentropy_forward: lambda R, P, V: 3 * R * V,
-    setups.crossentropy_backward: lambda R, P, V: 3 * R * V,
-    setups.embedding_forward: lambda B, T, C, V: B * T * C,
-    setups.embedding_backward: lambda B, T, C, V: 2 * B * T * C,
-    setups.adamw: lambda R: 17 * R,
-    setups.global_norm: lambda R: 2 * R,
+    "attention_cached_forward": lambda S, C, **_: 4 * S * C,
+    "layernorm_forward": lambda R, C: 8 * R * C,
+    "layernorm_backward": lambda R, C: 14 * R * C,
+    "rmsnorm_forward": lambda R, C: 4 * R * C,
+    "rmsnorm_backward": lambda R, C: 10 * R * C,
+    "gelu_forward": lambda R: 8 * R,
+    "gelu_backward": lambda R: 16 * R,
+    "gelu_forward_scalar": lambda R: 8 * R,
+    "gelu_erf_forward": lambda R: 30 * R,
+    "gelu_erf_backward": lambda R: 34 * R,
+    "squared_relu_forward": lambda R: 2 * R,
+    "squared_relu_backward": lambda R: 4 * R,
+    "swiglu_forward": lambda R: 5 * R,
+    "swiglu_backward": lambda R: 12 * R,
+    "mingru_gates_forward": lambda R, I: 10 * R * I,
+    "mingru_gates_backward": lambda R, I: 16 * R * I,
+    "mingru_log_forward": lambda B, T, I: 30 * B * T * I,
+    "scan_forward": lambda B, T, I: 2 * B * T * I,
+    "scan_backward": lambda B, T, I: 3 * B * T * I,
+    "dropout_residual_forward": lambda R: 2 * R,
+    "dropout_residual_backward": lambda R: 3 * R,
+    "residual_forward": lambda R: R,
+    "residual_backward": lambda R: 2 * R,
+    "crossentropy_forward": lambda R, V, **_: 3 * R * V,
+    "crossentropy_backward": lambda R, V, **_: 3 * R * V,
+    "count_targets": lambda R: R,
+    "mean_loss": lambda R: R,
+    "embedding_forward": lambda B, T, C, **_: B * T * C,
+    "embedding_backward": lambda B, T, C, **_: 2 * B * T * C,
+    "last_position_forward": lambda **_: 0,
+    "copy": lambda R: 0,
+    "zero": lambda R: 0,
+    "adamw": lambda R: 17 * R,
+    "sgd": lambda R, **_: 9 * R,
+    "global_norm": lambda R: 2 * R,
+    "clamp": lambda R: 2 * R,
+    "add_scaled": lambda R: 2 * R,
+    "attention_materialised_forward": lambda B, T, C, H: 2 * B * T * (T + 1) * C,
+    "attention_materialised_backward": lambda B, T, C, H: 4 * B * T * (T + 1) * C,
+    "cope_forward": lambda B, T, C, H, M, **_: B * T * (2 * (T + 1) * C + 8 * (T + 1) * H + 2 * M * C),
+    "cope_backward": lambda B, T, C, H, M, **_: B * T * (5 * (T + 1) * C + 16 * (T + 1) * H + 6 * M * C),
+    "cope_cached_forward": lambda B, T, S, C, H, M, **_: B * T * (4 * S * C + 16 * S * H + 2 * M * C),
+    "dyt_forward": lambda R, C: 8 * R * C,
+    "dyt_backward": lambda R, C: 17 * R * C,
+    "scaled_residual_forward": lambda R, C: 2 * R * C,
+    "scaled_residual_backward": lambda R, C: 5 * R * C,
+    "halting_forward": lambda R, C: 4 * R * C,
+    "halting_backward": lambda R, C: 9 * R * C,
+    "ponder_forward": lambda R: 3 * R,
+    "ponder_backward": lambda R: R,
+    "moe_forward": lambda B, T, H, S, M, **_: B * T * (S * 12 * H * H + 2 * M * H),
+    "moe_backward": lambda B, T, H, S, M, **_: B * T * (S * 12 * H * H + 2 * M * H),
+    "moe_backward_w": lambda B, T, H, S, **_: B * T * S * 12 * H * H,
+    "balance_forward": lambda R, M, S: R * M * S,
+    "gru_forward": lambda B, T, H, S, M, **_: B * T * (16 * H * H + S * 12 * H * H + 2 * M * H),
+    "gru_backward": lambda B, T, H, S, M, **_: B * T * (16 * H * H + S * 12 * H * H + 2 * M * H),
 }
-
-BYTES = {
-    setups.matmul_forward: lambda R, C, N, bias: 4 * (R * (C + N) + N * (C + bias)),
-    setups.matmul_backward_x: lambda R, C, N: 4 * (R * (2 * C + N) + N * C),
-    setups.matmul_backward_w: lambda R, C, N, bias: 4 * (R * (C + N) + 2 * N * (C + bias)),
-    setups.matmul_one_row: lambda L, C, N, bias: 4 * L * (N * (C + 1 + bias) + C),
-    setups.attention_forward: lambda B, T, C, H: 4 * B * T * (4 * C + H),
-    setups.attention_backward: lambda B, T, C, H: 4 * B * T * (11 * C + H),
-    setups.attention_one_row: lambda L, S, C, H: 4 * L * C * (2 * S + 4),
-    setups.layernorm_forward: lambda R, C: 4 * (2 * R * C + 2 * R + 2 * C),
-    setups.layernorm_backward: lambda R, C: 4 * (4 * R * C + 2 * R + 5 * C),
-    setups.rmsnorm_forward: lambda R, C: 4 * (2 * R * C + R + C),
-    setups.rmsnorm_backward: lambda R, C: 4 * (4 * R * C + R + 3 * C),
-    setups.gelu_forward: lambda R: 4 * 2 * R,
-    setups.gelu_backward: lambda R: 4 * 4 * R,
-    setups.gelu_erf_forward: lambda R: 4 * 2 * R,
-    setups.gelu_erf_backward: lambda R: 4 * 4 * R,
-    setups.squared_relu_forward: lambda R: 4 * 2 * R,
-    setups.squared_relu_backward: lambda R: 4 * 4 * R,
-    setups.swiglu_forward: lambda R: 4 * 3 * R,
-    setups.swiglu_backward: lambda R: 4 * 7 * R,
-    setups.mingru_gates_forward: lambda R, I: 4 * 4 * R * I,
-    setups.mingru_gates_backward: lambda R, I: 4 * 8 * R * I,
-    setups.scan_forward: lambda B, T, I: 4 * (3 * B * T * I + 2 * B * I),
-    setups.scan_backward: lambda B, T, I: 4 * (5 * B * T * I + 2 * B * I),
-    setups.dropout_residual_forward: lambda R: 4 * 3 * R,
-    setups.dropout_residual_backward: lambda R: 4 * 3 * R,
-    setups.residual_forward: lambda R: 4 * 3 * R,
-    setups.residual_backward: lambda R: 4 * 5 * R,
-    setups.crossentropy_forward: lambda R, P, V: 4 * R * (V + 3),
-    setups.crossentropy_backward: lambda R, P, V: 4 * R * (V + P + 2),
-    setups.embedding_forward: lambda B, T, C, V: 4 * T * (2 * B * C + C + B),
-    setups.embedding_backward: lambda B, T, C, V: 4 * T * (3 * B * C + 2 * C + B),
-    setups.adamw: lambda R: 4 * 7 * R,
-    setups.global_norm: lambda R: 4 * R,
-}
+ARITHMETIC = (
+    "attention_materialised_forward", "attention_materialised_backward", "cope_forward", "cope_backward", "moe_forward",
+    "moe_backward", "moe_backward_w", "gru_forward", "gru_backward",
+)  # fmt: skip

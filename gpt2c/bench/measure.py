@@ -20,7 +20,7 @@ import numpy as np
 
 from gpt2c import settings
 from gpt2c._core import Stream
-from gpt2c.bench import kernel_cases
+from gpt2c.bench import kernel_cases, kernel_setups
 from gpt2c.commands.program import run_program
 from gpt2c.engine.flops import FLOPS, flops
 from gpt2c.engine.peak import measured_bandwidth, measured_peak, measured_read_bandwidth
@@ -151,9 +151,9 @@ def kernel_row(case, program, isa, machine, seconds, numpy_seconds=None):
     operations, moved = kernel_cases.amount(case, program)
     by_memory = kernel_cases.bound_by_memory(case)
     speed = (moved if by_memory else operations) / seconds / 1e9
-    memory = machine["read_bandwidth" if case.kernel in kernel_cases.READ_ONLY else "bandwidth"]
+    memory = machine["read_bandwidth" if case.title in kernel_cases.READ_ONLY else "bandwidth"]
     return {
-        "section": "kernels", "isa": isa, "kernel": case.kernel, "case": case.label,
+        "section": "kernels", "isa": isa, "kernel": case.title, "case": case.label,
         "shape": " ".join(f"{letter}={size}" for letter, size in case.sizes.items()), "ms": 1e3 * seconds,
         "gflop_s": operations / seconds / 1e9, "gb_s": moved / seconds / 1e9, "intensity": operations / moved,
         "bound": "memory" if by_memory else "arithmetic",
@@ -163,7 +163,7 @@ def kernel_row(case, program, isa, machine, seconds, numpy_seconds=None):
 
 
 def measure_kernel(case, isa, machine, seconds, with_numpy=False):
-    program, numpy = kernel_cases.prepare(case)
+    program, numpy = kernel_setups.prepare(case)
     steps = [lambda: call_seconds(program).sum()] + ([clocked(numpy)] if with_numpy and numpy else [])
     return kernel_row(case, program, isa, machine, *medians(steps, seconds))
 

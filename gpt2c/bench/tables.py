@@ -28,7 +28,7 @@ def _speed(row):
 # Of each section: the title of a column, how it is set, and what a row has there.
 COLUMNS = {
     "kernels": [
-        ("isa", "<10", _text("isa")), ("kernel", "<21", _text("kernel")), ("case", "<16", _text("case")),
+        ("isa", "<10", _text("isa")), ("kernel", "<31", _text("kernel")), ("case", "<16", _text("case")),
         ("shape", "<31", _text("shape")), ("ms", ">10", _number("ms", ".3f")), ("speed", ">14", _speed),
         ("share", ">6", _number("share", ".0%")), ("NumPy ms", ">10", _number("numpy_ms", ".3f")),
         ("NumPy/gpt2c", ">11", _number("ratio", ".2f")),

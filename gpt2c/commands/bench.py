@@ -1,6 +1,6 @@
 """Measure speed: python -m gpt2c bench [kernels|models] [flags], or gpt2c bench.
 
-Kernels are verified and then timed at the shapes of GPT-2 124M; models are trained, prompted and sampled.
+Every kernel is verified and then timed, most at the shapes of GPT-2 124M; models are trained, prompted and sampled.
 Shares are of what this machine can do at most, measured just before; arrays that fit in its caches exceed the
 bandwidth of memory. Leave it alone while it runs: whatever else it does is measured too.
 """

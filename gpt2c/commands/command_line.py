@@ -145,10 +145,11 @@ def _made(cls, fields, typed):
     try:
         return cls(**fields)
     except UsageError as error:
-        flags = {name: typed.get(name, "--" + name.replace("_", "-")) for name in fields}
-        first, words = str(error).partition(" ")[0], [name for name in fields if "_" in name]
-        text = re.sub(rf"\b({'|'.join(words)})\b", lambda found: flags[found[0]], str(error)) if words else str(error)
-        raise type(error)(text.replace(first, flags[first], 1) if first in flags and "_" not in first else text) from None
+        flags = {name: "--" + name.replace("_", "-") for name in fields}
+        flags |= {word.strip("-").replace("-", "_"): word for word in typed.values()} | typed
+        names = [name for name in flags if "_" in name or re.search(rf"\b{name} (is |\()", str(error))]  # "data" may be a word
+        pattern = rf"\b({'|'.join(names)})\b" if names else "$^"
+        raise type(error)(re.sub(pattern, lambda found: flags[found[0]], str(error))) from None
 
 
 def _default(flags, at):

@@ -1,155 +1,22 @@
-"""What the Tiny Recursive Model and its kernels should compute: naive float64 NumPy, as in reference.py.
-
-B batch, T time, C channels, NH heads, hs = C / NH head size, M rows of a table of positions, R rows.
-`test_reference_trm.py` proves the backward functions by finite differences and the whole model against PyTorch.
-"""
+"""The whole Tiny Recursive Model, forward and backward."""
 
 import numpy as np
 
-from gpt2c.reference.ops import (
-    crossentropy_backward,
-    crossentropy_forward,
-    embedding_backward,
-    in_float64,
-    matmul_backward,
-    matmul_forward,
-    merge_heads,
-    sigmoid,
-    split_heads,
-    sum_rows,
-    swiglu_backward,
-    swiglu_forward,
+from gpt2c.reference.activation import swiglu_backward, swiglu_forward
+from gpt2c.reference.cope import cope_backward, cope_forward
+from gpt2c.reference.dyt import dyt_backward, dyt_forward
+from gpt2c.reference.embedding import embedding_backward
+from gpt2c.reference.float64 import sigmoid
+from gpt2c.reference.loss import crossentropy_backward, crossentropy_forward
+from gpt2c.reference.matmul import matmul_backward, matmul_forward
+from gpt2c.reference.recursion import (
+    halting_backward,
+    halting_forward,
+    ponder_backward,
+    ponder_forward,
+    scaled_residual_backward,
+    scaled_residual_forward,
 )
-
-# ---- dynamic tanh: out = tanh(a x) w + b
-
-
-@in_float64
-def dyt_forward(x, a, w, b):
-    return np.tanh(a * x) * w + b
-
-
-@in_float64
-def dyt_backward(dout, x, a, w):
-    t = np.tanh(a * x)
-    u = dout * w * (1 - t**2)
-    return a * u, (u * x).sum(), sum_rows(dout * t), sum_rows(dout)
-
-
-# ---- attention with contextual positions: table is (NH, M, hs)
-
-
-@in_float64
-def cope_forward(qkv, table, NH):
-    """-> out (B, T, C) and a cache; preatt, att (B, NH, T, T) and lse (B, NH, T) are in it."""
-    T, last = qkv.shape[1], table.shape[1] - 1
-    q, k, v = (split_heads(x, NH) for x in np.split(qkv, 3, axis=-1))
-    seen = np.tri(T, dtype=bool)  # position i sees j <= i
-    r = q @ k.swapaxes(-1, -2)  # (B, NH, T, T)
-    gate = np.where(seen, sigmoid(r), 0)
-    total = np.flip(np.flip(gate, -1).cumsum(-1), -1)  # of the gates of j..i
-    p = np.minimum(total, last)
-    m = np.floor(p).astype(int)
-    f = p - m
-    z = np.einsum("bhid,hmd->bhim", q, table)
-    z = np.concatenate([z, np.zeros_like(z[..., :1])], -1)  # the neighbour of the last row, read with f = 0
-    low, high = np.take_along_axis(z, m, -1), np.take_along_axis(z, m + 1, -1)
-    scores = np.where(seen, r / np.sqrt(q.shape[-1]) + (1 - f) * low + f * high, -np.inf)
-    lse = np.logaddexp.reduce(scores, axis=-1)
-    att = np.exp(scores - lse[..., None])
-    cache = {
-        "q": q, "k": k, "v": v, "gate": gate, "total": total, "m": m, "f": f, "step": high - low, "table": table,
-        "preatt": np.where(seen, scores, 0), "att": att, "lse": lse,
-    }  # fmt: skip
-    return merge_heads(att @ v), cache
-
-
-@in_float64
-def cope_backward(dout, cache):
-    """-> dqkv, dtable"""
-    q, k, v, att, table = (cache[name] for name in ("q", "k", "v", "att", "table"))
-    gate, total, m, f = (cache[name] for name in ("gate", "total", "m", "f"))
-    M = table.shape[1]
-    dy = split_heads(dout, q.shape[1])
-    datt = dy @ v.swapaxes(-1, -2)
-    ds = att * (datt - (att * datt).sum(axis=-1, keepdims=True))
-    dz = np.zeros((*q.shape[:3], M + 1))
-    for index in np.ndindex(ds.shape):
-        dz[index[:3]][m[index]] += (1 - f[index]) * ds[index]
-        dz[index[:3]][m[index] + 1] += f[index] * ds[index]
-    dz = dz[..., :M]
-    dp = np.where(total < M - 1, ds * cache["step"], 0)
-    dgate = dp.cumsum(-1)  # the gate of key k is part of the position of every key j <= k
-    dr = ds / np.sqrt(q.shape[-1]) + dgate * gate * (1 - gate)
-    dq = dr @ k + np.einsum("bhim,hmd->bhid", dz, table)
-    dk, dv = dr.swapaxes(-1, -2) @ q, att.swapaxes(-1, -2) @ dy
-    dqkv = np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)
-    return dqkv, np.einsum("bhim,bhid->hmd", dz, q)
-
-
-# ---- residual with a learned scale; rows whose depth is below step are left as they are
-
-
-@in_float64
-def scaled_residual_forward(x, y, scale, depth=None, step=1):
-    part = 1 if depth is None else (depth >= step)[..., None]
-    return x + scale * y * part
-
-
-@in_float64
-def scaled_residual_backward(dout, y, scale, depth=None, step=1):
-    """-> dx, dy, dscale"""
-    part = 1 if depth is None else (depth >= step)[..., None]
-    return dout, scale * dout * part, (dout * y * part).sum()
-
-
-# ---- adaptive depth: xs holds x (R, C) after each step, frozen where a row has halted
-
-
-@in_float64
-def halting_forward(xs, w, b, threshold):
-    """-> mixed (R, C), and per step prob and weight (N, R), and depth, total (R)."""
-    prob = np.stack([sigmoid(x @ w + b) for x in xs])
-    R = len(xs[0])
-    depth, total, weight = np.zeros(R, int), np.zeros(R), np.zeros(prob.shape)
-    for r in range(R):
-        for n in range(len(xs)):
-            if n + 1 == len(xs) or total[r] + prob[n, r] >= threshold:
-                weight[n, r], depth[r] = 1 - total[r], n + 1
-                break
-            weight[n, r] = prob[n, r]
-            total[r] += prob[n, r]
-    return np.einsum("nr,nrc->rc", weight, np.stack(xs)), prob, weight, depth, total
-
-
-@in_float64
-def halting_backward(dmixed, dtotal, xs, w, prob, weight, depth):
-    """dtotal (R) is the gradient of the last total -> one dx per step, dw, db."""
-    dxs, dw, db, dtotal = [None] * len(xs), 0, 0, dtotal.copy()
-    for n in reversed(range(len(xs))):
-        dweight = (dmixed * xs[n]).sum(-1)
-        dtotal = dtotal - np.where(depth == n + 1, dweight, 0)  # the weight of the halting step is 1 - total
-        dlogit = np.where(depth > n + 1, (dtotal + dweight) * prob[n] * (1 - prob[n]), 0)
-        dxs[n] = weight[n][:, None] * dmixed + dlogit[:, None] * w
-        dw, db = dw + dlogit @ xs[n], db + dlogit.sum()
-    return dxs, dw, db
-
-
-@in_float64
-def ponder_forward(depth, total, targets):
-    """-> ponder, mean depth, how many count"""
-    counted = targets != -1
-    count = max(counted.sum(), 1)
-    ponder = np.where(counted, depth + 1 - total, 0).sum() / count
-    return ponder, np.where(counted, depth, 0).sum() / count, counted.sum()
-
-
-@in_float64
-def ponder_backward(targets, weight):
-    """-> dtotal, of weight * ponder"""
-    counted = targets != -1
-    return np.where(counted, -weight / max(counted.sum(), 1), 0)
-
 
 # ---- the whole model: cfg has the fields of gpt2c.models.trm.Config
 

@@ -2,11 +2,10 @@
 
 import json
 import struct
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from programs import call
 
 import gpt2c
 from gpt2c import errors
@@ -32,9 +31,7 @@ def small(family):
 
 
 def convert(*words, code=0):
-    done = subprocess.run([sys.executable, "-m", "gpt2c", "convert", *map(str, words)], capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return done
+    return call(".", "convert", *words, code=code)
 
 
 @pytest.mark.parametrize("family", SMALL)
@@ -47,7 +44,7 @@ def test_json_and_back_is_the_same_model(family, tmp_path):
     assert (tmp_path / "c.safetensors").read_bytes() == (tmp_path / "a.safetensors").read_bytes()
     said = json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))
     assert said["description"] == "says “é”" and said["family"] == family and said["num_parameters"] == m.num_parameters
-    told = subprocess.run([sys.executable, "-m", "gpt2c", "info", tmp_path / "b.json", "--json"], capture_output=True)
+    told = call(tmp_path, "info", "b.json", "--json")
     assert json.loads(told.stdout)["description"] == "says “é”"
     again = gpt2c.load(tmp_path / "b.json")
     assert (again.params.flat.view(np.uint32) == m.params.flat.view(np.uint32)).all() and again.turns == 2

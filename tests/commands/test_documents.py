@@ -1,16 +1,15 @@
 """The commands of the documents that chargpt and mingru come from, as docs/chargpt.md and docs/mingru.md give them."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import command as program
 
 import gpt2c
 from gpt2c.commands.train import main as train
@@ -52,13 +51,7 @@ def run(command, *more):
     _, verb, *words = [*shlex.split(command), *map(str, more)]
     if verb == "train":
         return train(words) or 0
-    done = subprocess.run(
-        [sys.executable, "-m", "gpt2c", verb, *words],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    done = subprocess.run(program(verb, *words), capture_output=True, text=True, timeout=60)
     print(done.stdout + done.stderr, end="")
     return done.returncode
 

@@ -1,76 +1,18 @@
-"""Flags, config files and help come from the same fields, so what one knows the others must know too."""
-
-from __future__ import annotations
+"""Flags come from fields: every way to write one, what it can be, and which are unknown."""
 
 import dataclasses
 import math
-import tomllib
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import pytest
+from options import CLASSES, PROG, Config, Options, refused, run
 
 from gpt2c.commands.command_line import parse, peek
-from gpt2c.commands.config_file import to_toml
-from gpt2c.commands.help_text import help_text
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import UsageError
 from gpt2c.support.fields import flag, nearest
 
+# ---- spellings
 
-@dataclass
-class Options:
-    """Has every kind of field, as a verb would."""
-
-    model: str = flag("gpt2", "the family", "--family", metavar="FAMILY", group="model")
-    init_from: str | None = flag(None, "start from weights", "-e", "--loadCheckpoint", default_text="scratch")
-    resume: bool | str = flag(False, "go on with a run", "-y", metavar="PATH")
-    data: tuple[str, ...] = flag((), "files to learn from", "-i", "--trainingFile", metavar="PATH", group="data")
-    max_steps: int = flag(40, "updates in all", "-x", "--iters", "--max-iters", group="training")
-    learning_rate: float = flag(1e-4, "peak rate", "-l", "--lr")
-    lr_schedule: str = flag("cosine", "shape of the rate", "-k", choices=("constant", "cosine", "linear"))
-    recompute: bool | int = flag(1, "what to compute again", "-r")
-    overfit: bool = flag(False, "one batch only", "-a")
-    shuffle: bool = flag(True, "mix the windows")
-    sample_top_k: int = flag(0, "candidates", "--top-k")
-    keep: int | None = flag(None, "checkpoints to keep", "-nk")
-    secret: int = flag(7, "for tests alone", hidden=True)
-    prompt: str = flag("", "how a sample begins", deprecated={"--seed-text": "use --prompt"})
-
-
-@dataclass(frozen=True)
-class Config:
-    """Plain fields, as a model family has them."""
-
-    vocab_size: int
-    dim: int = 64
-    dropout: float = 0.1
-    use_rwkv: bool = True
-    top_k: int = 1
-    keep: int = 5
-
-
-PROG = "gpt2c train"
-CLASSES = [Options, Config]
-
-
-def run(*argv, classes=(Options,), **more):
-    """The instances, then the names that were given."""
-    instances, given = parse(argv, classes, PROG, **more)
-    return *instances, given
-
-
-def write(tmp_path, text):
-    path = tmp_path / "run.toml"
-    path.write_text(text, encoding="utf-8")
-    return str(path)
-
-
-def refused(*argv, error=UsageError, **more):
-    with pytest.raises(error) as caught:
-        run(*argv, **more)
-    return str(caught.value)
-
-
-# spellings
 
 CASINGS = {
     "as declared": lambda s: s,
@@ -137,7 +79,7 @@ def test_repeatable_flags_collect():
     assert run(classes=[Lists])[0].sizes == [1]
 
 
-# values
+# ---- values
 
 
 @pytest.mark.parametrize(
@@ -222,7 +164,7 @@ def test_a_flag_that_can_be_a_bool_has_an_optional_value():
     assert [run(*argv)[0].recompute for argv in (["-r", "2"], ["-r", "0"], ["-r"])] == [2, False, True]
 
 
-# unknown flags
+# ---- unknown flags
 
 
 def test_unknown_flags_name_the_nearest():
@@ -264,7 +206,7 @@ def test_a_field_that_cannot_be_a_flag_is_refused():
         parse([], [Odd], PROG)
 
 
-# positional words
+# ---- positional words
 
 
 def test_positional_words():
@@ -275,7 +217,7 @@ def test_positional_words():
     assert refused("ten", positional=["max_steps"]) == "N: expected a whole number, found 'ten'"
 
 
-# several dataclasses
+# ---- several dataclasses
 
 
 def test_plain_fields_of_a_second_class_are_flags():
@@ -306,191 +248,3 @@ def test_peek_reads_some_fields_and_passes_over_the_rest(capsys):
     assert refused(*argv[:-1]).startswith("unknown flag --dim")
     with pytest.raises(UsageError, match="expected one of"):
         peek(["-k", "square"], Options, "lr_schedule")
-
-
-def test_peek_reads_the_config_file(tmp_path):
-    path = write(tmp_path, 'model = "trm"\nbogus = 1\nmax_steps = "ten"\ninit_from = "a"\n')
-    assert peek(["--config", path, "-e", "b"], Options, "model", "init_from") == ("trm", "b")
-
-
-# config files
-
-FILE = """
-maxSteps = 5
-lr = 1
-[model]
-family = "trm"
-[any.name]
-data = ["a", "b"]
-nk = 3
-use_rwkv = false
--r = 2
-"""
-
-
-def test_defaults_then_file_then_command_line(tmp_path):
-    path = write(tmp_path, FILE)
-    options, config, given = run("--config", path, classes=CLASSES)
-    assert options == Options("trm", data=("a", "b"), max_steps=5, learning_rate=1.0, keep=3, recompute=2)
-    assert isinstance(options.learning_rate, float)
-    assert config == Config(vocab_size=None, use_rwkv=False)
-    assert given == {"max_steps", "learning_rate", "model", "data", "keep", "use_rwkv", "recompute"}
-    options, _, given = run("-x", "6", f"--config={path}", "--data", "c", "-a", classes=CLASSES)
-    assert (options.max_steps, options.data, options.model, options.overfit) == (6, ("c",), "trm", True)
-    assert given >= {"max_steps", "overfit", "model"}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("learnin_rate = 1", "unknown key learnin_rate; did you mean learning_rate?"),
-        ("[a]\nzzzzzz = 1", "unknown key zzzzzz"),
-        ('config = "other.toml"', "unknown key config"),
-        ("help = true", "unknown key help"),
-        ('max_steps = "40"', "max_steps: expected a whole number, found '40'"),
-        ("iters = 4.0", "iters: expected a whole number, found 4.0"),
-        ("max_steps = true", "max_steps: expected a whole number, found True"),
-        ("max_steps = [1]", "max_steps: expected a whole number, found [1]"),
-        ("overfit = 1", "overfit: expected true or false, found 1"),
-        ('overfit = "true"', "overfit: expected true or false, found 'true'"),
-        ("prompt = 1", "prompt: expected text, found 1"),
-        ("learning_rate = nan", "learning_rate: expected a number, found nan"),
-        ('data = ["a", 1]', "data: expected text, found 1"),
-        ('lr_schedule = "square"', "lr_schedule: expected one of constant, cosine, linear, found 'square'"),
-        ("[[data]]\na = 1", "data: expected text, found {'a': 1}"),
-        ("learning_rate = 1" + "0" * 400, "learning_rate: expected a number"),
-    ],
-)
-def test_bad_entries_of_a_config_file(tmp_path, text, message):
-    path = write(tmp_path, text)
-    assert refused("--config", path).startswith(f"{path}: {message}")
-
-
-@pytest.mark.parametrize("content", [b"a = ", b"a = \xff", b"x" * 100, b"a = " + b"[" * 100_000, b"\x00"])
-def test_what_is_no_toml_is_bad_input(tmp_path, content):
-    path = tmp_path / "run.toml"
-    path.write_bytes(content)
-    assert f"{path} is not a TOML file" in refused("--config", str(path), error=InputError)
-
-
-def test_a_missing_config_file_is_bad_input(tmp_path):
-    message = refused("--config", str(tmp_path / "none.toml"), error=InputError)
-    assert message == f"cannot read the config file {tmp_path / 'none.toml'}: No such file or directory"
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"prompt": 'quo"te \\ new\nline \t tab \x00\x1f\x7f ünï 🙂 # [x] = \'y\' """'},
-        {"data": ("a b", "", '"'), "init_from": "C:\\x"},
-        {"learning_rate": math.inf, "max_steps": -(10**30)},
-        {"learning_rate": 5e-324, "resume": True},
-        {"learning_rate": 0.1 + 0.2, "resume": "true story", "recompute": 2},
-        {"learning_rate": 1e22, "overfit": True, "shuffle": False, "keep": 0},
-    ],
-)
-def test_what_to_toml_writes_reads_back_the_same(tmp_path, changes):
-    options, config = Options(**changes), Config(vocab_size=11, dropout=0.0, use_rwkv=False)
-    text = to_toml(options, config)
-    assert run("--config", write(tmp_path, text), classes=CLASSES)[:2] == (options, config)
-    assert ("keep" in tomllib.loads(text)) is ("keep" in changes)  # None has no place in TOML
-
-
-def test_an_empty_list_in_a_file_replaces_the_default(tmp_path):
-    path = write(tmp_path, "data = []")
-    assert run("--config", path, defaults={"data": ("x",)})[0].data == ()
-
-
-# help
-
-
-@pytest.fixture(params=[20, 80, 200])
-def columns(request, monkeypatch):
-    monkeypatch.setenv("COLUMNS", str(request.param))
-    return request.param
-
-
-def entry_of(text, canonical):
-    """The help of one flag on one line."""
-    lines = text.splitlines()
-    start = next(n for n, line in enumerate(lines) if line.strip().split(" ")[0] == canonical)
-    end = next((n for n in range(start + 1, len(lines)) if not lines[n].startswith("    ")), len(lines))
-    return " ".join(" ".join(lines[start:end]).split())
-
-
-def test_help_has_every_flag_its_names_and_its_default(columns):
-    text = help_text(PROG, "Train a model.", CLASSES)
-    for cls in CLASSES:
-        for f in dataclasses.fields(cls):
-            canonical = "--" + f.name.replace("_", "-")
-            if f.name == "secret":
-                assert canonical not in text
-            if f.name == "secret" or cls is Config and f.name == "keep":  # Options has --keep
-                continue
-            entry = entry_of(text, canonical)
-            assert f.metadata.get("help", "") in entry
-            names = f.metadata.get("names", ())
-            assert [n for n in names if n not in entry] == (["--top-k"] if f.name == "sample_top_k" else [])
-            default = f.metadata.get("default_text") or f.default
-            if default not in (None, "", (), dataclasses.MISSING):
-                shown = str(default).lower() if isinstance(default, bool) else default
-                assert f"(default {shown})" in entry
-    assert "--seed-text" not in text
-    assert all(len(line) <= max(columns, 68) for line in text.splitlines())
-
-
-def test_the_layout_of_help(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    assert help_text(PROG, "Train a model.", CLASSES, positional=["init_from", "data"]).startswith("""\
-usage: gpt2c train [TEXT] [PATH ...] [flags]
-
-Train a model.
-
-model:
-  --model FAMILY  (--family)      the family (default gpt2)
-  --init-from TEXT  (-e, --loadCheckpoint)
-                                  start from weights (default scratch)
-  --resume [PATH]  (-y)           go on with a run (default false)
-
-data:
-  --data PATH  (-i, --trainingFile)
-                                  files to learn from (may be repeated)
-
-training:
-  --max-steps N  (-x, --iters, --max-iters)
-                                  updates in all (default 40)
-  --learning-rate X  (-l, --lr)   peak rate (default 0.0001)
-  --lr-schedule constant|cosine|linear  (-k)
-                                  shape of the rate (default cosine)
-""")
-
-
-def test_help_tells_the_flags_of_a_second_class_apart():
-    text = help_text(PROG, "", CLASSES)
-    own = text[text.index(f"\n\n{__name__.rpartition('.')[2]}:\n") :]
-    assert entry_of(own, "--dim") == "--dim N (default 64)"
-    assert entry_of(own, "--vocab-size") == "--vocab-size N"
-    assert "--keep" not in own
-    assert entry_of(own, "--help") == "--help (-h) print this help"
-
-
-def test_help_breaks_no_flag_in_two(columns):
-    Long = dataclasses.make_dataclass("Long", [("long", int, flag(1, "see " + "a --very-long-flag " * 20))])
-    assert help_text(PROG, "", [Long]).count("--very-long-flag") == 20
-
-
-def test_help_shows_replaced_defaults():
-    assert "(default 7)" in entry_of(help_text(PROG, "", CLASSES, defaults={"max_steps": 7}), "--max-steps")
-
-
-@pytest.mark.parametrize("argv", [["-h"], ["--HELP"], ["--help=1"], ["--bogus", "-h"], ["--prompt", "-h"]])
-def test_asking_for_help_prints_it_and_exits_0(argv, capsys):
-    with pytest.raises(SystemExit) as left:
-        parse(argv, CLASSES, PROG, "Train a model.", defaults={"dim": 3})
-    assert left.value.code == 0
-    assert capsys.readouterr().out == help_text(PROG, "Train a model.", CLASSES, defaults={"dim": 3}) + "\n"
-
-
-def test_a_value_or_word_is_no_question_for_help():
-    assert run("--prompt=--help", "h", "help", positional=["data"])[0].data == ("h", "help")

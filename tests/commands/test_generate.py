@@ -3,10 +3,10 @@
 import os
 import re
 import subprocess
-import sys
 
 import numpy as np
 import pytest
+from programs import call, command
 
 import gpt2c
 from gpt2c.__main__ import VERBS
@@ -140,18 +140,13 @@ def test_generating_leaves_the_model_as_it_was(model):
     assert (model.grads.flat == expected).all()
 
 
-def program(*words):
-    return subprocess.run([sys.executable, "-m", "gpt2c", *map(str, words)], capture_output=True, text=True)
-
-
 def test_the_program_prints_the_text_alone(model, tmp_path):
     model.tokenizer = Tokenizer([*GPT2_BYTES, b"<|endoftext|>"], 256)
     path = tmp_path / "m.safetensors"
     model.save(path)
-    done = program("generate", path, "--prompt", "Once", "--max-new-tokens", 12, "--ignore-eot", "--temperature", 0)
+    done = call(".", "generate", path, "--prompt", "Once", "--max-new-tokens", 12, "--ignore-eot", "--temperature", 0)
     ids = list(gpt2c.generate(model, model.tokenizer.encode("Once"), 12, temperature=0))
-    assert done.returncode == 0 and done.stderr == ""
-    assert done.stdout == "Once" + model.tokenizer.decode(ids) + "\n"
+    assert done.stderr == "" and done.stdout == "Once" + model.tokenizer.decode(ids) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -169,8 +164,8 @@ def test_the_program_prints_the_text_alone(model, tmp_path):
     ],
 )
 def test_program_errors_are_one_line(words, code, message):
-    done = program(*words)
-    assert done.returncode == code and message in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+    done = call(".", *words, code=code)
+    assert message in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
 
 
 @pytest.mark.parametrize("words", [[], ["--version"], ["info"], ["train", "--help"], ["bench", "--help"]])
@@ -178,12 +173,12 @@ def test_nobody_need_read_all_that_is_printed(words):
     """As with | head: the reader has gone before the first line."""
     reading, writing = os.pipe()
     os.close(reading)
-    done = subprocess.run([sys.executable, "-m", "gpt2c", *words], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(command(*words), stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_without_words_what_to_begin_with_and_the_verbs_are_listed():
-    done = program()
-    assert done.returncode == 0 and "\n  gpt2c train  " in done.stdout and "docs/" in done.stdout
+    done = call(".")
+    assert "\n  gpt2c train  " in done.stdout and "docs/" in done.stdout
     assert re.findall(r"^  ([a-z-]+) ", done.stdout.partition("usage:")[2], re.MULTILINE) == list(VERBS)

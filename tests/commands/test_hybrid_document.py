@@ -2,14 +2,11 @@
 minutes, for the number of epochs."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import call
 
 import gpt2c
 from gpt2c.commands.command_line import CommandLine, parse, split
@@ -23,26 +20,12 @@ TEXT = "once upon a time 3 frogs + 4 foxes = 7 friends; they jumped over 12 dogs
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, cache):
     """run(command) in a folder with data.txt -> (standard output, standard error)."""
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "GPT2C_CACHE": str(tmp_path / ".cache"),
-        "OMP_NUM_THREADS": "1",
-    }
     (tmp_path / "data.txt").write_text(TEXT * 12)
 
     def run(command, code=0):
-        done = subprocess.run(
-            [sys.executable, "-m", "gpt2c", *shlex.split(command)],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            encoding="utf-8",
-        )
-        assert done.returncode == code, done.stderr
+        done = call(tmp_path, *shlex.split(command), code=code)
         return done.stdout, done.stderr
 
     run.folder = tmp_path

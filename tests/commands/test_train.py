@@ -10,34 +10,15 @@ import tomllib
 
 import numpy as np
 import pytest
+from programs import call
 
 import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.training.config import seconds
 from gpt2c.training.schedules import learning_rate
 
-SMALL = [
-    "-e",
-    "scratch",
-    "--num-layers",
-    "2",
-    "--channels",
-    "32",
-    "--num-heads",
-    "2",
-    "--max-seq-len",
-    "32",
-    "--vocab-size",
-    "97",
-    "-b",
-    "2",
-    "-t",
-    "16",
-    "--log-every",
-    "1",
-    "-s",
-    "0",
-]
+SHAPE = "-e scratch --num-layers 2 --channels 32 --num-heads 2 --max-seq-len 32 --vocab-size 97"
+SMALL = [*SHAPE.split(), *"-b 2 -t 16 --log-every 1 -s 0".split()]
 
 
 @pytest.fixture
@@ -50,9 +31,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def train(folder, *words, small=True):
-    command = [sys.executable, "-m", "gpt2c.train", *(SMALL if small else []), *map(str, words)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+def train(folder, *words, small=True, code=0):
+    return call(folder, "train", *(SMALL if small else []), *words, code=code)
 
 
 def rows(run):
@@ -61,7 +41,6 @@ def rows(run):
 
 def test_a_run_and_what_it_leaves(folder):
     done = train(folder, "-o", "out", "-x", 5, "-v", 2, "-m", 3, "-n", 2, "-s", 3, "-g", 8, "-l", "1e-3")
-    assert done.returncode == 0, done.stderr
     assert "data: noise, train data/noise/noise_train.bin, val data/noise/noise_val.bin" in done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith("step")]
     assert len(lines) == 5
@@ -95,20 +74,18 @@ def test_a_run_and_what_it_leaves(folder):
 
 
 def test_a_run_resumed_from_the_command_line_is_the_same_run(folder):
-    straight = train(folder, "-o", "straight", "-x", 6, "-v", 2, "--warmup-steps", 2, "-n", 3, "-d", 64)
-    assert straight.returncode == 0, straight.stderr
+    train(folder, "-o", "straight", "-x", 6, "-v", 2, "--warmup-steps", 2, "-n", 3, "-d", 64)
     (folder / "broken").mkdir()
     for name in ("ckpt_00000003.safetensors", "metrics.jsonl", "main.log"):
         (folder / "broken" / name).write_bytes((folder / "straight" / name).read_bytes())
     resumed = train(folder, "-o", "broken", "-y", 1, "-x", 6, "-v", 2, "--warmup-steps", 2, "-d", 64, "--threads", 1)
-    assert resumed.returncode == 0, resumed.stderr
     assert "resumed from broken/ckpt_00000003.safetensors at step 3" in resumed.stdout
     name = "ckpt_00000006.safetensors"
     assert (folder / "broken" / name).read_bytes() == (folder / "straight" / name).read_bytes()
     for mine, theirs in zip(rows(folder / "broken"), rows(folder / "straight"), strict=True):
         assert {k: mine.get(k) for k in ("step", "loss", "val_loss")} == {k: theirs.get(k) for k in ("step", "loss", "val_loss")}
     again = train(folder, "-o", "broken", "-y", 1, "-x", 6, "-d", 64)
-    assert again.returncode == 0 and "already at step 6 of 6: nothing to train" in again.stdout
+    assert "already at step 6 of 6: nothing to train" in again.stdout
 
 
 def test_ctrl_c_saves_and_says_130(folder):
@@ -135,26 +112,25 @@ def test_accumulated_batches_equal_one_large_batch(folder):
         assert trainer.micro_steps == 8 // B
         runs.append([(step.loss, step.grad_norm, step.tokens) for step in trainer])
     np.testing.assert_allclose(runs[0], runs[1], rtol=1e-5)
-    bad = train(folder, "-b", 8, "-d", 100)
-    assert bad.returncode == 2 and "100 tokens is no multiple of the batch of 8 x 16 = 128" in bad.stderr
+    bad = train(folder, "-b", 8, "-d", 100, code=2)
+    assert "100 tokens is no multiple of the batch of 8 x 16 = 128" in bad.stderr
 
 
 def test_overfitting_one_batch(folder):
-    done = train(folder, "-o", "out", "-x", 60, "-a", 1, "-l", "1e-2", "-v", 0)
-    assert done.returncode == 0 and rows(folder / "out")[-1]["loss"] < 0.2
+    train(folder, "-o", "out", "-x", 60, "-a", 1, "-l", "1e-2", "-v", 0)
+    assert rows(folder / "out")[-1]["loss"] < 0.2
 
 
 def test_recomputing_changes_no_bit(folder):
     for level in (0, 1, 2):
-        assert train(folder, "-o", f"r{level}", "-x", 3, "-v", 0, "-r", level).returncode == 0
+        train(folder, "-o", f"r{level}", "-x", 3, "-v", 0, "-r", level)
     names = [folder / f"r{level}" / "ckpt_00000003.safetensors" for level in (0, 1, 2)]
     assert len({name.read_bytes() for name in names}) == 1
 
 
 def test_bf16_products_train_along_the_same_curve(folder):
     for precision in ("fp32", "bf16"):
-        done = train(folder, "-o", precision, "-x", 30, "-v", 0, "-a", 1, "-l", "3e-3", "--matmul-precision", precision)
-        assert done.returncode == 0, done.stderr
+        train(folder, "-o", precision, "-x", 30, "-v", 0, "-a", 1, "-l", "3e-3", "--matmul-precision", precision)
     one, other = ([row["loss"] for row in rows(folder / name)[:30]] for name in ("fp32", "bf16"))
     assert one != other and one[-1] < one[0] - 1
     np.testing.assert_allclose(other, one, rtol=0.02)
@@ -162,17 +138,16 @@ def test_bf16_products_train_along_the_same_curve(folder):
 
 def test_stopping_early(folder):
     done = train(folder, "-o", "a", "-x", 1000, "-v", 1, "-m", 1, "--target-val-loss", 5)
-    assert done.returncode == 0 and "stopped: validation loss" in done.stdout and len(rows(folder / "a")) <= 3
+    assert "stopped: validation loss" in done.stdout and len(rows(folder / "a")) <= 3
     done = train(folder, "-o", "b", "-x", 10**6, "-v", 0, "--max-time", "1s")
-    assert done.returncode == 0 and "stopped: after 1s, as asked" in done.stdout
+    assert "stopped: after 1s, as asked" in done.stdout
     done = train(folder, "-o", "c", "-x", 1000, "-v", 1, "-m", 1, "-l", 0, "--patience", 3)
-    assert done.returncode == 0 and "stopped: 3 validations without a better one" in done.stdout
+    assert "stopped: 3 validations without a better one" in done.stdout
 
 
 def test_epochs_and_data_by_path_without_validation_data(folder):
     os.remove(folder / "data/noise/noise_val.bin")
     done = train(folder, "-o", "out", "--epochs", 1, "--data", "data/noise/noise_train.bin", "-v", 50, "-m", -1)
-    assert done.returncode == 0, done.stderr
     assert "val the last 10% of it" in done.stdout
     assert rows(folder / "out")[-1]["step"] == (4500 - 1) // 32
 
@@ -181,14 +156,13 @@ def test_fine_tuning_starts_from_the_weights(folder):
     m = gpt2c.create("gpt2", num_layers=1, channels=16, num_heads=1, vocab_size=97, max_seq_len=16)
     m.save(folder / "gpt2_124M.bin")
     done = train(folder, "-t", 8, "-x", 1, "-s", 1, "-g", 4, "-o", "out", small=False)
-    assert done.returncode == 0, done.stderr
     assert "from gpt2_124M.bin" in done.stdout and "step    1/1 |" in done.stdout
     assert "generating:\n---\n" in done.stdout
 
 
 def test_a_dry_run_prints_the_memory_and_stops(folder):
     done = train(folder, "--dry-run", "-e", "gpt2:d48", "-b", 64, "-t", 1024, small=False)
-    assert done.returncode == 0 and "1,557,686,400 parameters" in done.stdout and "Adam moments 12.5 GB" in done.stdout
+    assert "1,557,686,400 parameters" in done.stdout and "Adam moments 12.5 GB" in done.stdout
     assert not (folder / "runs").exists()
 
 
@@ -208,26 +182,26 @@ def test_data_sets_are_found_listed_and_chosen(folder):
     assert "data: noise" in train(folder, "--data", "noise", "--dry-run").stdout
     assert "data: noise" in train(folder, "-i", "1", "--dry-run").stdout
     assert "data: alpha" in train(folder, "--dry-run").stdout
-    wrong = train(folder, "--data", "alfa")
-    assert wrong.returncode == 2 and "there is no data set 'alfa'; did you mean alpha?" in wrong.stderr
+    wrong = train(folder, "--data", "alfa", code=2)
+    assert "there is no data set 'alfa'; did you mean alpha?" in wrong.stderr
 
 
 @pytest.mark.parametrize(
     "words, code, message",
     [
         (["-t", "33"], 2, "--seq-len 33 is more than the model's max_seq_len of 32"),
-        (["--channels", "33"], 2, "channels (33) must be a multiple of num_heads (2)"),
+        (["--channels", "33"], 2, "--channels (33) must be a multiple of --num-heads (2)"),
         (["--learnin-rate", "1"], 2, "unknown flag --learnin-rate; did you mean --learning-rate"),
         (["--dim", "8"], 2, "unknown flag --dim, which goes with --model mingru"),
-        (["-b", "-4"], 2, "batch_size is -4, expected at least 1"),
-        (["-t", "0"], 2, "seq_len is 0, expected at least 1"),
-        (["-x", "-5"], 2, "max_steps is -5, expected at least -1"),
-        (["--epochs", "-1"], 2, "epochs is -1.0, expected at least 0"),
-        (["-m", "-5"], 2, "val_steps is -5, expected at least -1"),
-        (["-g", "-1"], 2, "sample_len is -1, expected at least 0"),
-        (["--temperature", "-1"], 2, "temperature is -1.0, expected at least 0"),
-        (["--top-p", "2"], 2, "top_p is 2.0, expected more than 0 and at most 1"),
-        (["--beta2", "1"], 2, "beta2 is 1.0, expected less than 1"),
+        (["-b", "-4"], 2, "-b is -4, expected at least 1"),
+        (["-t", "0"], 2, "-t is 0, expected at least 1"),
+        (["-x", "-5"], 2, "-x is -5, expected at least -1"),
+        (["--epochs", "-1"], 2, "--epochs is -1.0, expected at least 0"),
+        (["-m", "-5"], 2, "-m is -5, expected at least -1"),
+        (["-g", "-1"], 2, "-g is -1, expected at least 0"),
+        (["--temperature", "-1"], 2, "--temperature is -1.0, expected at least 0"),
+        (["--top-p", "2"], 2, "--top-p is 2.0, expected more than 0 and at most 1"),
+        (["--beta2", "1"], 2, "--beta2 is 1.0, expected less than 1"),
         (
             ["--data", "missing.txt"],
             4,
@@ -243,28 +217,27 @@ def test_data_sets_are_found_listed_and_chosen(folder):
         (["--vocab-size", "50"], 4, "expected ids from 0 to 49"),
         (["--resume", "missing.safetensors"], 4, "cannot read missing.safetensors"),
         (["-y", "1"], 2, "--resume needs --out-dir"),
-        (["--grad-clip=-1"], 2, "grad_clip is -1.0, expected at least 0"),
+        (["--grad-clip=-1"], 2, "--grad-clip is -1.0, expected at least 0"),
         (["--max-time", "soon"], 2, "'soon' is not a duration"),
         (["--channels", "65536", "--num-layers", "96", "--vocab-size", "97"], 5, "of memory"),
     ],
 )
 def test_errors_are_one_sentence_with_the_right_code(folder, words, code, message):
     (folder / "words.txt").write_text("some words")
-    done = train(folder, *words)
-    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
-    assert message in done.stderr and "step    1" not in done.stdout
+    done = train(folder, *words, code=code)
+    assert done.stderr.count("\n") == 1 and message in done.stderr and "step    1" not in done.stdout
 
 
 def test_a_failed_save_on_the_way_is_a_warning(folder):
     (folder / "out" / "ckpt_00000002.safetensors").mkdir(parents=True)  # the name is taken
     done = train(folder, "-o", "out", "-x", 4, "-n", 2, "-v", 0, "--log-every", 0)
-    assert done.returncode == 0 and "not saved: cannot write" in done.stderr
+    assert "not saved: cannot write" in done.stderr
     assert (folder / "out" / "ckpt_00000004.safetensors").is_file()
 
 
 def test_divergence_ends_with_code_3(folder):
-    done = train(folder, "-x", 50, "-l", "1e30", "-v", 0)
-    assert done.returncode == 3 and "lower the learning rate" in done.stderr
+    done = train(folder, "-x", 50, "-l", "1e30", "-v", 0, code=3)
+    assert "lower the learning rate" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -286,8 +259,7 @@ def test_durations():
 
 
 def test_the_help_names_every_flag(folder):
-    done = train(folder, "--help")
-    assert done.returncode == 0
+    done = train(folder, "--help-all")
     for name in ("--max-steps", "--learning-rate", "--num-layers", "--init-from", "--dry-run", "-nk", "--top-p"):
         assert name in done.stdout
 

@@ -1,11 +1,9 @@
 """gpt2c train-tokenizer: sources and their order, what it prints and writes, warnings and exit codes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import call
 
 from gpt2c.commands import train_tokenizer
 from gpt2c.errors import InputError, UsageError
@@ -23,14 +21,8 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "gpt2c", "train-tokenizer", *words],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+def run(*words, code=0):
+    return call(".", "train-tokenizer", *words, code=code)
 
 
 def trained():
@@ -39,7 +31,7 @@ def trained():
 
 def test_the_documents_command(capsys):
     done = run("--bpeTrainingFile=./corpus.txt", "--bpeVocabSize=300", "--bpeMinFrequency=3", "--bpeSavePath=./out.json")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stderr == ""
     lines = done.stdout.splitlines()
     made = Tokenizer.load("out.json")
     ids = made.encode(TEXT)
@@ -146,8 +138,8 @@ def test_errors_leave_nothing_behind(words, error, found, here, monkeypatch):
 
 
 def test_exit_codes():
-    assert run("nowhere.txt").returncode == 4
-    assert run("--vocab-sise", "3").returncode == 2
+    run("nowhere.txt", code=4)
+    run("--vocab-sise", "3", code=2)
     done = run("--help")
     assert done.returncode == 0 and "--bpe-vocab-size" in done.stdout
 

@@ -1,14 +1,13 @@
 """The sampler's ways to choose, beam search against all continuations, stop strings, and the program's flags."""
 
 import itertools
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import call
 
 import gpt2c
 from gpt2c.errors import UsageError
@@ -291,43 +290,19 @@ def test_words_go_on_after_the_prompt_with_a_space(monkeypatch):
 # ---- the program
 
 
-def program(*words):
-    return subprocess.run([sys.executable, "-m", "gpt2c", *map(str, words)], capture_output=True, text=True)
-
-
 def test_the_program_s_flags(byte_model, tmp_path):
     path = tmp_path / "m.safetensors"
     byte_model.save(path)
     tokenizer = byte_model.tokenizer
     plain = [path, "-n", 9, "--ignore-eot"]
     drawn = gpt2c.generate(byte_model, tokenizer.encode("Hi"), 9, 0.8, 0, 1.0, 5, min_p=0.01, repetition_penalty=1.3)
-    done = program("infer", *plain, "--prompt", "Hi", "--min-p", 0.01, "--repeat-penalty", 1.3, "--seed", 5)
-    assert done.returncode == 0 and done.stdout == "Hi" + tokenizer.decode(drawn) + "\n" and not done.stderr
+    done = call(".", "infer", *plain, "--prompt", "Hi", "--min-p", 0.01, "--repeat-penalty", 1.3, "--seed", 5)
+    assert done.stdout == "Hi" + tokenizer.decode(drawn) + "\n" and not done.stderr
     beams = beam_search(byte_model, tokenizer.encode("Hi"), 9, 3, 0.5)
-    done = program("generate", *plain, "--prompt", "Hi", "--beams", 3, "--length-penalty", 0.5)
+    done = call(".", "generate", *plain, "--prompt", "Hi", "--beams", 3, "--length-penalty", 0.5)
     assert done.stdout == "Hi" + tokenizer.decode(beams) + "\n"
-    done = program(
-        "generate",
-        "--model",
-        path,
-        "--vocab",
-        "vocab.txt",
-        "--length",
-        9,
-        "--chunk-size",
-        1,
-        "--seed",
-        "Hi",
-        "--device-id",
-        0,
-        "--temperature",
-        0,
-        "--stop",
-        "zz",
-        "--stop",
-        "yy",
-        "--ignore-eot",
-    )
+    document = ["--model", path, "--vocab", "vocab.txt", "--length", 9, "--chunk-size", 1, "--seed", "Hi", "--device-id", 0]
+    done = call(".", "generate", *document, "--temperature", 0, "--stop", "zz", "--stop", "yy", "--ignore-eot")
     greedy = list(gpt2c.generate(byte_model, tokenizer.encode("Hi"), 9, temperature=0))
-    assert done.returncode == 0 and done.stdout == "Hi" + tokenizer.decode(greedy) + "\n"
+    assert done.stdout == "Hi" + tokenizer.decode(greedy) + "\n"
     assert "--seed 'Hi' is taken as the prompt" in done.stderr and "--device-id is deprecated" in done.stderr

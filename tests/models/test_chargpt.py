@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 import gpt2c
+from gpt2c import reference as ref
 from gpt2c.errors import UsageError
 from gpt2c.formats.native import load_run
 from gpt2c.generation.decoder import Decoder
 from gpt2c.models import chargpt
 from gpt2c.models.family import make_config
 from gpt2c.models.model import Model
-from gpt2c.reference import ops as ref
 
 SMALL = dict(num_layers=2, channels=48, num_heads=4, vocab_size=31, max_seq_len=32, dropout=0.25)
 

@@ -6,13 +6,12 @@ import pytest
 from test_model import assert_slope_is_the_oracle_s, batch, gradients
 
 import gpt2c
+from gpt2c import reference as ref
 from gpt2c.data import write_shard
 from gpt2c.errors import UsageError
 from gpt2c.generation.decoder import Decoder
 from gpt2c.models.family import make_config
 from gpt2c.models.model import Model
-from gpt2c.reference import ops as ref
-from gpt2c.reference import trm
 from gpt2c.runs.folder import Run, read_metrics
 
 SMALL = dict(vocab_size=61, channels=24, hidden=40, num_heads=3, max_seq_len=40, cope_max_pos=7)
@@ -28,7 +27,7 @@ def lively(family_config, seed=3, **switches):
     """A model whose every parameter matters; with adaptive depth, tokens halt at different steps."""
     m = Model("trm", family_config, **switches)
     fields = {name: getattr(family_config, name) for name in family_config.__dataclass_fields__}
-    for name, values in trm.trm_random_params(fields, seed).items():
+    for name, values in ref.trm_random_params(fields, seed).items():
         m.params[name][...] = values
     return m
 
@@ -44,7 +43,7 @@ def golden_model(golden, **switches):
 def test_loss_logits_and_gradients_are_pytorch_s(name, isa):
     golden = goldens.golden(name)
     m = golden_model(golden)
-    assert list(m.params) == list(trm.trm_shapes(golden["cfg"]))
+    assert list(m.params) == list(ref.trm_shapes(golden["cfg"]))
     assert m.forward(golden["tokens"], golden["targets"]) == pytest.approx(float(golden["loss"]), rel=1e-5)
     assert m.metrics == pytest.approx(golden["metrics"], rel=1e-5)
     np.testing.assert_allclose(m.logits, golden["logits"], rtol=1e-4, atol=1e-5)
@@ -126,7 +125,7 @@ def test_decoding_with_a_cache_is_the_full_forward(kind):
 
 
 def test_directional_derivative(kind):
-    assert_slope_is_the_oracle_s(lively(make_config("trm", SMALL | kind)), trm.trm_forward, h=1e-6, tolerance=1e-3)
+    assert_slope_is_the_oracle_s(lively(make_config("trm", SMALL | kind)), ref.trm_forward, h=1e-6, tolerance=1e-3)
 
 
 def test_depth_one_is_one_plain_block():

@@ -8,7 +8,7 @@ import goldens
 import numpy as np
 import pytest
 
-from gpt2c.reference import ops as ref
+from gpt2c import reference as ref
 
 H = 1e-5
 TOLERANCE = 1e-6

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_reference import TOLERANCE, H, assert_close, numeric_gradient
 
-from gpt2c.reference import hybrid as ref
+from gpt2c import reference as ref
 
 BASE = dict(vocab_size=7, hidden=6, num_layers=2, embed=4, num_experts=4, top_k=2, fast_mode=False, use_rwkv=True, carry="layer")
 KINDS = [

@@ -1,7 +1,6 @@
 """Runs as a user meets them: going on, going back, what is kept, what is told."""
 
 import json
-import os
 import subprocess
 import sys
 import tomllib
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import call, run
 
 import gpt2c
 from gpt2c.data import write_shard
@@ -16,26 +16,7 @@ from gpt2c.errors import UsageError
 from gpt2c.formats import native as checkpoint
 from gpt2c.runs.folder import Run, read_metrics
 
-SMALL = [
-    "-e",
-    "scratch",
-    "--num-layers",
-    "1",
-    "--channels",
-    "16",
-    "--num-heads",
-    "1",
-    "--max-seq-len",
-    "16",
-    "--vocab-size",
-    "97",
-    "-b",
-    "2",
-    "-t",
-    "16",
-    "-l",
-    "1e-2",
-]
+SMALL = "-e scratch --num-layers 1 --channels 16 --num-heads 1 --max-seq-len 16 --vocab-size 97 -b 2 -t 16 -l 1e-2".split()
 QUIET = ["-v", "0", "-s", "0"]
 
 
@@ -47,25 +28,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def gpt2c_(folder, verb, *words, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "gpt2c", verb, *map(str, words)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | environment,
-    )
+def train(folder, *words, code=0):
+    return call(folder, "train", *words, code=code)
 
 
-def train(folder, *words, code=0, **environment):
-    done = gpt2c_(folder, "train", *words, **environment)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
-
-
-def fresh(folder, *words, **how):
-    return train(folder, *SMALL, "--data", "x_train.bin", *words, **how)
+def fresh(folder, *words, code=0):
+    return train(folder, *SMALL, "--data", "x_train.bin", *words, code=code)
 
 
 def names(folder, pattern="ckpt*"):
@@ -74,35 +42,12 @@ def names(folder, pattern="ckpt*"):
 
 def test_twenty_and_twenty_are_forty(folder):
     """Parameters, moments, the next batch, the next sample and the flags, all of which a checkpoint holds; so do the logs."""
-    every = [
-        "-v",
-        7,
-        "-m",
-        3,
-        "-s",
-        5,
-        "-g",
-        20,
-        "-d",
-        64,
-        "--lr-schedule",
-        "plateau",
-        "--plateau-patience",
-        1,
-        "-sg",
-        3,
-        "--temperature",
-        1.5,
-        "--top-k",
-        5,
-        "--top-p",
-        0.5,
-        "--matmul-precision",
-        "bf16",
-    ]
-    fresh(folder, "-o", "straight", "-x", 40, "-n", 20, *every)
-    fresh(folder, "-o", "parts", "-x", 20, *every)
-    done = train(folder, "-o", "parts", "--resume", "-x", 40, "--threads", 1)
+    model = ["train", *SMALL, "--data", "x_train.bin"]
+    plateau = "-v 7 -m 3 -d 64 --lr-schedule plateau --plateau-patience 1 --matmul-precision bf16".split()
+    samples = "-s 5 -g 20 -sg 3 --temperature 1.5 --top-k 5 --top-p 0.5".split()
+    run(folder, *model, "-o", "straight", "-x", 40, "-n", 20, *plateau, *samples)
+    run(folder, *model, "-o", "parts", "-x", 20, *plateau, *samples)
+    done = run(folder, "train", "-o", "parts", "--resume", "-x", 40, "--threads", 1)
     assert "changed since parts/ckpt_00000020.safetensors: max_steps 20 -> 40" in done.stdout
     for name in ("ckpt_00000040.safetensors", "best.safetensors", "samples.txt", "main.log"):
         assert (folder / "parts" / name).read_bytes() == (folder / "straight" / name).read_bytes(), name
@@ -281,13 +226,15 @@ def test_epochs_are_told(folder):
     "level, said, unsaid",
     [("debug", ["saved out", "step    1/2"], []), ("warning", [], ["step", "gpt2c"]), ("error", [], ["step"])],
 )
-def test_log_levels(folder, level, said, unsaid):
-    done = fresh(folder, "-o", "out", "-x", 2, "-n", 1, *QUIET, GPT2C_LOG=level)
+def test_log_levels(folder, monkeypatch, level, said, unsaid):
+    monkeypatch.setenv("GPT2C_LOG", level)
+    done = fresh(folder, "-o", "out", "-x", 2, "-n", 1, *QUIET)
     assert all(text in done.stdout for text in said) and not any(text in done.stdout for text in unsaid)
 
 
-def test_an_unknown_log_level_is_refused(folder):
-    assert "expected one of debug, info" in fresh(folder, "-x", 1, code=2, GPT2C_LOG="loud").stderr
+def test_an_unknown_log_level_is_refused(folder, monkeypatch):
+    monkeypatch.setenv("GPT2C_LOG", "loud")
+    assert "expected one of debug, info" in fresh(folder, "-x", 1, code=2).stderr
 
 
 def test_a_reader_that_goes_away_does_not_end_training(folder):
@@ -298,19 +245,19 @@ def test_a_reader_that_goes_away_does_not_end_training(folder):
 
 def test_info(folder):
     fresh(folder, "-o", "out", "-x", 4, "-n", 2, "-v", 2, "-s", 0)
-    about = gpt2c_(folder, "info").stdout
+    about = call(folder, "info").stdout
     assert f"gpt2c: {gpt2c.__version__}" in about and "isas: " in about and "threads: " in about and "memory available: " in about
-    file = gpt2c_(folder, "info", "out/ckpt_00000004.safetensors", "--json")
+    file = call(folder, "info", "out/ckpt_00000004.safetensors", "--json")
     found = json.loads(file.stdout)
     assert (found["family"], found["step"], found["channels"], found["run"]["config"]["max_steps"]) == ("gpt2", 4, 16, 4)
     assert found["parameters"] == gpt2c.load(folder / "out/best.safetensors").num_parameters
-    assert "run: none: weights alone" in gpt2c_(folder, "info", "out/best.safetensors").stdout
+    assert "run: none: weights alone" in call(folder, "info", "out/best.safetensors").stdout
     (folder / "out/ckpt_00000002.safetensors").write_bytes(b"damage")
-    run = gpt2c_(folder, "info", "out").stdout
-    assert "step: 4" in run and "best val_loss: 4." in run and "ckpt_00000004.safetensors: whole, " in run
-    assert "ckpt_00000002.safetensors: out/ckpt_00000002.safetensors is neither" in run
-    wrong = gpt2c_(folder, "info", "out/ckpt_00000002.safetensors")
-    assert wrong.returncode == 4 and wrong.stderr.count("\n") == 1
+    told = call(folder, "info", "out").stdout
+    assert "step: 4" in told and "best val_loss: 4." in told and "ckpt_00000004.safetensors: whole, " in told
+    assert "ckpt_00000002.safetensors: out/ckpt_00000002.safetensors is neither" in told
+    wrong = call(folder, "info", "out/ckpt_00000002.safetensors", code=4)
+    assert wrong.stderr.count("\n") == 1
     assert callable(gpt2c.info)
 
 

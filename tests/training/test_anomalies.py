@@ -1,17 +1,18 @@
 """Numbers that go wrong: what is noticed, what it is called, what is done about it."""
 
+import itertools
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from programs import call
 
 import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.errors import DivergedError
 from gpt2c.formats.native import read
+from gpt2c.models.model import Model
 from gpt2c.training.anomalies import SKIPS_IN_A_ROW, WINDOW, Window, first_bad_tensor
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.trainer import Trainer
@@ -150,69 +151,46 @@ def test_what_diverged_is_not_saved(tokens, tmp_path):
     assert np.isfinite(gpt2c.load(tmp_path / "good.safetensors").params.flat).all()
 
 
-# Runs the training program with an update whose gradients are spoiled where the data say so: a batch whose first token
-# is the `bad`-th of the run, so that a run that goes back and goes on with other data does not meet it again.
-PROGRAM = """
-import sys, numpy as np, gpt2c.models.model, gpt2c.__main__
-honest, count = gpt2c.models.model.Model.loss_and_grad, 0
-def loss_and_grad(self, x, y, **how):
-    global count
-    count += 1
-    loss = honest(self, x, y, **how)
-    if count in %r:
-        self.grads["wte"][0, 0] = np.inf
-    return loss
-gpt2c.models.model.Model.loss_and_grad = loss_and_grad
-gpt2c.__main__.main("train")
-"""
+@pytest.fixture
+def run(tokens, tmp_path, monkeypatch):
+    """run(bad, *words, code=0): gpt2c train, where these updates give a gradient that is infinite."""
+    honest = Model.loss_and_grad
+
+    def run(bad, *words, code=0):
+        updates = itertools.count(1)
+
+        def loss_and_grad(self, x, y, **how):
+            loss = honest(self, x, y, **how)
+            if next(updates) in bad:
+                self.grads["wte"][0, 0] = np.inf
+            return loss
+
+        monkeypatch.setattr(Model, "loss_and_grad", loss_and_grad)
+        shape = [word for name, value in SMALL.items() for word in ("--" + name, value)]
+        flags = "-e scratch --data x_train.bin -v 0 -s 0 -b 2 -t 16 -o out -x 8".split()
+        return call(tmp_path, "train", *flags, *shape, *words, code=code)
+
+    return run
 
 
-def run(tmp_path, bad, *words):
-    command = [
-        sys.executable,
-        "-c",
-        PROGRAM % (bad,),
-        "-e",
-        "scratch",
-        "--data",
-        "x_train.bin",
-        "-v",
-        "0",
-        "-s",
-        "0",
-        "-b",
-        "2",
-        "-t",
-        "16",
-        "-o",
-        "out",
-        "-x",
-        "8",
-    ]
-    for name, value in SMALL.items():
-        command += ["--" + name, str(value)]
-    return subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-
-
-def test_rolling_back_goes_on_with_other_data(tokens, tmp_path):
-    done = run(tmp_path, {6}, "--save-every", "2", "--on-anomaly", "rollback")
-    assert done.returncode == 0, done.stderr
+def test_rolling_back_goes_on_with_other_data(run, tmp_path):
+    done = run({6}, "--save-every", "2", "--on-anomaly", "rollback")
     assert "rolled back to out/ckpt_00000004.safetensors" in done.stderr and "wte holds NaN or infinity" in done.stderr
     rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(8))
     assert (tmp_path / "out/ckpt_00000008.safetensors").exists()
 
 
-def test_rolling_back_ends_where_it_does_not_help(tokens, tmp_path):
-    done = run(tmp_path, set(range(6, 99)), "--save-every", "2", "--on-anomaly", "rollback")
-    assert done.returncode == 3 and "3 times already" in done.stderr
+def test_rolling_back_ends_where_it_does_not_help(run, tmp_path):
+    done = run(set(range(6, 99)), "--save-every", "2", "--on-anomaly", "rollback", code=3)
+    assert "3 times already" in done.stderr
     assert np.isfinite(gpt2c.load(tmp_path / "out/ckpt_00000004.safetensors").params.flat).all()
-    done = run(tmp_path, {1}, "--on-anomaly", "rollback", "-o", "other")
-    assert done.returncode == 3 and "there is no checkpoint to roll back to" in done.stderr
+    done = run({1}, "--on-anomaly", "rollback", "-o", "other", code=3)
+    assert "there is no checkpoint to roll back to" in done.stderr
 
 
-def test_the_last_good_checkpoint_stays(tokens, tmp_path):
-    done = run(tmp_path, {6}, "--save-every", "2")
-    assert done.returncode == 3 and done.stderr.count("\n") == 1
+def test_the_last_good_checkpoint_stays(run, tmp_path):
+    done = run({6}, "--save-every", "2", code=3)
+    assert done.stderr.count("\n") == 1
     assert "at step 5 the loss is" in done.stderr and "the gradient of wte holds NaN or infinity" in done.stderr
     assert sorted(p.name for p in (tmp_path / "out").glob("ckpt*")) == ["ckpt_00000002.safetensors", "ckpt_00000004.safetensors"]

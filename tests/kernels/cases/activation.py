@@ -3,7 +3,7 @@
 import numpy as np
 
 from cases.case import CASES, LENGTHS, U, case, gamma, normal, single, unset
-from gpt2c.reference import ops as ref
+from gpt2c import reference as ref
 
 
 def gelu_argument(x):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cases.case import U, case, gamma, normal, single, unset
-from gpt2c.reference import ops as ref
+from gpt2c import reference as ref
 
 HEADS = [
     (0, 3, 1, 4), (1, 1, 1, 1), (2, 1, 3, 2), (1, 2, 1, 3), (2, 7, 2, 5), (1, 8, 2, 8), (1, 9, 1, 7),

@@ -6,8 +6,7 @@ import numpy as np
 
 from cases.attention import DECODED, decoding
 from cases.case import U, case, gamma, normal, single, unset
-from gpt2c.reference import ops as ref
-from gpt2c.reference import trm
+from gpt2c import reference as ref
 
 COPE_HEADS = [
     (0, 3, 1, 4, 3), (1, 1, 1, 1, 1), (2, 1, 3, 2, 2), (1, 2, 1, 3, 4), (2, 7, 2, 5, 3), (1, 8, 2, 8, 9), (1, 9, 1, 7, 1),
@@ -24,7 +23,7 @@ def cope_inputs(rng, B, T, H, D, M, scale=1):
     """
     qkv, table = normal(rng, B, T, 3 * H * D), normal(rng, H, M, D)
     qkv[..., : 2 * H * D] *= scale
-    out, c = trm.cope_forward(qkv, table, H)
+    out, c = ref.cope_forward(qkv, table, H)
     q, k = abs(c["q"]), abs(c["k"])
     seen = np.tri(T)
     size_r = q @ k.swapaxes(-1, -2) * seen
@@ -90,7 +89,7 @@ def cope_backward(rng, B, T, H, D, M, scale=1):
     off_dv = share * (c["att"].swapaxes(-1, -2) @ dy)
     off_dqkv = np.concatenate([ref.merge_heads(d) for d in (off_dq, off_dk, off_dv)], axis=-1) + gamma(2) * abs(dqkv)
     off_dtable = np.einsum("bhim,bhid->hmd", off_read + gamma(B * T + 8) * read[..., :M], q) + gamma(2) * abs(dtable)
-    exact = trm.cope_backward(dout, c)
+    exact = ref.cope_backward(dout, c)
     args = dqkv, dtable, dout, qkv, single(out), single(c["lse"]), table
     return args, [(dqkv + exact[0], off_dqkv), (dtable + exact[1], off_dtable)]
 

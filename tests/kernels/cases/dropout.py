@@ -3,7 +3,7 @@
 import numpy as np
 
 from cases.case import LENGTHS, case, gamma, normal, single, unset
-from gpt2c.reference import ops as ref
+from gpt2c import reference as ref
 
 NOISE = np.array([1337, 5], np.int32)
 DROPPED = [(n, 3, 0.1) for (n,) in LENGTHS] + [(1024, 0, 0.5), (1025, 1, 0.0), (2100, 7, 1.0), (3000, 2**40, 0.25)]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cases.case import case, gamma, normal, single, unset
-from gpt2c.reference import ops as ref
+from gpt2c import reference as ref
 
 
 @case((0, 3, 5), (1, 1, 1), (2, 7, 3), (1, 5, 17), (3, 4, 65), (2, 7, 5, False), large=(4, 32, 1801))

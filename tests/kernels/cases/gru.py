@@ -8,14 +8,14 @@ import numpy as np
 
 from cases.case import U, case, normal, single
 from cases.moe import behind, cast
-from gpt2c.reference import hybrid as hybrid
+from gpt2c import reference as ref
 
 LAYERS = [
     (1, 1, 1, 0, 1), (1, 1, 1, 1, 1), (2, 3, 5, 4, 1), (3, 4, 16, 4, 2), (2, 4, 17, 3, 2), (5, 2, 33, 2, 1), (2, 5, 9, 0, 1),
     (2, 3, 5, 4, 1, False), (3, 3, 7, 0, 1, False), (2, 3, 31, 0, 1, True, False), (2, 3, 6, 4, 2, True, True, 0.5),
     (70, 2, 4, 4, 1), (3, 4, 16, 0, 1, True, True, 0.0, 10),
 ]  # fmt: skip
-VECTORS = ("hid_norm", *hybrid.TIME_MIXING[5:], "moe_norm")
+VECTORS = ("hid_norm", *ref.TIME_MIXING[5:], "moe_norm")
 
 
 def layer_of(rng, B, T, H, N, K, mixing=True, with_xr=True, keys=1):
@@ -31,13 +31,13 @@ def layer_of(rng, B, T, H, N, K, mixing=True, with_xr=True, keys=1):
         use_rwkv=mixing,
         carry="layer",
     )
-    weights = hybrid.layer_weights(hybrid.hybrid_random_params(cfg, 1), cfg, 0)
+    weights = ref.layer_weights(ref.hybrid_random_params(cfg, 1), cfg, 0)
     if keys > 1:
         weights["wk"] = keys * weights["wk"]
     inputs = [normal(rng, B, T, H) for _ in range(3)] + [normal(rng, B, T, H) if with_xr else None]
-    state = {name: abs(normal(rng, B, H)) for name in hybrid.zero_state(cfg, B)}
+    state = {name: abs(normal(rng, B, H)) for name in ref.zero_state(cfg, B)}
     skip = 0.5 if with_xr else 0.0
-    return inputs, state, weights, hybrid.gru_forward(*inputs, state, weights, K, skip), skip
+    return inputs, state, weights, ref.gru_forward(*inputs, state, weights, K, skip), skip
 
 
 def states(arrays):
@@ -45,7 +45,7 @@ def states(arrays):
 
 
 def layer_weights(weights):
-    names = "hid_norm", "uz", "ur", "uh", *hybrid.TIME_MIXING, *hybrid.EXPERTS
+    names = "hid_norm", "uz", "ur", "uh", *ref.TIME_MIXING, *ref.EXPERTS
     return [weights.get(name) for name in names]
 
 
@@ -56,7 +56,7 @@ def steps_bound(T, H, exact):
 @case(*LAYERS, large=(9, 3, 48, 4, 1))
 def gru_forward(rng, B, T, H, N, K, mixing=True, with_xr=True, _=0.0, keys=1):
     inputs, state, weights, (out, last, cache), skip = layer_of(rng, B, T, H, N, K, mixing, with_xr, keys)
-    exact = [out, *hybrid.gru_kept(cache, last), *states(last)]
+    exact = [out, *ref.gru_kept(cache, last), *states(last)]
     outputs = [None if a is None else np.full_like(a, -7) for a in cast(exact)]
     expected = [(a, 0 if a.dtype == np.int32 else steps_bound(T, H, a)) for a, o in zip(exact, outputs) if o is not None]
     return (*outputs, *inputs, *states(state), *layer_weights(weights), 1e-6, skip), expected
@@ -65,23 +65,11 @@ def gru_forward(rng, B, T, H, N, K, mixing=True, with_xr=True, _=0.0, keys=1):
 @case(*LAYERS, large=(9, 3, 48, 4, 1))
 def gru_backward(rng, B, T, H, N, K, mixing=True, with_xr=True, balance=0.0, keys=1):
     inputs, state, weights, (out, last, cache), skip = layer_of(rng, B, T, H, N, K, mixing, with_xr, keys)
-    acts, mixed, _, *kept = hybrid.gru_kept(cache, last)
+    acts, mixed, _, *kept = ref.gru_kept(cache, last)
     dout, flow = normal(rng, B, T, H), {name: normal(rng, B, H) for name in state}
-    *deltas, dxr, dstate, grads = hybrid.gru_backward(dout, flow, cache, balance)
-    steps = cache["steps"]
-    exact = {"deltas": np.stack(deltas), "mixed": None, "dtotal": None, "dgates": None, "dlogits": None}
-    if mixing:
-        exact["mixed"] = np.stack([np.stack(d, axis=1) for d in zip(*(s["mixed_deltas"] for s in steps))])
-    fraction = None
-    if N:
-        exact["dtotal"] = np.stack([s["dtotal"] for s in steps], axis=1)
-        da, db, dlogits = (np.stack(d, axis=1).reshape(B * T, *d[0].shape[1:]) for d in zip(*(s["dgates"] for s in steps)))
-        chosen = kept[-1].reshape(B * T, kept[-1].shape[-1])
-        exact["dgates"] = hybrid.by_slot(np.concatenate([da, db], axis=-1), chosen).reshape(kept[0].shape)
-        exact["dlogits"] = dlogits.reshape(B, T, N - 1)
-        if balance:
-            fraction = single(np.concatenate([s["moe"]["picked"] for s in steps]).mean(axis=0))
-    exact = [*exact.values(), *states(dstate)]
+    *deltas, dxr, dstate, grads = ref.gru_backward(dout, flow, cache, balance)
+    fraction = single(np.concatenate([s["moe"]["picked"] for s in cache["steps"]]).mean(axis=0)) if N and balance else None
+    exact = [np.stack(deltas), *ref.gru_deltas(cache), *states(dstate)]
     outputs = [None if a is None else np.full_like(a, -7) for a in cast(exact)]
     old = [normal(rng, B, T, H) if with_xr else None] + [normal(rng, H) if name in weights else None for name in VECTORS]
     added = [dxr, *(grads.get(name) for name in VECTORS)]

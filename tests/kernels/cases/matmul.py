@@ -3,7 +3,7 @@ and of blocks (M 256, 384, 896; N 80, 160, 320).
 """
 
 from cases.case import case, gamma, normal, unset
-from gpt2c.reference import ops as ref
+from gpt2c import reference as ref
 
 PRODUCTS = [
     (0, 5, 3), (1, 1, 1), (2, 3, 5), (4, 17, 33), (5, 16, 32), (3, 770, 7), (13, 31, 31), (14, 383, 32),

@@ -6,8 +6,7 @@ Every value is off by the roundings of the sums behind it; they are bounded by t
 import numpy as np
 
 from cases.case import case, gamma, normal, single, unset
-from gpt2c.reference import hybrid as hybrid
-from gpt2c.reference import ops as ref
+from gpt2c import reference as ref
 
 
 def behind(n, exact, *, terms=0.0):
@@ -33,8 +32,8 @@ MIXTURES = [
 def mixture_of(rng, B, T, H, N, K):
     """-> n, weights, the oracle's result, its cache, what is kept as (..., B, T, ...)"""
     n, weights = normal(rng, B, T, H), expert_weights(rng, H, N)
-    out, cache = hybrid.moe_forward(n.reshape(-1, H), *weights, K)
-    kept = [a.reshape(*a.shape[:-2], B, T, a.shape[-1]) for a in hybrid.moe_kept(cache)]
+    out, cache = ref.moe_forward(n.reshape(-1, H), *weights, K)
+    kept = [a.reshape(*a.shape[:-2], B, T, a.shape[-1]) for a in ref.moe_kept(cache)]
     return n, weights, out.reshape(B, T, H), cache, kept
 
 
@@ -52,9 +51,9 @@ def moe_backward(rng, B, T, H, N, K, balance=0.0):
     dout, slope, fraction = normal(rng, B, T, H), 0.0, None
     if balance:
         fraction = single(cache["picked"].mean(axis=0))
-        slope = balance * hybrid.balance_slope(cache["picked"])
-    dn, _, (da, db, dlogits) = hybrid.moe_backward(dout.reshape(-1, H), cache, *weights, slope)
-    dgates = hybrid.by_slot(np.concatenate([da, db], axis=-1), kept[-1].reshape(B * T, kept[-1].shape[-1]))
+        slope = balance * ref.balance_slope(cache["picked"])
+    dn, _, (da, db, dlogits) = ref.moe_backward(dout.reshape(-1, H), cache, *weights, slope)
+    dgates = ref.by_slot(np.concatenate([da, db], axis=-1), kept[-1].reshape(B * T, kept[-1].shape[-1]))
     exact = [a.reshape(shape) for a, shape in zip((dn, dgates, dlogits), (dout.shape, kept[0].shape, kept[2].shape))]
     outputs = [None if a is None else np.full_like(a, -7) for a in cast(exact)]
     args = *outputs, dout, *cast(kept), *weights, fraction, balance
@@ -68,25 +67,16 @@ def moe_backward_w(rng, B, T, H, N, K):
     gates, _, _, shares, chosen = cast(kept)
     dout, dgates = normal(rng, B, T, H), normal(rng, *gates.shape)
     old = normal(rng, N, 2 * H, H), normal(rng, N, 2 * H, H), normal(rng, N, H, 2 * H)
-    exact, size = [a.astype(float) for a in old], [abs(a.astype(float)) for a in old]
-    for slot, (g, d) in enumerate(zip(gates.astype(float), dgates.astype(float))):
-        hidden = g[..., : 2 * H] * ref.sigmoid(g[..., : 2 * H]) * g[..., 2 * H :]
-        dy = dout * shares[..., slot, None].astype(float)
-        pairs = (d[..., : 2 * H], n.astype(float)), (d[..., 2 * H :], n.astype(float)), (dy, hidden)
-        for e in range(N):
-            rows = chosen[..., slot] == e
-            for i, (left, right) in enumerate(pairs):
-                exact[i][e] += left[rows].T @ right[rows]
-                size[i][e] += abs(left[rows]).T @ abs(right[rows])
+    kept = dout, dgates, gates, n, shares
+    exact = ref.moe_backward_w(*kept, chosen, N)
+    size = [ref.by_expert(abs(left), abs(right), chosen, N) for left, right in ref.moe_factors(*kept)]
     args = *old, dout, dgates, gates, n, shares, chosen
-    return args, [(e, gamma(B * T * len(gates) + 24) * s) for e, s in zip(exact, size)]
+    return args, [(o + e, gamma(B * T * len(gates) + 24) * (abs(o) + s)) for o, e, s in zip(old, exact, size)]
 
 
 @case((1, 1, 1), (3, 2, 1), (17, 5, 2), (0, 3, 1), large=(3001, 3, 2))
 def balance_forward(rng, R, M, K):
-    probs, chosen = single(hybrid.softmax(normal(rng, R, M))), rng.permuted(np.tile(np.arange(M), (R, 1)), axis=1)[:, :K]
-    picked = (chosen[:, :, None] == np.arange(M)).sum(axis=1)
-    fraction = picked.sum(axis=0) / max(R, 1)
-    loss = M * (fraction * probs.sum(axis=0, dtype=float) / max(R, 1)).sum()
+    probs, chosen = single(ref.softmax(normal(rng, R, M))), rng.permuted(np.tile(np.arange(M), (R, 1)), axis=1)[:, :K]
     chosen = np.concatenate([np.zeros((R, 1), int), chosen + 1], axis=1).astype(np.int32)
+    loss, fraction = ref.balance_forward(probs, chosen)
     return (unset(1), unset(M), probs, chosen), [(loss, gamma(8) * loss), (fraction, gamma(2) * fraction)]

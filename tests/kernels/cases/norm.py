@@ -1,7 +1,7 @@
 """Cases of kernels/norm.c."""
 
 from cases.case import ROWS, case, gamma, normal, single, unset
-from gpt2c.reference import ops as ref
+from gpt2c import reference as ref
 
 
 @case(*ROWS, (3, 63, 1000), large=(64, 1031))

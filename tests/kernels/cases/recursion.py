@@ -3,14 +3,14 @@
 import numpy as np
 
 from cases.case import ROWS, U, case, gamma, normal, single, unset
-from gpt2c.reference import trm
+from gpt2c import reference as ref
 
 
 @case(*ROWS, (5, 9, False), large=(64, 1031))
 def scaled_residual_forward(rng, R, C, adaptive=True):
     x, y, scale = normal(rng, R, C), normal(rng, R, C), single([0.3])
     depth = rng.integers(1, 5, R).astype(np.float32) if adaptive else None
-    exact = trm.scaled_residual_forward(x, y, scale, depth, 3)
+    exact = ref.scaled_residual_forward(x, y, scale, depth, 3)
     bound = gamma(2) * (abs(x) + abs(scale * y)) * (1 if depth is None else (depth >= 3)[:, None])  # else: exact
     return (unset(R, C), x, y, scale, depth, 3), [(exact, bound)]
 
@@ -20,8 +20,8 @@ def scaled_residual_backward(rng, R, C, adaptive=True):
     y, scale, dout = normal(rng, R, C), single([0.3]), normal(rng, R, C)
     old = normal(rng, R, C), normal(rng, R, C), normal(rng, 1)
     depth = rng.integers(1, 5, R).astype(np.float32) if adaptive else None
-    exact = trm.scaled_residual_backward(dout, y, scale, depth, 3)
-    sizes = trm.scaled_residual_backward(abs(dout), abs(y), scale, depth, 3)
+    exact = ref.scaled_residual_backward(dout, y, scale, depth, 3)
+    sizes = ref.scaled_residual_backward(abs(dout), abs(y), scale, depth, 3)
     roundings = 1, 2, R * C + 2
     expected = [(o + e, gamma(n) * (abs(o) + size)) for o, e, n, size in zip(old, exact, roundings, sizes)]
     return (*old, dout, y, scale, depth, 3), expected
@@ -31,7 +31,7 @@ def halting_inputs(rng, R, C, steps=4):
     """x after each step, w, b, and what the oracle makes of them; no row is near the threshold."""
     xs = [normal(rng, R, C) for _ in range(steps)]
     w, b = single(normal(rng, C) / np.sqrt(max(C, 1))), single([-0.7])
-    mixed, prob, weight, depth, total = trm.halting_forward(xs, w, b, 0.9)
+    mixed, prob, weight, depth, total = ref.halting_forward(xs, w, b, 0.9)
     assert abs(np.cumsum(prob, axis=0) - 0.9).min(initial=1) > 1e-5
     return xs, w, b, mixed, prob, weight, depth, total
 
@@ -63,16 +63,13 @@ def halting_backward(rng, R, C, step=2):
     xs, w, b, _, prob, weight, depth, _ = halting_inputs(rng, R, C)
     old, dmixed, x = (normal(rng, R, C), normal(rng, C), normal(rng, 1)), normal(rng, R, C), xs[step - 1]
     dtotal = normal(rng, R)
-    dweight = (dmixed.astype(float) * x).sum(-1)
-    after = np.where(depth == step, dtotal - dweight, dtotal)
     p = single(prob[step - 1]).astype(float)
     goes_on = depth > step
-    d = np.where(goes_on, (dtotal + dweight) * p * (1 - p), 0)
     share = single(weight[step - 1])
     size_dweight = (abs(dmixed.astype(float)) * abs(x)).sum(-1)
     size_d = np.where(goes_on, (abs(dtotal) + size_dweight) * p * (1 - p), 0)
     off_d = gamma(C + 6) * size_d + np.where(goes_on, 2 * U * p * (abs(dtotal) + size_dweight), 0)
-    exact = share[:, None] * dmixed + d[:, None] * w, d @ x, d.sum()
+    *exact, after = ref.halting_step_backward(dmixed, dtotal, x, w, p, share, depth, step)
     off = off_d[:, None] * abs(w), off_d @ abs(x), off_d.sum()
     sizes = abs(share[:, None] * dmixed) + size_d[:, None] * abs(w), size_d @ abs(x), size_d.sum()
     expected = [
@@ -88,7 +85,7 @@ def ponder_forward(rng, R, ignored=1):
     depth, total = rng.integers(1, 7, R).astype(np.float32), single(rng.random(R))
     targets = rng.integers(3, size=R, dtype=np.int32)
     targets[:ignored] = -1
-    ponder, mean_depth, count = trm.ponder_forward(depth, total, targets)
+    ponder, mean_depth, count = ref.ponder_forward(depth, total, targets)
     args = unset(1), unset(1), unset(1), depth, total, targets
     return args, [(ponder, gamma(2) * ponder), (mean_depth, gamma(2) * mean_depth), (count, 0)]
 
@@ -97,5 +94,5 @@ def ponder_forward(rng, R, ignored=1):
 def ponder_backward(rng, R, ignored=1):
     targets = rng.integers(3, size=R, dtype=np.int32)
     targets[:ignored] = -1
-    exact = trm.ponder_backward(targets, float(single(0.05)))
+    exact = ref.ponder_backward(targets, float(single(0.05)))
     return (unset(R), targets, single([(targets >= 0).sum()]), 0.05), [(exact, gamma(1) * abs(exact))]

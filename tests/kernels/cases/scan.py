@@ -5,7 +5,7 @@ recurrences.
 import numpy as np
 
 from cases.case import ROWS, case, gamma, normal, single, unset
-from gpt2c.reference import ops as ref
+from gpt2c import reference as ref
 
 SCANS = [
     (0, 3, 2), (1, 1, 1), (1, 2, 5), (2, 7, 16), (1, 5, 17), (3, 9, 33), (2, 4, 97), (5, 13, 3), (1, 511, 3), (3, 600, 2),

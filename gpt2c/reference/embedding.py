@@ -1,0 +1,21 @@
+"""The oracle of kernels/embedding.c."""
+
+import numpy as np
+
+from gpt2c.reference.float64 import in_float64
+
+# ---- embedding: out[b, t] = wte[tokens[b, t]] + wpe[pos + t]
+
+
+@in_float64
+def embedding_forward(tokens, wte, wpe, pos=0):
+    return wte[tokens] + wpe[pos : pos + tokens.shape[1]]  # (B, T, C)
+
+
+@in_float64
+def embedding_backward(dout, tokens, V, S, pos=0):
+    C = dout.shape[-1]
+    dwte, dwpe = np.zeros((V, C)), np.zeros((S, C))
+    np.add.at(dwte, tokens, dout)  # a token that occurs twice receives both gradients
+    dwpe[pos : pos + tokens.shape[1]] = dout.sum(axis=0)
+    return dwte, dwpe

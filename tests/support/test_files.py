@@ -1,0 +1,124 @@
+"""Files that are whole or not there: writing one, and reading from a disk that fails."""
+
+import errno
+import os
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from gpt2c.errors import InputError, ResourceError, UsageError
+from gpt2c.support.files import atomic_write, open_input
+
+
+def test_a_failing_disk_is_an_input_error(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(InputError, match=f"cannot read {path}: Input/output error"), open_input(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "file"
+    for content in (b"old", b"new and longer", b""):
+        with atomic_write(path, len(content)) as file:
+            file.write(content)
+            (temporary,) = set(tmp_path.iterdir()) - {path}
+            assert temporary.name.startswith(".") and temporary.suffix == ".tmp"
+        assert path.read_bytes() == content
+        assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0, 0o644)])
+def test_the_mode_respects_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        with atomic_write(tmp_path / "file"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(error), atomic_write(path) as file:
+        file.write(b"half")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+def test_a_failing_disk_leaves_the_old_file(tmp_path, monkeypatch, call):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(ResourceError, match="No space left"), atomic_write(path) as file:
+            file.write(b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_data_is_on_the_disk_before_the_rename_and_the_rename_before_the_end(tmp_path, monkeypatch):
+    path, calls = tmp_path / "file", []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor):
+        fsync(descriptor)
+        status = os.fstat(descriptor)
+        calls.append("folder" if os.path.samestat(status, tmp_path.stat()) else f"{status.st_size} bytes")
+
+    def replaced(source, target):
+        replace(source, target)
+        calls.append("rename")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    with atomic_write(path) as file:
+        file.write(b"12345")
+    assert calls == ["5 bytes", "rename", "folder"]
+
+
+def test_a_full_disk_is_refused_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1234))
+    with pytest.raises(ResourceError, match="1,235 bytes are needed, 1,234 avail"), atomic_write(path, 1235):
+        pytest.fail("the body ran")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    with atomic_write(path, 1234) as file:
+        file.write(b"fits")
+    assert path.read_bytes() == b"fits"
+
+
+def test_where_no_file_can_be_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path, words in [
+        (tmp_path / "no" / "file", "there is no folder"),
+        (tmp_path / "folder", "not a regular file"),
+        (tmp_path / "pipe", "not a regular file"),
+    ]:
+        with pytest.raises(UsageError, match=words), atomic_write(path):
+            pytest.fail("the body ran")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_symbolic_link_stays_one(tmp_path):
+    (tmp_path / "runs").mkdir()
+    link, target = tmp_path / "latest", tmp_path / "runs" / "file"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    with atomic_write(link) as file:
+        file.write(b"new")
+    assert link.is_symlink() and target.read_bytes() == b"new"
+    assert list(target.parent.iterdir()) == [target]
