@@ -148,7 +148,7 @@ core = Extension(
     "gpt2c._core",
     ["kernels/stream.pyx"],
     include_dirs=["kernels"],
-    depends=HEADERS,
+    depends=["kernels/stream.pyx", *KERNELS, *ONCE, *HEADERS],  # what a source distribution has to bring
     py_limited_api=True,
     extra_compile_args=["-g0"],
     define_macros=[("ISA", "baseline"), ("Py_LIMITED_API", "0x030B0000")],

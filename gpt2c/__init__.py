@@ -6,6 +6,7 @@ loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-4, t=1)
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from gpt2c.support.version import __version__ as __version__
 
@@ -33,13 +34,34 @@ _HOME = {
 }
 __all__ = sorted(_HOME)
 
+if TYPE_CHECKING:  # the same once more, for who reads this without running it
+    from gpt2c.data.loader import DataLoader as DataLoader
+    from gpt2c.errors import DivergedError as DivergedError
+    from gpt2c.errors import Gpt2cError as Gpt2cError
+    from gpt2c.errors import InputError as InputError
+    from gpt2c.errors import ResourceError as ResourceError
+    from gpt2c.errors import UsageError as UsageError
+    from gpt2c.formats.llmc import load_debug_state as load_debug_state
+    from gpt2c.generation.decoder import generate as generate
+    from gpt2c.generation.slots import generate_batch as generate_batch
+    from gpt2c.models.files import load as load
+    from gpt2c.models.model import Model as Model
+    from gpt2c.models.model import create as create
+    from gpt2c.settings import info as info
+    from gpt2c.settings import set_isa as set_isa
+    from gpt2c.settings import set_matmul_precision as set_matmul_precision
+    from gpt2c.settings import set_num_threads as set_num_threads
+    from gpt2c.tokenizers.tokenizer import Tokenizer as Tokenizer
+    from gpt2c.training.config import TrainConfig as TrainConfig
+    from gpt2c.training.trainer import Trainer as Trainer
+else:
 
-def __getattr__(name):
-    if name not in _HOME:
-        raise AttributeError(f"module 'gpt2c' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(f"gpt2c.{_HOME[name]}"), name)
-    return value
+    def __getattr__(name):
+        if name not in _HOME:
+            raise AttributeError(f"module 'gpt2c' has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(f"gpt2c.{_HOME[name]}"), name)
+        return value
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

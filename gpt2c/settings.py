@@ -1,6 +1,7 @@
 """What all kernels of this process use: threads, instruction set, precision of products. And what there is to choose from."""
 
 import os
+from typing import Any
 
 # How long libgomp's threads spin before they sleep; it reads this once, when it is loaded. Its own value, hundreds of
 # times longer, makes a thread that waits keep the one it waits for from running wherever cores are shared (SPEED.md).
@@ -11,10 +12,10 @@ from gpt2c.errors import UsageError
 from gpt2c.support.machine import cores, cpu_name
 from gpt2c.support.version import __version__
 
-_settings = {}
+_settings: dict[str, Any] = {}
 
 
-def set_num_threads(n):
+def set_num_threads(n: int) -> None:
     """Threads that kernels may use, from the next call on; more than there are cores is allowed."""
     if n < 1:
         raise UsageError(f"the number of threads is {n}, expected at least 1")
@@ -22,7 +23,7 @@ def set_num_threads(n):
     _settings["threads"] = n
 
 
-def set_isa(name):
+def set_isa(name: str) -> None:
     """The instruction set that kernels use, from the next call on: one of info()["isas"]."""
     try:
         _core.use_isa(name)
@@ -31,7 +32,7 @@ def set_isa(name):
     _settings["isa"] = name
 
 
-def set_matmul_precision(name):
+def set_matmul_precision(name: str) -> None:
     """fp32, or bf16: operands of matrix products are rounded to bf16, their sums stay float32. From the next call on."""
     if name not in ("fp32", "bf16"):
         raise UsageError(f"unknown matmul precision {name!r}, expected fp32 or bf16")
@@ -39,7 +40,7 @@ def set_matmul_precision(name):
     _settings["matmul_precision"] = name
 
 
-def info():
+def info() -> dict[str, Any]:
     """This machine and this build: isas (usable, best last), isa, threads,
     matmul_precision, cores, openmp, compiler, version, cpu."""
     return {"isas": _core.isas(), **_settings, "cores": cores(), **_core.build_info(), "version": __version__, "cpu": cpu_name()}

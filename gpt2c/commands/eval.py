@@ -78,8 +78,8 @@ def measure(model, paths, tokenizer: Tokenizer | None, config, T):
     """The line with loss and perplexity over every token but the first of each file, and bits per byte of its text."""
     loss = tokens = size = 0
     carries = hasattr(model.module, "state")
-    shape = (1, config.batch_size * T) if carries else (config.batch_size, T)
-    for x, y, continues in take(batches(paths, *shape, model.config.vocab_size), config.val_steps):
+    B, T = (1, config.batch_size * T) if carries else (config.batch_size, T)
+    for x, y, continues in take(batches(paths, B, T, model.config.vocab_size), config.val_steps):
         counted = int((y >= 0).sum())
         loss += counted * model.evaluate(x, y, carries and continues)
         tokens += counted

@@ -42,7 +42,7 @@ def encode_pieces(pieces: Iterator[Piece], tokenizer, total, workers=0) -> Itera
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker, (tokenizer.to_json(),)) as pool:
-        waiting = deque()
+        waiting: deque[tuple] = deque()
         try:
             with _interrupts_ignored():  # the processes that the first job starts take this over
                 pool.submit(int).result()

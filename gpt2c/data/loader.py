@@ -1,9 +1,13 @@
 """Batches from token files in llm.c's order: shuffled or not, on one rank or many."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from gpt2c.data.shards import copied, expand, map_shard, read_shard
 from gpt2c.errors import DataError, UsageError
+from gpt2c.support.files import StrPath
 from gpt2c.support.rng import Mt19937
 
 
@@ -16,9 +20,19 @@ class DataLoader:
     shard that is served, as fractions.
     """
 
-    SETTINGS = ("B", "T", "rank", "world", "shuffle", "num_tokens")  # what a saved position depends on
+    SETTINGS: tuple[str, ...] = ("B", "T", "rank", "world", "shuffle", "num_tokens")  # what a saved position depends on
 
-    def __init__(self, files, B, T, rank=0, world=1, shuffle=False, vocab_size=None, part=(0, 1)):
+    def __init__(
+        self,
+        files: StrPath | Sequence[StrPath],
+        B: int,
+        T: int,
+        rank: int = 0,
+        world: int = 1,
+        shuffle: bool = False,
+        vocab_size: int | None = None,
+        part: tuple[float, float] = (0, 1),
+    ) -> None:
         if min(B, T, world) < 1 or not 0 <= rank < world:
             raise UsageError(
                 f"B = {B}, T = {T}, world = {world}, rank = {rank}: the first three must be at "
@@ -42,21 +56,21 @@ class DataLoader:
         self._shard_order = np.arange(len(self.paths), dtype=np.int32)
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Begin an epoch; a shuffled loader draws the next order, it does not return to the first."""
         self._shard = self._sample = 0
         if self.shuffle:
             self._shard_order = self._shard_order[self._rng.random_permutation(len(self.paths))]
         self._open_shard()
 
-    def next_batch(self):
+    def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets, new (B, T) int32 arrays; after the last batch of an epoch the next begins."""
         size = self.B * self.T
         start = self._next_window() * self._window + self.rank * size
         x, y = (copied(self._tokens[at : at + size]) for at in (start, start + 1))
         return x.reshape(self.B, self.T), y.reshape(self.B, self.T)
 
-    def skip(self):
+    def skip(self) -> None:
         """Leaves out a batch."""
         self._next_window()
 
@@ -70,7 +84,7 @@ class DataLoader:
         self._sample += 1
         return int(self._order[self._sample - 1])
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
         """The position as a dict of ints and arrays; `restore` continues from it with the same batches."""
         settings = {name: int(getattr(self, name)) for name in self.SETTINGS}
         return settings | {
@@ -80,7 +94,7 @@ class DataLoader:
             "rng": self._rng_at_open,
         }
 
-    def restore(self, state):
+    def restore(self, state: dict[str, Any]) -> None:
         """Go to a position saved by `state` of a loader over the same data with the same settings."""
         if state.keys() != self.state().keys():
             raise UsageError("the saved data position is one of another --order; resume with the same one")

@@ -20,7 +20,7 @@ def random_words(seed, number, count):
 class Positioned:
     """A loader whose position is the number of the next batch."""
 
-    SETTINGS = ("B", "T", "rank", "world", "seed", "num_tokens")  # what a saved position depends on
+    SETTINGS: tuple[str, ...] = ("B", "T", "rank", "world", "seed", "num_tokens")  # what a saved position depends on
 
     def __init__(self, B, T, rank, world, seed):
         if min(B, T, world) < 1 or not 0 <= rank < world:

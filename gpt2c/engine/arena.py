@@ -3,7 +3,7 @@
 import bisect
 import math
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, KeysView, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class ParamSpec:
     decay: bool
 
     @property
-    def size(self):
+    def size(self) -> int:
         return math.prod(self.shape)
 
 
@@ -68,43 +68,43 @@ class Arena:
     it is first asked for.
     """
 
-    def __init__(self, specs: Sequence[ParamSpec], prefix=""):
+    def __init__(self, specs: Sequence[ParamSpec], prefix: str = "") -> None:
         self.specs = tuple(specs)
         self.prefix = prefix  # of the names in program listings: "d" for gradients
         self.size = sum(spec.size for spec in specs)
         self._shapes = {spec.name: spec.shape for spec in specs}
         self._offsets = dict(zip(self._shapes, np.cumsum([0] + [spec.size for spec in specs]).tolist()))
-        self._flat = None
+        self._flat: np.ndarray | None = None
 
     @property
-    def flat(self):
+    def flat(self) -> np.ndarray:
         if self._flat is None:
             self._flat = aligned(self.size)
         return self._flat
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         return 4 * self.size
 
     @property
-    def allocated(self):
+    def allocated(self) -> bool:
         return self._flat is not None
 
-    def keys(self):
+    def keys(self) -> KeysView[str]:
         return self._shapes.keys()
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> np.ndarray:
         first, shape = self._offsets[name], self._shapes[name]
         return self.flat[first : first + math.prod(shape)].reshape(shape)
 
-    def range(self, name):
+    def range(self, name: str) -> tuple[int, int]:
         """Where a tensor lies in `flat`: (first, last)."""
         return self._offsets[name], self._offsets[name] + math.prod(self._shapes[name])
 
-    def buffer(self, name, layer=None, address=True):
+    def buffer(self, name: str, layer: int | None = None, address: bool = True) -> Buffer:
         """A tensor, or one layer of it, as the kernels take it; without an address while only planning."""
         shape = self._shapes[name]
         first, label = self._offsets[name], self.prefix + name

@@ -115,10 +115,11 @@ class Tape:
         self.weights, self.balance_loss = weights, balance_loss
         self.grad, self.keep, self.pieces, self.own_loss, self.recompute = grad, keep, pieces, own_loss, recompute
         self.caches, self.context, self._carried = caches, context, carried
-        self.kept = {}
-        self._incoming, self._again = {}, False
-        self._values = weakref.WeakSet() if lasting else None
-        self._closures = []
+        self.kept: dict[str, Buffer] = {}
+        self._incoming: dict[tuple[str, int], Tensor] = {}
+        self._again = False
+        self._values: weakref.WeakSet[Buffer] | None = weakref.WeakSet() if lasting else None
+        self._closures: list[Callable[[], None]] = []
 
     def block(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """forward(x), of which only the result is kept if whole blocks are recomputed."""

@@ -21,13 +21,13 @@ import functools
 import math
 import os
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpt2c.errors import SerializationError, UsageError
 from gpt2c.formats.weights import Unread, Weights
-from gpt2c.support.files import atomic_write, open_input
+from gpt2c.support.files import StrPath, atomic_write, open_input
 
 HEADER_BYTES = 1024
 MODEL_MAGIC = 20240326
@@ -152,7 +152,7 @@ def write_model(path, config, flat, version=3):
     _write(path, config, [flat], version)
 
 
-def load_debug_state(path, config):
+def load_debug_state(path: StrPath, config: Any) -> DebugState:
     """Read the debug state of a model with this configuration."""
     with open_input(path) as file:
         version, B, T = _read_ints(file, DEBUG_MAGIC)[1:4]

@@ -16,7 +16,7 @@ class Conversation:
         self.model, self.tokenizer, self.how, self.max_new_tokens = model, tokenizer, how, max_new_tokens
         self.turns = turns or model.turns or 1
         self._rng = Xorshift(how.seed)
-        self._past = []  # the ids of each question with its answer
+        self._past: list[list[int]] = []  # the ids of each question with its answer
 
     def answer(self, text):
         """Yields the answer as it comes. What was said of it before the caller stops is remembered."""

@@ -1,12 +1,14 @@
 """Generating: a decoder that keeps what it has read, and the choice of the next token."""
 
 import sys
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 
 from gpt2c.engine.runner import Runner, Work
 from gpt2c.errors import InferenceError
 from gpt2c.models.family import max_seq_len
+from gpt2c.models.model import Model
 from gpt2c.support.rng import Xorshift, multinomial
 
 CHUNK = 512  # tokens of a prompt that go through the model at a time
@@ -103,19 +105,19 @@ def check_choice(temperature, top_k, top_p, min_p=0.0, repetition_penalty=1.0):
 
 
 def generate(
-    model,
-    prompt_ids,
-    max_new_tokens,
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    seed=1337,
+    model: Model,
+    prompt_ids: Iterable[int],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | Xorshift = 1337,
     *,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    stop_tokens=(),
-    chunk=CHUNK,
-):
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop_tokens: Collection[int] = (),
+    chunk: int = CHUNK,
+) -> Iterator[int]:
     """Yields up to max_new_tokens new ids, one by one. `seed` is the state of llm.c's generator, or an Xorshift.
 
     It ends before the first of `stop_tokens`. A `repetition_penalty` above 1 makes the ids of the prompt and those

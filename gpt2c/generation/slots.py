@@ -1,6 +1,7 @@
 """Completions of many prompts at once, all rows in step through one cache or state."""
 
 import sys
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from gpt2c.engine.runner import Runner, Work
 from gpt2c.errors import UsageError
 from gpt2c.generation.decoder import check_choice, checked_prompt, choose, penalised
 from gpt2c.models.family import max_seq_len
+from gpt2c.models.model import Model
 from gpt2c.support.rng import Xorshift
 
 
@@ -77,18 +79,18 @@ class BatchSampler:
 
 
 def generate_batch(
-    model,
-    prompts,
-    max_new_tokens,
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    seeds=None,
+    model: Model,
+    prompts: Iterable[Iterable[int]],
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seeds: Sequence[int] | None = None,
     *,
-    min_p=0.0,
-    repetition_penalty=1.0,
-    stop_tokens=(),
-):
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop_tokens: Collection[int] = (),
+) -> list[list[int]]:
     """A list of new ids for each prompt: those that `generate` gives for it with its seed, which are 1337, 1338, ... unless
     given. All of them have to fit into the model's context."""
     prompts = [checked_prompt(model, prompt) for prompt in prompts]

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from gpt2c.formats import native
 from gpt2c.formats.weights import SAID, RunState, Unread, Weights
 from gpt2c.models.family import FAMILIES, make_config
 from gpt2c.models.model import Model
+from gpt2c.support.files import StrPath
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,13 @@ class Content:
         return run
 
 
-def load(path, **switches):
+def load(path: StrPath, **switches: Any) -> Model:
     """The Model in a gpt2c checkpoint, an llm.c model file (versions 1 to 5), a checkpoint of randyGPT, or JSON, told apart
     by content."""
     return load_run(path, **switches)[0]
 
 
-def load_run(path, **switches):
+def load_run(path: StrPath, **switches: Any) -> tuple[Model, RunState | None]:
     """(Model, RunState or None): with a run's state, the optimizer's moments are in the model."""
     return read(path).build(**switches)
 

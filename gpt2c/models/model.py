@@ -5,21 +5,26 @@ loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-3, t=1)
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Self, overload
 
 import numpy as np
 
 from gpt2c import formats
 from gpt2c._core import Stream
 from gpt2c.engine.arena import Arena
-from gpt2c.engine.runner import ADD, STORE, Runner, Work
+from gpt2c.engine.runner import ADD, STORE, Pass, Runner, Work
 from gpt2c.errors import UsageError
 from gpt2c.formats.weights import SAID, Weights
 from gpt2c.models.family import family_named, idle_parameters, make_config, max_seq_len
+from gpt2c.support.files import StrPath
 from gpt2c.support.machine import require_memory
+from gpt2c.tokenizers.tokenizer import Tokenizer
 
 # One copy of the parameters each: parameters, gradients, m, v.
 COPIES = 4
+
+Ids = np.ndarray | Sequence[Sequence[int]]  # (B, T)
 
 
 class Model:
@@ -29,7 +34,18 @@ class Model:
     both are set before the first forward. `record`, `reuse` and `poison` are the Runner's and the Pool's, for debugging.
     """
 
-    def __init__(self, family, config, tokenizer=None, *, recompute=0, balance_loss=0.0, record=True, reuse=True, poison=False):
+    def __init__(
+        self,
+        family: str,
+        config: Any,
+        tokenizer: Tokenizer | None = None,
+        *,
+        recompute: int = 0,
+        balance_loss: float = 0.0,
+        record: bool = True,
+        reuse: bool = True,
+        poison: bool = False,
+    ) -> None:
         self.family, self.config, self.tokenizer = family, config, tokenizer
         self.recompute, self.balance_loss = recompute, balance_loss
         self.module = family_named(family)
@@ -37,24 +53,24 @@ class Model:
         self.params, self.grads, self.m, self.v = (Arena(specs, prefix) for prefix in ("", "d", "m.", "v."))
         require_memory(self.params.nbytes, f"a model of {self.params.size:,} parameters", "choose a smaller one")
         self._runner = Runner(self, record=record, reuse=reuse, poison=poison)
-        self._evaluation = None  # a Runner of its own for a family that carries a state
+        self._evaluation: Runner | None = None  # a Runner of its own for a family that carries a state
         self.description = ""  # in the words of whoever made it
         self.turns = 0  # questions in the longest conversation that it has learned from (gpt2c.data.conversations)
         self.stream = Stream()
         self.seed, self.dropout_counter = 1337, 0  # from which dropout's masks follow; forward(train=True) counts
-        self._last = None  # the Pass of the last forward
+        self._last: Pass | None = None  # the Pass of the last forward
         self._backward_ready = False
 
     @property
-    def num_parameters(self):
+    def num_parameters(self) -> int:
         return self.params.size
 
     @property
-    def num_active_parameters(self):
+    def num_active_parameters(self) -> int:
         """Those that a token meets: all, but of a mixture of experts the chosen ones alone."""
         return self.num_parameters - idle_parameters(self.family, self.config)
 
-    def initialise(self, seed):
+    def initialise(self, seed: int) -> Self:
         """Fills the parameters as the family starts them. Each tensor has its own stream of random numbers."""
         self.seed = seed
         for number, spec in enumerate(self.params.specs):
@@ -67,11 +83,11 @@ class Model:
         return self._runner.state
 
     @state.setter
-    def state(self, arrays):
+    def state(self, arrays: Mapping[str, np.ndarray]) -> None:
         for array in arrays.values():
             return self._runner.begin(array.shape[1], arrays)
 
-    def reset_state(self):
+    def reset_state(self) -> None:
         """Starts the next forward from a state of zeros."""
         for array in self.state.values():
             return self._runner.begin(array.shape[1])
@@ -86,6 +102,10 @@ class Model:
         self.state = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
         self._runner.restore_chain({name: array for name, array in arrays.items() if name.startswith("chain.")})
 
+    @overload
+    def forward(self, inputs: Ids, targets: None = None, *, keep: bool = False, train: bool = False, window: int = 1) -> None: ...
+    @overload
+    def forward(self, inputs: Ids, targets: Ids, *, keep: bool = False, train: bool = False, window: int = 1) -> float: ...
     def forward(self, inputs, targets=None, *, keep=False, train=False, window=1):
         """The mean loss over the counted targets (a float); without targets, None: see `logits`.
 
@@ -99,7 +119,7 @@ class Model:
         self._run_forward(inputs, targets, window, keep=keep, train=train)
         return None if targets is None else self._loss()
 
-    def evaluate(self, inputs, targets, continues=False):
+    def evaluate(self, inputs: Ids, targets: Ids, continues: bool = False) -> float:
         """The cross-entropy, for less memory than forward: no logits and no backward afterwards.
 
         A recurrent family starts from zeros, or where the evaluation before ended if this one `continues` it; `state` and
@@ -123,7 +143,7 @@ class Model:
         self._loss()
         return self.metrics["cross_entropy"]
 
-    def loss_and_grad(self, inputs, targets, add=False, window=1, *, train=False):
+    def loss_and_grad(self, inputs: Ids, targets: Ids, add: bool = False, window: int = 1, *, train: bool = False) -> float:
         """forward and backward in one: the loss; its gradients take the place of `grads`, or are added to them."""
         self._run_forward(inputs, targets, window, ADD if add else STORE, purpose="step", train=train)
         self.backward()
@@ -172,7 +192,7 @@ class Model:
         return tokens
 
     @property
-    def logits(self):
+    def logits(self) -> np.ndarray:
         """(B, T, columns) of the last forward, until the next forward or backward; the first vocab_size columns count."""
         if self._last is None or self._last.output.logits is None:
             raise UsageError("logits are there after forward; loss_and_grad and evaluate never have them all at once")
@@ -185,24 +205,24 @@ class Model:
             raise UsageError("acts are there after forward(..., keep=True)")
         return {name: buffer.array for name, buffer in self._last.kept.items()}
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         self.stream.zero(self.grads.flat)
 
     @property
-    def losses(self):
+    def losses(self) -> np.ndarray:
         """(B, T) of the last forward: -log of each target's probability, 0 where it is not counted. Until the next forward or
         backward."""
         if self._last is None or self._last.weights is None:
             raise UsageError("losses are there after forward with targets")
         return self._last.output.losses.array
 
-    def backward(self, weights=None):
+    def backward(self, weights: np.ndarray | None = None) -> None:
         """Adds the gradients of the last forward's loss to `grads`.
 
         With weights (B, T), those of the sum of weights * `losses` over the number of counted targets, in the place of the
         cross-entropy's. What else a family's loss has stays.
         """
-        if not self._backward_ready:
+        if self._last is None or not self._backward_ready:
             raise UsageError("backward needs a forward with targets before it, and each forward is good for one")
         if self._last.weights is not None:
             self._last.weights[...] = 1 if weights is None else weights
@@ -211,7 +231,9 @@ class Model:
             require_memory(self.grads.nbytes, "the gradients", "choose a smaller model")
         self._runner.backward(self._last)
 
-    def update(self, lr=1e-4, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, t=1):
+    def update(
+        self, lr: float = 1e-4, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0, t: int = 1
+    ) -> None:
         """One AdamW step on every tensor, decay included; t counts updates from 1."""
         if t < 1:
             raise UsageError(f"t is {t}, the first update has t = 1")
@@ -231,7 +253,7 @@ class Model:
             1 - beta2**t,
         )
 
-    def save(self, path, version=3):
+    def save(self, path: StrPath, version: int = 3) -> None:
         """The weights: a name in .json makes JSON, one in .bin makes a gpt2 model an llm.c file (version 3, or 5 for bf16),
         any other a checkpoint."""
         formats.write(path, self.weights(), version)
@@ -241,11 +263,11 @@ class Model:
         said = {name: value for name in SAID if (value := getattr(self, name))}
         return Weights(self.family, dataclasses.asdict(self.config), dict(self.params), self.tokenizer, said)
 
-    def program(self, B, T):
+    def program(self, B: int, T: int) -> Pass:
         """The recorded kernel calls of one training step at this shape: print it."""
         return self._runner.prepare(Work(B, T, True, purpose="step", train=True), STORE)
 
-    def memory(self, B, T, window=1):
+    def memory(self, B: int, T: int, window: int = 1) -> dict[str, int]:
         """Bytes that training at this shape takes, by what for; nothing is allocated to find out."""
         through = window > 1 and bool(self._runner.state_shapes(B))
         work = Work(B, T, True, purpose="step", through=through, train=True)
@@ -258,6 +280,6 @@ class Model:
         }
 
 
-def create(family, *, seed=1337, **fields):
+def create(family: str, *, seed: int = 1337, **fields: Any) -> Model:
     """A new model with random parameters; fields are those of the family's Config."""
     return Model(family, make_config(family, fields)).initialise(seed)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from gpt2c.errors import InputError, ResourceError, UsageError
 
+StrPath = str | os.PathLike[str]
+
 
 @contextmanager
 def open_input(path):

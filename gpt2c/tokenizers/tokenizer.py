@@ -7,14 +7,16 @@ back. The library encodes, except for characters and bytes, where a table is fas
 import codecs
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import count, takewhile
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
 from gpt2c.errors import InputError, TokenizationError, UsageError
-from gpt2c.support.files import atomic_write, find_file, open_input
+from gpt2c.support.files import StrPath, atomic_write, find_file, open_input
 from gpt2c.tokenizers import byte_list
 from gpt2c.tokenizers import llmc as llmc_tokenizer
 from gpt2c.tokenizers.byte_level import BYTES, GPT2_BYTES, raw, recover_merges, utf8, visible
@@ -33,9 +35,10 @@ class Tokenizer:
     Made directly, it is a byte-level BPE whose ids are merge ranks; 256 bytes alone are a byte tokenizer.
     """
 
-    def __init__(self, tokens, eot=None):
+    def __init__(self, tokens: Iterable[bytes], eot: int | None = None) -> None:
         self.tokens = list(tokens)
-        self.eot, self.bos = eot, None
+        self.eot = eot
+        self.bos: int | None = None
         if eot is not None and not 0 <= eot < len(self.tokens):
             raise TokenizationError(f"the end-of-text id is {eot}; expected one below the {len(self.tokens)} tokens")
         self._specials = set() if eot is None else {eot}
@@ -44,7 +47,7 @@ class Tokenizer:
         self._joined = True  # decoding is joining the tokens
 
     @classmethod
-    def make(cls, kind, text=None, **options):
+    def make(cls, kind: str, text: str | Iterable[str] | None = None, **options: Any) -> Self:
         """A new vocabulary of one of the KINDS from a text, or from an iterable of texts, which is read once.
 
         char: unk=False, specials=(). byte: specials=(). word: vocab_size=50_000, min_frequency=1, specials=("</s>",).
@@ -61,8 +64,12 @@ class Tokenizer:
             return cls._around(vocabularies.make_byte(**options))
         if text is None:
             raise UsageError(f"a {kind} tokenizer is made from a text; name one")
-        make = {"char": vocabularies.make_char, "word": vocabularies.make_word, "bpe": vocabularies.make_bpe}[kind]
-        return cls._around(make([text] if isinstance(text, str) else text, **options))
+        makers: dict[str, Callable[..., Any]] = {
+            "char": vocabularies.make_char,
+            "word": vocabularies.make_word,
+            "bpe": vocabularies.make_bpe,
+        }
+        return cls._around(makers[kind]([text] if isinstance(text, str) else text, **options))
 
     @classmethod
     def _gpt2(cls, path=None, folders=()):
@@ -80,7 +87,7 @@ class Tokenizer:
         return made
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: StrPath) -> Self:
         """Read a tokenizer.json, or the tokenizer of llm.c, rnn-rust, randyGPT or GRUfinity; the content says which, not the
         name."""
         with open_input(path) as file:
@@ -108,7 +115,7 @@ class Tokenizer:
         return cls._around(library) if library else cls.from_json(text)
 
     @classmethod
-    def from_json(cls, text):
+    def from_json(cls, text: str) -> Self:
         """From a tokenizer.json; a vocabulary that is none of the KINDS encodes and decodes as the library does."""
         from tokenizers import Tokenizer
 
@@ -166,11 +173,11 @@ class Tokenizer:
         return library
 
     @property
-    def vocab_size(self):
+    def vocab_size(self) -> int:
         return len(self.tokens)
 
     @cached_property
-    def kind(self):
+    def kind(self) -> str:
         """One of the KINDS; for what is none of them the name of the library's model."""
         if self._byte_level:
             if not self._split_as_gpt2:
@@ -187,7 +194,7 @@ class Tokenizer:
             return "char" if vocabularies.is_split_by(self._library, vocabularies.CHARACTERS) else "word"
         return type(model).__name__.lower()
 
-    def to_json(self):
+    def to_json(self) -> str:
         """A tokenizer.json that the tokenizers library loads and that gives the same ids."""
         from tokenizers import models
 
@@ -196,27 +203,27 @@ class Tokenizer:
         except InputError:  # decodes only: written as a Unigram, whose list may hold a token twice
             return self._with_eot(models.Unigram([(visible(t), 0.0) for t in self.tokens])).to_str()
 
-    def save(self, path):
+    def save(self, path: StrPath) -> None:
         """Write a tokenizer.json, or a list of the bytes where there are only these and the name ends in .txt."""
         plain = Path(path).suffix == ".txt" and self.kind == "byte" and self.vocab_size == 256
         text = byte_list.TEXT if plain else self.to_json()
         with atomic_write(path) as file:
             file.write(text.encode())
 
-    def save_bin(self, path):
+    def save_bin(self, path: StrPath) -> None:
         """Write llm.c's tokenizer file, version 2: the tokens alone, without merges."""
         if not self._byte_level or self.eot is None:
             lacks = "an end-of-text id" if self._byte_level else "byte-level tokens"
             raise UsageError(f"llm.c's tokenizer file needs {lacks}, which this tokenizer has not; write a tokenizer.json")
         llmc_tokenizer.write(path, self.tokens, self.eot)
 
-    def encode(self, text, allow_special=False):
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Text -> list of ids. The text of a special token is plain text unless `allow_special`."""
         if not allow_special:
             return self.encode_array(text).tolist()
         return [i for ids in self._encode_with_library([text], special=True) for i in ids]
 
-    def encode_array(self, text):
+    def encode_array(self, text: str) -> np.ndarray:
         """Text -> int32 array of ids; the text of a special token is plain text."""
         if self.kind == "byte":
             return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
@@ -283,7 +290,7 @@ class Tokenizer:
             "tokenizer; make one from text that has it, or with <unk>"
         )
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
         ids = [int(i) for i in ids]
         for i in ids:
             if not 0 <= i < self.vocab_size:
@@ -292,11 +299,11 @@ class Tokenizer:
             return b"".join([self.tokens[i] for i in ids])
         return self._library.decode(ids, skip_special_tokens=False).encode()
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         """Ids -> text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def stream(self, after=()):
+    def stream(self, after: Sequence[int] = ()) -> "TextStream":
         """A decoder for ids that arrive one at a time, after these, whose text is there already."""
         return TextStream(self, after)
 
@@ -309,13 +316,13 @@ class TextStream:
         self.before = list(after)[-2:]  # the last two ids: words are written according to the two before them
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, id):
+    def push(self, id: int) -> str:
         decode = self.tokenizer.decode_bytes
         new = decode([*self.before, id])[len(decode(self.before)) :]
         self.before = [*self.before[-1:], id]
         return self.decoder.decode(new)
 
-    def flush(self):
+    def flush(self) -> str:
         """What is left: U+FFFD where the last character is incomplete, else nothing."""
         return self.decoder.decode(b"", final=True)
 

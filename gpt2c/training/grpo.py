@@ -97,7 +97,7 @@ class Step(NamedTuple):
     clipped: float  # the part of tokens that the last update no longer pushed
     skipped: int  # groups of equal rewards
     tokens: int  # written
-    best: Completion
+    best: Completion | None
     ms: float
 
 
@@ -144,9 +144,10 @@ class Grpo:
         self.model, self.task, self.config, self.tokenizer = model, task, config or GrpoConfig(), model.tokenizer
         if self.tokenizer is None:
             raise UsageError("the model has no tokenizer: set model.tokenizer")
-        self.step, self.warnings, self.world = 0, [], world()
+        self.step, self.world = 0, world()
+        self.warnings: list[str] = []
         self._t = 0  # updates of the optimizer
-        self.recorded = {}  # more that checkpoints should say of how the run was made
+        self.recorded: dict[str, object] = {}  # more that checkpoints should say of how the run was made
         for moments in (model.m, model.v):  # those of another objective
             if moments.allocated and not run:
                 moments.flat[...] = 0

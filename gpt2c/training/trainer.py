@@ -6,12 +6,15 @@ for step in gpt2c.Trainer(model, loader, val_loader, gpt2c.TrainConfig(max_steps
 
 import math
 import time
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from gpt2c.engine.flops import flops
 from gpt2c.errors import DivergedError, UsageError
 from gpt2c.generation.decoder import generate
 from gpt2c.models.files import save
+from gpt2c.models.model import Model
+from gpt2c.support.files import StrPath
 from gpt2c.support.rng import Xorshift
 from gpt2c.training import state
 from gpt2c.training.anomalies import Watch, first_bad_tensor
@@ -53,14 +56,14 @@ class Trainer:
     what was measured and sampled since is measured and sampled again when it is resumed, with the same result.
     """
 
-    def __init__(self, model, loader, val_loader=None, config=None):
+    def __init__(self, model: Model, loader: Any, val_loader: Any = None, config: TrainConfig | None = None) -> None:
         self.model, self.loader, self.val_loader, self.world = model, loader, val_loader, world()
         self.config = config = config or TrainConfig()
         self.step = self.tokens = 0
         self.validations, self.epoch = Validations(), state.Epoch()
         self.stopped = ""  # why training ended before its time
         self.should_stop = lambda: False  # asked on the way through validation and sampling, which all ranks then abandon
-        self.recorded = {}  # more that checkpoints should say of how the run was made
+        self.recorded: dict[str, Any] = {}  # more that checkpoints should say of how the run was made
         self.sampling = Xorshift(config.seed)
         model.seed = config.seed
         self._set_balance_loss(config.balance_loss)
@@ -138,7 +141,7 @@ class Trainer:
         """Whether there is another update to do."""
         return self.step < self.total_steps and not self.stopped
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Step]:
         return self.steps(lambda val_loss: not self.world.all_reduce_max(self.should_stop())[0])
 
     def steps(self, before_update):
@@ -157,11 +160,11 @@ class Trainer:
         config = self.config
         return bool(self.val_loader and config.val_steps and config.val_every and self.step % config.val_every == 0)
 
-    def evaluate(self):
+    def evaluate(self) -> float | None:
         """The mean validation loss, always over the same batches; None where it was abandoned."""
         return evaluate(self.model, self.val_loader, self.config.val_steps, self.world, self.carries, self.should_stop)
 
-    def validate(self):
+    def validate(self) -> float | None:
         """Evaluates and keeps account of it: `validations` has the best, `stopped` says whether that is enough."""
         val_loss = self.evaluate()
         if val_loss is None:
@@ -189,7 +192,7 @@ class Trainer:
 
     # ---- an update
 
-    def update(self, val_loss=None):
+    def update(self, val_loss: float | None = None) -> Step:
         """One update: gradients over all its batches, then the optimizer. `val_loss` is only passed on."""
         start, optimizer, batches = time.perf_counter(), self._optimizer, self.length.batches
         told = accumulate(self.model, self.loader, self.length, self.world, self.window, self.carries, self._only_batch)
@@ -256,14 +259,14 @@ class Trainer:
 
     # ---- checkpoints
 
-    def save(self, path):
+    def save(self, path: StrPath) -> None:
         """A checkpoint from which `restore` continues with the same bits, on any number of ranks; rank 0 writes it. What
         diverged is not saved."""
         self._require_finite()
         done = self._after_update
         self._write(path, state.recorded(self, done), self._optimizer.moments(), done.step, self.validations.best)
 
-    def save_weights(self, path):
+    def save_weights(self, path: StrPath) -> None:
         """The parameters alone, as they are now, with the step and the best validation loss beside them."""
         self._require_finite()
         self._write(path, None, (), self.step, self.validations.best)

@@ -26,7 +26,7 @@ def tree(tmp_path):
     for folder in "kernels", "gpt2c", "build/kernels":
         if (ROOT / folder).exists():
             shutil.copytree(ROOT / folder, tmp_path / folder, ignore=skip)
-    for file in "setup.py", "pyproject.toml", "README.md":
+    for file in "setup.py", "pyproject.toml", "README.md", "LICENSE":
         if (ROOT / file).exists():
             shutil.copy2(ROOT / file, tmp_path)
     shutil.copytree(ROOT / "tests/kernels", tmp_path / "tests/kernels", ignore=skip)
@@ -142,10 +142,13 @@ def test_without_openmp_on_request(tree, compiler_without_openmp):
 
 
 @pytest.mark.slow
-def test_a_wheel_is_small_and_works_without_the_source(tmp_path):
+def test_a_wheel_built_from_the_source_distribution_is_small_and_works_alone(tmp_path):
     source, installed = tmp_path / "source", tmp_path / "installed"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns("*.so", ".*", "__pycache__", "build", "runs"))
-    made = run(source, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path))
+    packed = run(source, "setup.py", "-q", "sdist", "-d", str(tmp_path))
+    assert packed.returncode == 0, packed.stdout
+    (archive,) = tmp_path.glob("*.tar.gz")
+    made = run(tmp_path, "-m", "pip", "wheel", archive.name, "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path))
     assert made.returncode == 0, made.stdout
     (wheel,) = tmp_path.glob("*.whl")
     assert "-cp311-abi3-" in wheel.name and wheel.stat().st_size < 5e6

@@ -1,17 +1,19 @@
 """Elementwise functions of the feed-forward layers."""
 
+from gpt2c.engine.tape import Tape, Tensor
 
-def gelu(t, x, *, name):
+
+def gelu(t: Tape, x: Tensor, *, name: str) -> Tensor:
     """The tanh form."""
     return _activation(t, x, t.s.gelu_forward, t.s.gelu_backward, name)
 
 
-def gelu_erf(t, x, *, name):
+def gelu_erf(t: Tape, x: Tensor, *, name: str) -> Tensor:
     """The exact form."""
     return _activation(t, x, t.s.gelu_erf_forward, t.s.gelu_erf_backward, name)
 
 
-def squared_relu(t, x, *, name):
+def squared_relu(t: Tape, x: Tensor, *, name: str) -> Tensor:
     return _activation(t, x, t.s.squared_relu_forward, t.s.squared_relu_backward, name)
 
 
@@ -31,7 +33,7 @@ def _activation(t, x, kernel_forward, kernel_backward, name):
     return out
 
 
-def swiglu(t, a, b, *, name):
+def swiglu(t: Tape, a: Tensor, b: Tensor, *, name: str) -> Tensor:
     """silu(a) b."""
     out = t.new(a.shape, name)
 

@@ -1,13 +1,15 @@
 """Causal self-attention: tiled, materialised, or against a KV cache."""
 
+from gpt2c.engine.tape import Tape, Tensor
 
-def attention(t, qkv, num_heads, *, name):
+
+def attention(t: Tape, qkv: Tensor, num_heads: int, *, name: str) -> Tensor:
     """Causal self-attention over num_heads heads: (B, T, 3C) -> (B, T, C).
 
     Tiled while training. Materialised where everything is kept: `preatt` and `att` are then there to look at. Where
     the tape has caches: against the keys and values cached so far.
     """
-    B, T, C = *qkv.shape[:2], qkv.shape[2] // 3
+    (B, T), C = qkv.shape[:2], qkv.shape[2] // 3
     out = t.new((B, T, C), f"{name}.atty")
     if t.caches is not None:
         k, v = (t.caches(f"{name}.{part}", (B, t.context, C)) for part in ("keys", "values"))

@@ -1,7 +1,9 @@
 """Sums on the residual stream, with dropout."""
 
+from gpt2c.engine.tape import Tape, Tensor
 
-def residual(t, a, b, *, scale=1.0, dropout=0.0, stream=0, name):
+
+def residual(t: Tape, a: Tensor, b: Tensor, *, scale: float = 1.0, dropout: float = 0.0, stream: int = 0, name: str) -> Tensor:
     """a + scale b; while training, elements of b are dropped with probability `dropout`. Each place where a model does so has
     a `stream` of masks of its own."""
     out = t.new(a.shape, name)

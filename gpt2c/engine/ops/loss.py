@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from gpt2c._core import Buffer
 from gpt2c.engine.ops.matmul import linear
+from gpt2c.engine.tape import Tape, Tensor
 
 
 class Term(NamedTuple):
@@ -23,7 +24,7 @@ class Output(NamedTuple):
     losses: Buffer | None = None  # (B, T), of each target
 
 
-def classifier(t, x, w, targets, vocab_size):
+def classifier(t: Tape, x: Tensor, w: Tensor, targets: Buffer | None, vocab_size: int) -> Output:
     """Logits x wᵀ and, where there are targets, the mean cross-entropy over those that are not -1.
 
     Only the first vocab_size columns count. The gradient of the logits takes their place, unless they are to be kept.
@@ -94,7 +95,7 @@ def _classifier_in_pieces(t, x, w, targets, vocab_size):
     return Output(loss, None)
 
 
-def last_position(t, x):
+def last_position(t: Tape, x: Tensor) -> Tensor:
     """(B, T, C) -> (B, C). It has no gradient: only decoding asks for it."""
     out = t.new((x.shape[0], x.shape[2]), "last")
     t.s.last_position_forward(out.data, x.data)

@@ -1,7 +1,9 @@
 """The product with a weight matrix."""
 
+from gpt2c.engine.tape import Tape, Tensor
 
-def linear(t, x, w, b=None, *, name):
+
+def linear(t: Tape, x: Tensor, w: Tensor, b: Tensor | None = None, *, name: str) -> Tensor:
     """x wᵀ + b: (..., C) -> (..., N) with w (N, C)."""
     out = t.new((*x.shape[:-1], w.shape[0]), name)
     t.s.matmul_forward(out.data, x.data, w.data, b and b.data)

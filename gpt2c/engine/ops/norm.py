@@ -1,7 +1,9 @@
 """Layer norm and RMS norm."""
 
+from gpt2c.engine.tape import Tape, Tensor
 
-def layernorm(t, x, w, b, *, name):
+
+def layernorm(t: Tape, x: Tensor, w: Tensor, b: Tensor, *, name: str) -> Tensor:
     out = t.new(x.shape, name)
     mean, rstd = t.buffer(x.shape[:-1], f"{name}_mean"), t.buffer(x.shape[:-1], f"{name}_rstd")
 
@@ -18,7 +20,7 @@ def layernorm(t, x, w, b, *, name):
     return out
 
 
-def rmsnorm(t, x, w=None, *, eps=1e-5, name):
+def rmsnorm(t: Tape, x: Tensor, w: Tensor | None = None, *, eps: float = 1e-5, name: str) -> Tensor:
     """With gains w, or without."""
     out = t.new(x.shape, name)
     rstd = t.buffer(x.shape[:-1], f"{name}_rstd")

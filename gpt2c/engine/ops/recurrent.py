@@ -101,7 +101,8 @@ class Mixture:
 
 def mixture(t, n: Tensor, weights, top_k, gauge, *, name):
     """A mixture of experts on (B, T, H), all rows at once."""
-    moe = Mixture(t, weights, *n.shape, top_k, gauge, name=name)
+    B, T, H = n.shape
+    moe = Mixture(t, weights, B, T, H, top_k, gauge, name=name)
     out = t.new(n.shape, f"{name}.moe")
     t.s.moe_forward(out.data, *moe.kept, n.data, *moe.data)
     moe.measure()

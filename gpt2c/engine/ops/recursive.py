@@ -3,9 +3,10 @@ residuals with a learned scale, and adaptive depth. Formulas and shapes are in k
 """
 
 from gpt2c.engine.ops.loss import Term
+from gpt2c.engine.tape import Tape, Tensor
 
 
-def dyt(t, x, a, w, b, *, name):
+def dyt(t: Tape, x: Tensor, a: Tensor, w: Tensor, b: Tensor, *, name: str) -> Tensor:
     """tanh(a x) w + b."""
     out = t.new(x.shape, name)
 
@@ -22,13 +23,13 @@ def dyt(t, x, a, w, b, *, name):
     return out
 
 
-def cope_attention(t, qkv, table, *, name):
+def cope_attention(t: Tape, qkv: Tensor, table: Tensor, *, name: str) -> Tensor:
     """Causal self-attention with contextual positions from a table (heads, positions, width): (B, T, 3C) -> (B, T, C).
 
     Where everything is kept, `preatt` and `att` are there to look at. Where the tape has a context: against the keys and
     values cached so far.
     """
-    B, T, C = *qkv.shape[:2], qkv.shape[2] // 3
+    (B, T), C = qkv.shape[:2], qkv.shape[2] // 3
     num_heads = table.shape[0]
     out = t.new((B, T, C), f"{name}.atty")
     if t.context:
