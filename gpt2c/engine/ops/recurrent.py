@@ -163,24 +163,12 @@ def gru(t, inputs, xr, weights, top_k, gauge, *, layer, skip=0.0, name):
         dtotal = t.buffer((B, T, H), f"d{name}.total") if moe else None
         dgates, dlogits = moe.deltas() if moe else (None, None)
         dxr, add = xr.sink() if xr else (None, 0)
-        t.s.gru_backward(
-            dxr=dxr,
-            deltas=deltas.whole,
-            mixed_deltas=mixed_deltas.whole,
-            dtotal=dtotal,
-            dgates=dgates,
-            dlogits=dlogits,
-            **{f"d{part}1": x.grad for part, x in last.items() if x.gradient.written},
-            **{f"d{part}0": x.sink()[0] for part, x in first.items()},
-            **{f"d{part}": own[part].grad for part in ("hid_norm", *VECTORS, "moe_norm") if part in own},
-            dout=out.grad,
-            **kept,
-            **given,
-            **(moe.balancing if moe else {}),
-            eps=EPS,
-            skip=skip,
-            add=add,
-        )
+        outputs = dict(deltas=deltas.whole, mixed_deltas=mixed_deltas.whole, dtotal=dtotal, dgates=dgates, dlogits=dlogits)
+        outputs |= {f"d{part}0": x.sink()[0] for part, x in first.items()}
+        outputs |= {f"d{part}": own[part].grad for part in ("hid_norm", *VECTORS, "moe_norm") if part in own}
+        arriving = {f"d{part}1": x.grad for part, x in last.items() if x.gradient.written} | {"dout": out.grad}
+        arriving |= kept | given | (moe.balancing if moe else {})
+        t.s.gru_backward(dxr=dxr, **outputs, **arriving, eps=EPS, skip=skip, add=add)
         for x, part in zip(inputs, DELTAS):
             x.gradient.is_in(deltas.plane[part])
         _add_weight_gradients(t, own, deltas.plane | mixed_deltas.plane, acts.plane | mixed.plane)
