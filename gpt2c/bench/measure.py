@@ -154,7 +154,7 @@ def kernel_row(case, program, isa, machine, seconds, numpy_seconds=None):
     memory = machine["read_bandwidth" if case.title in kernel_cases.READ_ONLY else "bandwidth"]
     return {
         "section": "kernels", "isa": isa, "kernel": case.title, "case": case.label,
-        "shape": " ".join(f"{letter}={size}" for letter, size in case.sizes.items()), "ms": 1e3 * seconds,
+        "shape": case.shape, "ms": 1e3 * seconds,
         "gflop_s": operations / seconds / 1e9, "gb_s": moved / seconds / 1e9, "intensity": operations / moved,
         "bound": "memory" if by_memory else "arithmetic",
         "share": speed / (memory if by_memory else machine["peak"][isa]),
