@@ -16,7 +16,7 @@ from pathlib import Path
 from gpt2c.__main__ import ALIASES, VERBS
 from gpt2c.commands.train import STARTER
 from gpt2c.models import gpt2
-from gpt2c.models.family import FAMILIES, usual
+from gpt2c.models.registry import FAMILIES
 from gpt2c.runs.config import RunConfig
 from gpt2c.training.config import TrainConfig
 
@@ -72,7 +72,7 @@ def help_of(verb, *words):
 def family(name):
     """The flags of a family's models, and what it starts from."""
     own = next(part for part in help_of("train", "--model", name).split("\n\n") if part.startswith(f"{name}:\n"))
-    starts = f"Starts from {listed(usual(name))}."
+    starts = f"Starts from {listed(FAMILIES[name].training)}."
     if name == "gpt2":
         plain = {f.name: f.default for cls in (RunConfig, TrainConfig, gpt2.Config) for f in dataclasses.fields(cls)}
         starts = (

@@ -33,6 +33,11 @@ class Case(NamedTuple):
         return f"{self.kernel.partition('_')[0]}_one_row" if self.turns else self.kernel
 
     @property
+    def shape(self):
+        sizes = [f"{letter}={size}" for letter, size in self.sizes.items()]
+        return " ".join(sizes + [f"x{self.turns}"] * (self.turns > 0))
+
+    @property
     def name(self):
         return f"{self.title}-{self.label}"
 

@@ -26,8 +26,8 @@ from gpt2c.engine.peak import measured_bandwidth, measured_peak, measured_read_b
 from gpt2c.engine.runner import Runner, Work
 from gpt2c.errors import Gpt2cError, ResourceError, UsageError
 from gpt2c.generation.decoder import generate
-from gpt2c.models.family import make_config
 from gpt2c.models.model import Model, create
+from gpt2c.models.registry import make_config
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.optimizers import Optimizer
 from gpt2c.training.trainer import Trainer
@@ -153,7 +153,7 @@ def kernel_row(case, program, isa, machine, seconds, numpy_seconds=None):
     memory = machine["read_bandwidth" if case.title in kernel_cases.READ_ONLY else "bandwidth"]
     return {
         "section": "kernels", "isa": isa, "kernel": case.title, "case": case.label,
-        "shape": " ".join(f"{letter}={size}" for letter, size in case.sizes.items()), "ms": 1e3 * seconds,
+        "shape": case.shape, "ms": 1e3 * seconds,
         "gflop_s": operations / seconds / 1e9, "gb_s": moved / seconds / 1e9, "intensity": operations / moved,
         "bound": "memory" if by_memory else "arithmetic",
         "share": speed / (memory if by_memory else machine["peak"][isa]),

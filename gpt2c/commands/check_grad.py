@@ -5,7 +5,6 @@ Without a checkpoint a tiny model of the family is checked, or one of the size t
 a tensor fails.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +12,12 @@ import numpy as np
 from gpt2c import settings
 from gpt2c.commands.command_line import parse, peek
 from gpt2c.errors import UsageError
-from gpt2c.models.family import FAMILIES, family_named, max_seq_len, other_configs
+from gpt2c.models.family import max_seq_len
 from gpt2c.models.files import load
 from gpt2c.models.model import Model
+from gpt2c.models.registry import FAMILIES, family_named, other_configs
 from gpt2c.support.fields import flag, require_at_least
 
-TINY = dict(vocab_size=31, num_layers=2, depth=2, channels=16, dim=16, hidden=32, num_heads=2, max_seq_len=16, dropout=0.0)
 NOISE = 1.2e-7  # of a loss in float32, as a part of it
 STEPS = 1.0, 1 / 8, 1 / 64
 FLAT = 0.1  # of a slope: with more rounding than this nothing is proved
@@ -44,15 +43,14 @@ class CheckConfig:
 
 def main(argv):
     path, family = peek(argv, CheckConfig, "checkpoint", "model")
-    module = family_named(family)
-    tiny = {field.name: TINY[field.name] for field in dataclasses.fields(module.Config) if field.name in TINY}
+    own = family_named(family)
     (config, shape), _ = parse(
         argv,
-        [CheckConfig, module.Config],
+        [CheckConfig, own.Config],
         "gpt2c check-grad",
         __doc__.partition("\n\n")[2],
         ["checkpoint"],
-        tiny,
+        own.tiny,
         other_configs(family),
     )
     if config.threads:

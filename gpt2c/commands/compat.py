@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from gpt2c.commands import rlvr, train, train_tokenizer
 from gpt2c.commands.command_line import CommandLine, parse, peek, split
 from gpt2c.errors import UsageError
-from gpt2c.models.hybrid import SAVE_PATH
+from gpt2c.models.hybrid import FAMILY
 from gpt2c.support.fields import Layer, flag
 
 
@@ -33,7 +33,7 @@ def main(argv):
     if not asked.do_rl:
         raise UsageError(f"{argv[0]} stands where a verb is expected; gpt2c --help lists the verbs")
     for_rlvr, for_train = split(rest, ForRlvr)
-    path = peek(for_train, train.RunConfig, "save_path")[0] or SAVE_PATH
+    path = peek(for_train, train.RunConfig, "save_path")[0] or FAMILY.training["save_path"]
     usual, saved = Layer("--doRL", {"model": "hybrid"}), Layer("--doRL", {"save_path": path})
     code = train.main(CommandLine(for_train, [usual], [saved]))
     return code or rlvr.main(CommandLine(for_rlvr, above=[saved, Layer("--doRL", {"checkpoint": path})]))

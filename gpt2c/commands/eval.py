@@ -77,7 +77,7 @@ def token_files(model, config, reading):
 def measure(model, paths, tokenizer: Tokenizer | None, config, T):
     """The line with loss and perplexity over every token but the first of each file, and bits per byte of its text."""
     loss = tokens = size = 0
-    carries = hasattr(model.module, "state")
+    carries = model.definition.state is not None
     B, T = (1, config.batch_size * T) if carries else (config.batch_size, T)
     for x, y, continues in take(batches(paths, B, T, model.config.vocab_size), config.val_steps):
         counted = int((y >= 0).sum())

@@ -54,7 +54,7 @@ def main(argv):
     if not config.checkpoint:
         raise UsageError("name a checkpoint: gpt2c generate CKPT [flags]")
     model = load(config.checkpoint)
-    if usual := getattr(model.module, "GENERATION", None):
+    if usual := model.definition.generation:
         config, how, _ = parsed(**usual)
     if isinstance(how.seed, str):
         print(f"warning: --seed {how.seed!r} is taken as the prompt; use --prompt for that", file=sys.stderr)

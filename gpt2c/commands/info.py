@@ -14,8 +14,8 @@ from pathlib import Path
 from gpt2c import settings
 from gpt2c.commands.command_line import parse
 from gpt2c.errors import InputError
-from gpt2c.models.family import idle_parameters
 from gpt2c.models.files import read
+from gpt2c.models.registry import family_named
 from gpt2c.runs import folder as runs
 from gpt2c.support.fields import flag
 from gpt2c.support.machine import available_memory, in_units
@@ -88,7 +88,7 @@ def model_file(path):
 def parameter_counts(content):
     """Of the model; the active ones where they are fewer."""
     counts = {"parameters": sum(math.prod(tensor.shape) for tensor in content.weights.tensors.values())}
-    if idle := idle_parameters(content.family, content.config):
+    if idle := family_named(content.family).idle_parameters(content.config):
         counts["active parameters"] = counts["parameters"] - idle
     return counts
 

@@ -15,7 +15,7 @@ from gpt2c.data.reading import Reading
 from gpt2c.data.sources import DataConfig
 from gpt2c.generation.conversation import Conversation
 from gpt2c.generation.sampling import Sampling
-from gpt2c.models.family import FAMILIES, family_named, other_configs, usual
+from gpt2c.models.registry import FAMILIES, family_named, other_configs
 from gpt2c.runs import folder as runs
 from gpt2c.runs.config import PRETRAINED, RunConfig
 from gpt2c.runs.console import Console
@@ -95,14 +95,14 @@ def settings_of(line, console):
     """(the Settings of one run, the checkpoint that it goes on from or None, whether its model is made anew)"""
     family, start, resume, *where = peek(line, RunConfig, "model", "init_from", "resume", "out_dir", "save_path")
     family = family or family_of_flags(line, start)
-    usual_place = getattr(family_named(family), "SAVE_PATH", "")
+    usual_place = family_named(family).training.get("save_path", "")
     old = checkpoint_to_resume(resume, *(where if any(where) else ("", usual_place)), console)
     family = old.family if old else family
-    module = family_named(family)
+    own = family_named(family)
     plain = family == "gpt2" and not start and not old  # then the pretrained model, or a small one
     starter = plain and not Path(PRETRAINED).exists()
-    size = module.describe(start) if start and hasattr(module, "describe") else None
-    layers = [Layer(f"the family {family}", {"model": family, "save_path": getattr(module, "SAVE_PATH", "")} | usual(family))]
+    size = own.size(start) if start else None
+    layers = [Layer(f"the family {family}", {"model": family, **own.training})]
     if old:
         recorded = recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig)
         layers.append(Layer(f"the run in {old.path}", recorded))
@@ -133,7 +133,7 @@ def train(line, stop, console):
         return 0, None
     start.allocate(memory)
     trainer = start.trainer()
-    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks, getattr(model.module, "FILES", {}))
+    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks, model.definition.files)
     loop = Loop(trainer, run, files, stop, console)
     if old and not trainer.going:
         console.info(
@@ -155,5 +155,5 @@ def train(line, stop, console):
 
 def family_of_flags(line, start):
     """The family that the flags mean where no --model is given: gpt2, or for a new model the one that has flags of its own."""
-    own = (name for name, module in FAMILIES.items() if not start and line.mentions(getattr(module, "FLAGS", ())))
+    own = (name for name, family in FAMILIES.items() if not start and line.mentions(family.flags))
     return next(own, "gpt2")

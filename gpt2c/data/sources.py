@@ -79,9 +79,9 @@ class DataConfig:
 class TokenSource:
     """Token files, or text that was encoded into them."""
 
-    def __init__(self, dataset, tokenizer, config, module, from_text, turns=0):
+    def __init__(self, dataset, tokenizer, config, family, from_text, turns=0):
         self.name, self.tokenizer, self.turns = dataset.name, tokenizer, turns
-        usual = "lanes" if hasattr(module, "state") else "random" if from_text else "shuffled"
+        usual = "lanes" if hasattr(family, "state") else "random" if from_text else "shuffled"
         self._dataset, self._order, self._from_text = dataset, config.order or usual, from_text
         self.lanes = self._order == "lanes"  # whether batches go on from one to the next
         self._config = config
@@ -190,13 +190,13 @@ class ItemSource:
         return loader, ItemLoader(self._val_items, B, T) if validate else None
 
 
-def choose_source(config, reading, folder, model, module):
+def choose_source(config, reading, folder, model, family):
     """The source that the flags name, else the first data set below `folder` whose tokenizer fits the model."""
     if not 0 <= config.held_out < 1:
         raise UsageError(f"--held-out is {config.held_out}, expected at least 0 and less than 1")
     reading.split_on = reading.split_on.replace("\\n", "\n")
-    if not (config.data or config.training_text) and os.path.isfile(usual := getattr(module, "DATA", "")):
-        config.data = usual
+    if not (config.data or config.training_text) and os.path.isfile(family.data):
+        config.data = family.data
     name = inline_file(config.training_text) if config.training_text and not config.data else config.data
     if name.startswith(TASK):
         return _task_source(config, reading, model)
@@ -205,7 +205,7 @@ def choose_source(config, reading, folder, model, module):
         files = text_files(name) if name else []
         if not files:
             raise UsageError("--mask-prompt and --order items need --data with a file of items")
-        return _text_source(config, reading, files, os.path.basename(config.data) or "inline text", model, module)
+        return _text_source(config, reading, files, os.path.basename(config.data) or "inline text", model, family)
     dataset = _token_dataset(config, folder, model)
     tokenizer = model.tokenizer if model else None
     if tokenizer is None and dataset.tokenizer:
@@ -214,7 +214,7 @@ def choose_source(config, reading, folder, model, module):
         if tokenizer is None:
             raise UsageError("--val-data with text needs the tokenizer of the training data; name it with --tokenizer")
         dataset = dataset._replace(val=text_dataset(text_files(dataset.val), tokenizer, reading, 0).train)
-    return TokenSource(dataset, tokenizer, config, module, from_text=False)
+    return TokenSource(dataset, tokenizer, config, family, from_text=False)
 
 
 def _task_source(config, reading, model):
@@ -241,11 +241,11 @@ def _is_text(name, folder):
     return os.path.isdir(name) and all(dataset.name != name for dataset in find_datasets(folder))
 
 
-def _text_source(config, reading, files, name, model, module):
+def _text_source(config, reading, files, name, model, family):
     val_files = text_files(config.val_data) if config.val_data else []
     tokenizer = model.tokenizer if model else None
-    spec = tokenizer or config.tokenizer or ("bpe" if config.use_bpe else default_tokenizer(module))
-    options = _options(config, spec, module)
+    spec = tokenizer or config.tokenizer or ("bpe" if config.use_bpe else default_tokenizer(family))
+    options = _options(config, spec, family)
     if config.mask_prompt or config.order == "items":
         total_bytes([*files, *val_files], reading)
         tokenizer = tokenizer or tokenizer_for(spec, [*files, *val_files], reading, **options)
@@ -257,14 +257,14 @@ def _text_source(config, reading, files, name, model, module):
     tokenizer = tokenizer or Tokenizer.load(dataset.tokenizer)
     if val_files:
         dataset = dataset._replace(val=text_dataset(val_files, tokenizer, reading, 0).train)
-    return TokenSource(dataset._replace(name=name), tokenizer, config, module, from_text=True, turns=turns_in(files, reading))
+    return TokenSource(dataset._replace(name=name), tokenizer, config, family, from_text=True, turns=turns_in(files, reading))
 
 
-def _options(config, spec, module=None):
+def _options(config, spec, family=None):
     """How a tokenizer of this kind is made from a text."""
     options = {
         "bpe": {"vocab_size": config.bpe_vocab_size, "min_frequency": config.bpe_min_frequency},
-        "char": {"specials": getattr(module, "SPECIALS", ())},
+        "char": {"specials": family.specials if family else ()},
     }
     return options.get(spec, {}) if isinstance(spec, str) else {}
 

@@ -2,7 +2,7 @@
 
 A task of one's own is a Task in TASKS, or for the command line one named `task` in a Python file:
 
-    from gpt2c.data.tasks import Task, by_position
+    from gpt2c import Task, by_position
 
     def ask(rng):
         n = rng.integers(50)
@@ -13,8 +13,11 @@ A task of one's own is a Task in TASKS, or for the command line one named `task`
 
 import re
 import runpy
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
@@ -88,13 +91,26 @@ def task_named(name) -> Task:
     if not name.endswith(".py"):
         near = nearest(name, {known: known for known in TASKS})
         raise UsageError(f"there is no task {name!r}{near}; the tasks are {', '.join(TASKS)}, or name a Python file")
+    _answer_to_former_name()
     try:
         task = runpy.run_path(name).get("task")
     except OSError as error:
         raise InputError(f"cannot read {name}: {error.strerror}") from None
     if not isinstance(task, Task):
-        raise InputError(f"{name} defines no `task`, expected a gpt2c.data.tasks.Task of that name")
+        raise InputError(f"{name} defines no `task`, expected a gpt2c.Task of that name")
     return task
+
+
+def _answer_to_former_name():
+    """Files of former versions import these names from gpt2c.tasks."""
+    former = ModuleType("gpt2c.tasks")
+
+    def named(name):
+        warnings.warn(f"gpt2c.tasks is no more: from gpt2c import {name}", FutureWarning, stacklevel=2)
+        return globals()[name]
+
+    former.__dict__["__getattr__"] = named
+    sys.modules["gpt2c.tasks"] = former
 
 
 def task_pairs(words):

@@ -94,7 +94,7 @@ class Runner:
             carried=self._carried(work, planning),
             noise=noise if work.train else None,
             weights=batch.weights,
-            balance_loss=model.balance_loss,
+            options=model.options,
         )
         tensors = {}
 
@@ -105,7 +105,7 @@ class Runner:
                 tensors[name, layer] = Tensor(tape, data.name, data, into, fresh=backward == STORE)
             return tensors[name, layer]
 
-        return tape, model.module.forward(tape, parameter, batch, model.config)
+        return tape, model.definition.forward(tape, parameter, batch, model.config)
 
     def _caches(self, planning):
         def cache(name, shape):
@@ -129,7 +129,7 @@ class Runner:
 
     def state_shapes(self, B):
         """{name: shape} of what the family carries for B lanes; a transformer carries nothing."""
-        shapes = getattr(self.model.module, "state", None)
+        shapes = self.model.definition.state
         return shapes(self.model.config, B) if shapes else {}
 
     def begin(self, B, state=None):

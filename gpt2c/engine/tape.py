@@ -6,7 +6,7 @@ buffers that nobody else holds go back to the pool.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gpt2c._core import Buffer, Stream
 from gpt2c.engine.arena import Pool
@@ -89,7 +89,7 @@ class Tape:
     `carried(name, layer)` gives the buffers of a recurrent family's state: see `incoming` and `outgoing`. What a `lasting`
     forward leaves for its backward is still there afterwards, for another one. `noise` holds the seed and the counter of
     dropout (None: nothing is dropped). `weights` holds the factor of each target's loss in the backward pass (None: all
-    are 1). `balance_loss` weighs what uneven use of experts costs.
+    are 1). `options` holds what else the family can be told of its training.
     """
 
     def __init__(
@@ -109,10 +109,10 @@ class Tape:
         carried=None,
         noise: Buffer | None = None,
         weights: Buffer | None = None,
-        balance_loss=0.0,
+        options: Mapping[str, float] | None = None,
     ):
         self.s, self.pool, self.position, self.noise = stream, pool, position, noise
-        self.weights, self.balance_loss = weights, balance_loss
+        self.weights, self.options = weights, options or {}
         self.grad, self.keep, self.pieces, self.own_loss, self.recompute = grad, keep, pieces, own_loss, recompute
         self.caches, self.context, self._carried = caches, context, carried
         self.kept: dict[str, Buffer] = {}

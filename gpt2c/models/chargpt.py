@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from gpt2c.engine import ops
 from gpt2c.engine.arena import ParamSpec, normal
 from gpt2c.errors import UsageError
+from gpt2c.models.family import Family
 from gpt2c.support.fields import flag, require_at_least
 
 
@@ -28,32 +29,8 @@ class Config:
 # name -> (layers, channels, heads)
 PRESETS = {"tiny": (2, 64, 4), "current": (6, 128, 8), "medium": (6, 256, 8), "large": (12, 512, 16)}
 
-# What training starts from where nothing else is asked for: fields of TrainConfig and RunConfig.
-TRAINING = dict(
-    batch_size=32,
-    seq_len=64,
-    max_steps=1000,
-    learning_rate=2e-3,
-    lr_schedule="randygpt",
-    warmup_steps=100,
-    final_lr_frac=0.1,
-    weight_decay=0.01,
-    grad_clip=1.0,
-    val_every=100,
-    resumable_best=True,
-    log_every=100,
-    sample_every=1000,
-    sample_len=100,
-    temperature=0.8,
-    sample_top_p=0.9,
-)
-TOKENIZER = "char"
-SPECIALS = "<|bos|>", "<|eos|>"
-DATA = "train.txt"
-SAVE_PATH = "checkpoint.bin"
 
-
-def describe(text):
+def size(text):
     """The config fields that the name of a preset stands for; None if it is not one."""
     name = text.removeprefix("chargpt:")
     if name not in PRESETS:
@@ -95,3 +72,38 @@ def block(t, p, x, l, cfg):
     h = ops.squared_relu(t, h, name=f"{l}.fch_relu2")
     h = ops.linear(t, h, p("fcprojw", l), name=f"{l}.fcproj")
     return ops.residual(t, x, h, dropout=cfg.dropout, stream=2 * l + 1, name=f"{l}.residual3")
+
+
+TRAINING = dict(
+    batch_size=32,
+    seq_len=64,
+    max_steps=1000,
+    learning_rate=2e-3,
+    lr_schedule="randygpt",
+    warmup_steps=100,
+    final_lr_frac=0.1,
+    weight_decay=0.01,
+    grad_clip=1.0,
+    val_every=100,
+    resumable_best=True,
+    log_every=100,
+    sample_every=1000,
+    sample_len=100,
+    temperature=0.8,
+    sample_top_p=0.9,
+    save_path="checkpoint.bin",
+)
+
+FAMILY = Family(
+    name="chargpt",
+    Config=Config,
+    params=params,
+    forward=forward,
+    size=size,
+    tiny=dict(vocab_size=31, num_layers=2, channels=16, num_heads=2, max_seq_len=16, dropout=0.0),
+    training=TRAINING,
+    phases=dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80, dropout=0.0),
+    tokenizer="char",
+    specials=("<|bos|>", "<|eos|>"),
+    data="train.txt",
+)

@@ -1,83 +1,58 @@
-"""The model families. A family is a module with three names:
+"""What a model family is: a frozen Family, the last line of the family's file. models/registry.py lists them."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpt2c.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Three names make a family; everything else (training, checkpoints, generation, flags, memory estimates) works on these.
 
     Config                            a frozen dataclass: what changes the architecture
     params(cfg) -> list[ParamSpec]    its parameter tensors, in file order
-    forward(t, p, batch, cfg)         its forward pass on a tape (gpt2c.tape), returning ops.Output;
+    forward(t, p, batch, cfg)         its forward pass on a tape (engine/tape.py), returning ops.Output;
                                       p(name, layer=None) is a parameter, batch has tokens and targets (or None)
+    state(cfg, B) -> {name: shape}    if it is recurrent: what it carries from chunk to chunk for B lanes, (L, B, width)
+                                      each; its forward takes it from t.incoming(name, layer) and leaves it with
+                                      t.outgoing(name, layer, last)
+    """
 
-and, if it is recurrent,
+    name: str
+    Config: type
+    params: Callable
+    forward: Callable
+    state: Callable | None = None
 
-    state(cfg, B) -> {name: shape}    what it carries from chunk to chunk for B lanes, (L, B, width) each; its forward takes
-                                      it from t.incoming(name, layer) and leaves it with t.outgoing(name, layer, last)
+    size: Callable[[str], dict | None] = lambda text: None  # the config fields behind the name of a size; None if it is none
+    idle_parameters: Callable[[Any], int] = lambda cfg: 0  # how many of its parameters a token does not meet
+    options: Mapping[str, float] = field(default_factory=dict)  # what training it can be told besides, read as t.options[name]
+    tiny: Mapping[str, Any] = field(default_factory=dict)  # config fields of a model that is small enough to prove its gradients
 
-and, where its document says so, what its programs start from: describe(text), the config fields behind the name of a size;
-TRAINING and GENERATION, defaults of the flags of train and generate; TOKENIZER, the kind of tokenizer, and SPECIALS, the
-special tokens of one that is made of characters; DATA, the text in the current folder that is trained on where nothing else
-is named; SAVE_PATH, where a checkpoint goes if no flag says where; FILES, its own names for files in the folder of a run
-(gpt2c.runs); FLAGS, those that mean this family where no --model is given; LINES, what the training program says
-(gpt2c.loop); idle_parameters(cfg), how many of its parameters a token does not meet.
+    # What its programs start from: defaults of flags.
+    training: Mapping[str, Any] = field(default_factory=dict)
+    phases: Mapping[str, Any] = field(default_factory=dict)  # of each of two phases, where they are not training's
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
-Everything else (training, checkpoints, generation, flags, memory estimates) works on these.
-"""
+    # The habits of its document.
+    tokenizer: str = ""  # the kind that is made for it from a text; "": GPT-2's where it is at hand, else characters
+    specials: tuple[str, ...] = ()  # the special tokens of a tokenizer that is made of characters
+    data: str = ""  # the text in the current folder that is trained on where nothing else is named
+    flags: tuple[str, ...] = ()  # those that mean this family where no --model is given
+    files: Mapping[str, str] = field(default_factory=dict)  # its own names for files in the folder of a run (runs/folder.py)
+    lines: Mapping[str, str] = field(default_factory=dict)  # what the training program says (runs/loop.py)
 
-import dataclasses
-import sys
-import typing
-from numbers import Integral, Real
-from types import ModuleType
-
-from gpt2c.errors import UsageError
-from gpt2c.models import chargpt, gpt2, hybrid, mingru, trm
-from gpt2c.support.fields import NOUNS, nearest
-
-FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "chargpt": chargpt, "mingru": mingru, "trm": trm, "hybrid": hybrid}
-
-
-def family_named(name) -> ModuleType:
-    """The module of a family."""
-    if name not in FAMILIES:
-        raise UsageError(f"unknown model family {name!r}; the families are {', '.join(FAMILIES)}")
-    return FAMILIES[name]
-
-
-def other_configs(name):
-    """The flag that chooses a family, and {family: Config} of all but this one."""
-    return "--model", {other: module.Config for other, module in FAMILIES.items() if other != name}
+    def checked(self, options: Mapping[str, float]) -> dict[str, float]:
+        """All of its options, these as they are given; one that it does not have is an error unless it is off (0)."""
+        for name, value in options.items():
+            if value and name not in self.options:
+                raise UsageError(f"{name} is {value:g}, but this {self.name} has no such thing: leave it out")
+        return {name: options.get(name, value) for name, value in self.options.items()}
 
 
-def usual(name):
-    """What training starts from in this family, by flag."""
-    return getattr(family_named(name), "TRAINING", {})
-
-
-def max_seq_len(config):
+def max_seq_len(config) -> int:
     """The most positions that a model of this config takes; a recurrent one takes any number."""
     return getattr(config, "max_seq_len", sys.maxsize)
-
-
-def idle_parameters(name, config):
-    """How many of its parameters a token does not meet: those of experts that were not chosen."""
-    count = getattr(family_named(name), "idle_parameters", None)
-    return count(config) if count else 0
-
-
-def make_config(name, fields):
-    """A family's Config from a dict; a field that it does not have is an error naming the near ones."""
-    family = family_named(name)
-    known = {field.name: field.name for field in dataclasses.fields(family.Config)}
-    hints = typing.get_type_hints(family.Config)
-    for field, value in fields.items():
-        if field not in known:
-            raise UsageError(f"{name} has no field {field!r}{nearest(field, known)}; it has {', '.join(known)}")
-        kind = hints[field]
-        if not (
-            type(value) is kind
-            or kind in (int, float)
-            and isinstance(value, (Integral, Real)[kind is float])
-            and not isinstance(value, bool)
-        ):
-            raise UsageError(f"{name}: {field} is {value!r}, expected {NOUNS[kind]}")
-    try:
-        return family.Config(**fields)
-    except TypeError as error:
-        raise UsageError(f"{name}: {error}") from None

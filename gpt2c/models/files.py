@@ -11,8 +11,8 @@ from gpt2c import formats
 from gpt2c.errors import InputError, SerializationError, UsageError, VersionError
 from gpt2c.formats import native
 from gpt2c.formats.weights import SAID, RunState, Unread, Weights
-from gpt2c.models.family import FAMILIES, make_config
 from gpt2c.models.model import Model
+from gpt2c.models.registry import FAMILIES, make_config
 from gpt2c.support.files import StrPath
 
 

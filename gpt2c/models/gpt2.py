@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from gpt2c.engine import ops
 from gpt2c.engine.arena import ParamSpec, constant, normal
 from gpt2c.errors import UsageError
+from gpt2c.models.family import Family
 from gpt2c.support.fields import flag, require_at_least
 
 
@@ -41,7 +42,7 @@ DEPTHS = {
 }
 
 
-def describe(text):
+def size(text):
     """The config fields that a descriptor such as d12 or gpt2:d12 stands for; None if it is not one."""
     match = re.fullmatch(r"(?:gpt2:)?d(\d+)", text)
     if not match:
@@ -103,3 +104,14 @@ def block(t, p, x, l, cfg):
     h = ops.gelu(t, h, name=f"{l}.fch_gelu")
     h = ops.linear(t, h, p("fcprojw", l), p("fcprojb", l), name=f"{l}.fcproj")
     return ops.residual(t, x, h, name=f"{l}.residual3")
+
+
+FAMILY = Family(
+    name="gpt2",
+    Config=Config,
+    params=params,
+    forward=forward,
+    size=size,
+    tiny=dict(vocab_size=31, num_layers=2, channels=16, num_heads=2, max_seq_len=16),
+    phases=dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80),
+)

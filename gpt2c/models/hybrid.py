@@ -16,37 +16,9 @@ from gpt2c.engine import ops
 from gpt2c.engine.arena import ParamSpec, constant, normal
 from gpt2c.engine.ops.recurrent import EPS, Gauge, gru, mixture
 from gpt2c.errors import UsageError
+from gpt2c.models.family import Family
 from gpt2c.support.fields import flag, require_at_least
 
-TOKENIZER = "char"
-SAMPLE = (
-    "the river runs past the old mill and the wheel turns all day. a boy sits on the bank: he jumps for a frog, and counts "
-    "the leaves that drift to the sea.\n"
-)
-# As its document trains it: windows that each begin with a state of zeros, no validation, a sample at the end.
-TRAINING = dict(
-    batch_size=4,
-    seq_len=180,
-    epochs=500.0,
-    order="random",
-    learning_rate=1e-3,
-    weight_decay=0.01,
-    grad_clip=1.0,
-    val_every=0,
-    sample_every=-1,
-    sample_len=100,
-    temperature=0.3,
-    log_every=25,
-    training_text=SAMPLE,
-)
-SAVE_PATH = "./checkpoint.bin"
-GENERATION = dict(max_new_tokens=100, temperature=0.3)
-FLAGS = ("--training-text", "--training-file", "--hidden-size", "--embed-size", "--num-experts", "--fast-mode", "--use-rwkv")
-LINES = dict(
-    epoch="Epoch {epoch:4d} | Loss: {loss:.6f} | ∇: {grad_norm:.4f} | Time: {seconds:.1f}s",
-    saved="Done in {seconds:.1f}s | Best loss: {best:.6f}\n\nSaved binary checkpoint to {path} ({megabytes:.2f} MB)\n",
-    sample="Generating sample...\n\nTemperature: {temperature}\nGenerated ({count} tokens):\n{rule}\n{text}\n{rule}",
-)
 SKIP = 0.5  # of its input that a layer above the first adds to its result
 
 
@@ -144,7 +116,7 @@ def forward(t, p, batch, cfg):
             balance = gauge.add_to(balance)
             terms |= {f"usage_{l}_{j}": ops.Term(gauge.usage.rows(j - 1, j)) for j in range(1, cfg.num_experts)}
     if balance:
-        terms["balance"] = ops.Term(balance, t.balance_loss)
+        terms["balance"] = ops.Term(balance, t.options["balance_loss"])
     x = ops.rmsnorm(t, x, p("out_norm"), eps=EPS, name="out_norm")
     return ops.classifier(t, x, p("head"), batch.targets, cfg.vocab_size)._replace(terms=terms)
 
@@ -171,3 +143,49 @@ def layer(t, p, x, l, cfg, present, gauge):
         n = ops.rmsnorm(t, blend, norm, eps=EPS, name=f"{l}.moe_norm")
         out = ops.residual(t, blend, mixture(t, n, weights, cfg.top_k, gauge, name=f"{l}"), name=f"{l}.experts")
     return ops.residual(t, out, x, scale=skip, name=f"{l}.skipped") if skip else out
+
+
+SAMPLE = (
+    "the river runs past the old mill and the wheel turns all day. a boy sits on the bank: he jumps for a frog, and counts "
+    "the leaves that drift to the sea.\n"
+)
+# As its document trains it: windows that each begin with a state of zeros, no validation, a sample at the end.
+TRAINING = dict(
+    batch_size=4,
+    seq_len=180,
+    epochs=500.0,
+    order="random",
+    learning_rate=1e-3,
+    weight_decay=0.01,
+    grad_clip=1.0,
+    val_every=0,
+    sample_every=-1,
+    sample_len=100,
+    temperature=0.3,
+    log_every=25,
+    training_text=SAMPLE,
+    save_path="./checkpoint.bin",
+)
+FLAGS = ("--training-text", "--training-file", "--hidden-size", "--embed-size", "--num-experts", "--fast-mode", "--use-rwkv")
+LINES = dict(
+    epoch="Epoch {epoch:4d} | Loss: {loss:.6f} | ∇: {grad_norm:.4f} | Time: {seconds:.1f}s",
+    saved="Done in {seconds:.1f}s | Best loss: {best:.6f}\n\nSaved binary checkpoint to {path} ({megabytes:.2f} MB)\n",
+    sample="Generating sample...\n\nTemperature: {temperature}\nGenerated ({count} tokens):\n{rule}\n{text}\n{rule}",
+)
+
+FAMILY = Family(
+    name="hybrid",
+    Config=Config,
+    params=params,
+    forward=forward,
+    state=state,
+    idle_parameters=idle_parameters,
+    options=dict(balance_loss=0.0),
+    tiny=dict(vocab_size=31, num_layers=2, hidden=32, num_heads=2),
+    training=TRAINING,
+    phases=dict(hidden=128, embed=64, num_layers=2, num_experts=2),
+    generation=dict(max_new_tokens=100, temperature=0.3),
+    tokenizer="char",
+    flags=FLAGS,
+    lines=LINES,
+)

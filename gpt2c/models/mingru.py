@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gpt2c.engine import ops
 from gpt2c.engine.arena import ParamSpec, constant, normal, uniform
 from gpt2c.errors import UsageError
+from gpt2c.models.family import Family
 from gpt2c.support.fields import flag, require_at_least
 
 
@@ -32,31 +33,6 @@ class Config:
     @property
     def hidden(self):
         return int(self.dim * self.ff_mult)
-
-
-# What training starts from where nothing else is asked for: fields of TrainConfig, DataConfig and RunConfig.
-TRAINING = dict(
-    batch_size=32,
-    seq_len=64,
-    epochs=10.0,
-    update_chunks=4,
-    backprop_chunks=8,
-    optimizer="adam",
-    eps=1e-5,
-    learning_rate=1e-3,
-    lr_unit="epoch-end",
-    final_lr_frac=0.1,
-    max_epochs=1000.0,
-    val_every=250,
-    val_steps=20,
-    save_every=1,
-    log_every=1,
-    sample_every=0,
-    sample_len=200,
-    temperature=0.8,
-)
-TOKENIZER = "byte"
-FILES = dict(best="model_best.bin", epoch="model_epoch_{epoch}.bin", last="model_final.bin", tokenizer="vocab.txt")
 
 
 def params(cfg):
@@ -101,3 +77,39 @@ def block(t, p, x, l):
     h = ops.gelu_erf(t, h, name=f"{l}.ff1_gelu")
     h = ops.linear(t, h, p("ff2w", l), p("ff2b", l), name=f"{l}.ff2")
     return ops.residual(t, x, h, name=f"{l}.residual2")
+
+
+TRAINING = dict(
+    batch_size=32,
+    seq_len=64,
+    epochs=10.0,
+    update_chunks=4,
+    backprop_chunks=8,
+    optimizer="adam",
+    eps=1e-5,
+    learning_rate=1e-3,
+    lr_unit="epoch-end",
+    final_lr_frac=0.1,
+    max_epochs=1000.0,
+    val_every=250,
+    val_steps=20,
+    save_every=1,
+    log_every=1,
+    sample_every=0,
+    sample_len=200,
+    temperature=0.8,
+)
+FILES = dict(best="model_best.bin", epoch="model_epoch_{epoch}.bin", last="model_final.bin", tokenizer="vocab.txt")
+
+FAMILY = Family(
+    name="mingru",
+    Config=Config,
+    params=params,
+    forward=forward,
+    state=state,
+    tiny=dict(vocab_size=31, depth=2, dim=16),
+    training=TRAINING,
+    phases=dict(dim=128, depth=2),
+    tokenizer="byte",
+    files=FILES,
+)

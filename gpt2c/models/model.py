@@ -16,7 +16,8 @@ from gpt2c.engine.arena import Arena
 from gpt2c.engine.runner import ADD, STORE, Pass, Runner, Work
 from gpt2c.errors import UsageError
 from gpt2c.formats.weights import SAID, Weights
-from gpt2c.models.family import family_named, idle_parameters, make_config, max_seq_len
+from gpt2c.models.family import max_seq_len
+from gpt2c.models.registry import family_named, make_config
 from gpt2c.support.files import StrPath
 from gpt2c.support.machine import require_memory
 from gpt2c.tokenizers.tokenizer import Tokenizer
@@ -30,8 +31,8 @@ Ids = np.ndarray | Sequence[Sequence[int]]  # (B, T)
 class Model:
     """`params`, `grads`, `m` and `v` are Arenas: m.params["wte"] is a view, m.params.flat all of them in one array.
 
-    `recompute` trades time for memory in training (Tape), `balance_loss` weighs the balance loss of a mixture of experts;
-    both are set before the first forward. `record`, `reuse` and `poison` are the Runner's and the Pool's, for debugging.
+    `recompute` trades time for memory in training (Tape), `options` are those that the family has (Family.options): both
+    are set before the first forward. `record`, `reuse` and `poison` are the Runner's and the Pool's, for debugging.
     """
 
     def __init__(
@@ -41,15 +42,15 @@ class Model:
         tokenizer: Tokenizer | None = None,
         *,
         recompute: int = 0,
-        balance_loss: float = 0.0,
         record: bool = True,
         reuse: bool = True,
         poison: bool = False,
+        **options: float,
     ) -> None:
         self.family, self.config, self.tokenizer = family, config, tokenizer
-        self.recompute, self.balance_loss = recompute, balance_loss
-        self.module = family_named(family)
-        specs = self.module.params(config)
+        self.definition = family_named(family)
+        self.recompute, self.options = recompute, self.definition.checked(options)
+        specs = self.definition.params(config)
         self.params, self.grads, self.m, self.v = (Arena(specs, prefix) for prefix in ("", "d", "m.", "v."))
         require_memory(self.params.nbytes, f"a model of {self.params.size:,} parameters", "choose a smaller one")
         self._runner = Runner(self, record=record, reuse=reuse, poison=poison)
@@ -68,7 +69,7 @@ class Model:
     @property
     def num_active_parameters(self) -> int:
         """Those that a token meets: all, but of a mixture of experts the chosen ones alone."""
-        return self.num_parameters - idle_parameters(self.family, self.config)
+        return self.num_parameters - self.definition.idle_parameters(self.config)
 
     def initialise(self, seed: int) -> Self:
         """Fills the parameters as the family starts them. Each tensor has its own stream of random numbers."""

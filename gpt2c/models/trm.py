@@ -15,20 +15,8 @@ from gpt2c.engine import ops
 from gpt2c.engine.arena import ParamSpec, constant, normal
 from gpt2c.engine.ops.recursive import Halting, cope_attention, dyt, scaled_residual
 from gpt2c.errors import UsageError
+from gpt2c.models.family import Family
 from gpt2c.support.fields import flag, require_at_least
-
-TOKENIZER = "word"
-# How its document trains it, with Adam; the residual scales at a rate of their own, within bounds.
-TRAINING = dict(
-    batch_size=16,
-    seq_len=80,
-    epochs=100.0,
-    optimizer="adam",
-    learning_rate=5e-4,
-    max_grad_value=1000.0,
-    tensor_rates="alpha=1e-4, beta=1e-4",
-    tensor_bounds="alpha=0.01:0.5, beta=0.01:0.5",
-)
 
 
 @dataclass(frozen=True)
@@ -135,3 +123,26 @@ def block(t, p, x, s, depth):
     h = ops.swiglu(t, a, b, name=f"{s}.swiglu")
     h = ops.linear(t, h, p("ffw3"), name=f"{s}.ffproj")
     return scaled_residual(t, x, h, p("beta", s), depth, s + 1, name=f"{s}.residual3")
+
+
+# How its document trains it, with Adam; the residual scales at a rate of their own, within bounds.
+TRAINING = dict(
+    batch_size=16,
+    seq_len=80,
+    epochs=100.0,
+    optimizer="adam",
+    learning_rate=5e-4,
+    max_grad_value=1000.0,
+    tensor_rates="alpha=1e-4, beta=1e-4",
+    tensor_bounds="alpha=0.01:0.5, beta=0.01:0.5",
+)
+
+FAMILY = Family(
+    name="trm",
+    Config=Config,
+    params=params,
+    forward=forward,
+    tiny=dict(vocab_size=31, depth=2, channels=16, hidden=32, num_heads=2, max_seq_len=16),
+    training=TRAINING,
+    tokenizer="word",
+)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gpt2c.generation.decoder import check_choice
-from gpt2c.models.family import FAMILIES
+from gpt2c.models.registry import FAMILIES
 from gpt2c.support.fields import flag, require_at_least
 
 PRETRAINED = "gpt2_124M.bin"

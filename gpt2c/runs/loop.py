@@ -32,7 +32,7 @@ class Loop:
         self.trainer, self.flags, self.run, self.stop, self.console = trainer, flags, run, stop, console
         self.world = trainer.world
         self.by_epoch = bool(trainer.epochs)  # what --save-every and --log-every count
-        self._lines = LINES | getattr(trainer.model.module, "LINES", {})
+        self._lines = LINES | trainer.model.definition.lines
         self._told = time.monotonic()
         self._best_epoch = math.inf  # the least loss of one
         self._board = None

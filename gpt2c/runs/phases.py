@@ -16,8 +16,8 @@ from gpt2c.data.texts import tokenizer_for
 from gpt2c.errors import DataError, UsageError
 from gpt2c.generation.conversation import Conversation
 from gpt2c.generation.sampling import Sampling
-from gpt2c.models.family import usual
 from gpt2c.models.files import load
+from gpt2c.models.registry import family_named
 from gpt2c.runs import folder as runs
 from gpt2c.support.fields import Layer, flag
 from gpt2c.support.files import shipped_data
@@ -43,12 +43,6 @@ USUAL = dict(
     save_every=0,
     training_text="",
 )
-SIZES = {
-    "gpt2": dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80),
-    "chargpt": dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80, dropout=0.0),
-    "mingru": dict(dim=128, depth=2),
-    "hybrid": dict(hidden=128, embed=64, num_layers=2, num_experts=2),
-}
 PHASED = "trm"  # the family that trains so where nothing else is said
 SHIPPED = "facts_general.json", "dialogue_general.json", "dialogue_paraphrased.json"
 SHOWN = 5  # questions of each file with their answers
@@ -72,7 +66,8 @@ class PhasesConfig:
 
 def usual_phase(family):
     """{flag: value} of a phase where the command line says nothing else; a size for families whose own is another."""
-    return usual(family) | USUAL | SIZES.get(family, {})
+    own = family_named(family)
+    return {**own.training, **USUAL, **own.phases}
 
 
 def has_phases(folder):

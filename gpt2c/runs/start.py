@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from gpt2c import settings
 from gpt2c.data.sources import choose_source
 from gpt2c.errors import UsageError
-from gpt2c.models.family import family_named, max_seq_len
+from gpt2c.models.family import max_seq_len
 from gpt2c.models.files import load
 from gpt2c.models.model import Model
+from gpt2c.models.registry import family_named
 from gpt2c.runs.config import PRETRAINED
 from gpt2c.runs.resume import check_flags, shaping_flags
 from gpt2c.support.files import shipped_data
@@ -102,8 +103,8 @@ def begin(instances, given, old, anew, console):
     elif not anew:
         path = run.init_from or PRETRAINED
         model, origin = model_from(path, run.model, shape, given), f"from {path}"
-    module = family_named(run.model)
-    source = ranks.rank_0_first(lambda: choose_source(chosen, reading, data_folder(), model, module))
+    family = family_named(run.model)
+    source = ranks.rank_0_first(lambda: choose_source(chosen, reading, data_folder(), model, family))
     model = model or new_model(run.model, shape, given, source)
     model.recompute = run.recompute
     model.tokenizer = model.tokenizer or source.tokenizer

@@ -10,9 +10,9 @@ def find_gpt2_tokenizer(*folders):
     return find_file(GPT2_FILE, *folders)
 
 
-def default_tokenizer(module):
-    """The family's own kind; for GPT-2, GPT-2's where its file is at hand, else characters."""
-    return getattr(module, "TOKENIZER", "gpt2" if find_gpt2_tokenizer() else "char")
+def default_tokenizer(family):
+    """The family's own kind; where it has none, GPT-2's if its file is at hand, else characters."""
+    return family.tokenizer or ("gpt2" if find_gpt2_tokenizer() else "char")
 
 
 def tokenizer_of_model(model, path=""):

@@ -154,6 +154,11 @@ class TrainConfig:
         if self.warmup_steps and (self.warmup_epochs or self.lr_unit != "update"):
             raise UsageError("a warm-up is given in updates or in epochs: with epochs, use warmup_epochs alone")
 
+    @property
+    def options(self):
+        """What a family may be told of its training besides (Family.options)."""
+        return {"balance_loss": self.balance_loss}
+
     def carries(self, lanes):
         """Whether the state goes on from batch to batch, where the data do (`lanes`)."""
         return lanes and self.preserve_hidden_states and not self.overfit

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from gpt2c.engine.flops import flops
-from gpt2c.errors import DivergedError, UsageError
+from gpt2c.errors import DivergedError
 from gpt2c.generation.decoder import generate
 from gpt2c.models.files import save
 from gpt2c.models.model import Model
@@ -66,7 +66,7 @@ class Trainer:
         self.recorded: dict[str, Any] = {}  # more that checkpoints should say of how the run was made
         self.sampling = Xorshift(config.seed)
         model.seed = config.seed
-        self._set_balance_loss(config.balance_loss)
+        model.options = model.definition.checked(config.options)
         self._optimizer = Optimizer(
             model,
             config.optimizer,
@@ -90,13 +90,6 @@ class Trainer:
         self._deadline = time.monotonic() + seconds(config.max_time) if config.max_time else math.inf
         self._only_batch = loader.next_batch() if config.overfit else None
         self._after_update = state.snapshot(self)
-
-    def _set_balance_loss(self, weight):
-        if weight and "router" not in self.model.params:
-            raise UsageError(
-                f"balance_loss is {weight:g}, but this {self.model.family} has no experts to choose among: leave it out"
-            )
-        self.model.balance_loss = weight
 
     @property
     def total_steps(self):

@@ -142,7 +142,7 @@ def test_a_checkpoint_keeps_what_was_said_of_its_model(tmp_path):
 # ---- gradients
 
 
-@pytest.mark.parametrize("family", [*gpt2c.models.family.FAMILIES])
+@pytest.mark.parametrize("family", [*gpt2c.models.registry.FAMILIES])
 def test_the_gradients_of_every_family(family, capsys):
     assert check_grad.main(["--model", family, "--directions", "3"]) == 0
     assert "no tensor fails" in capsys.readouterr().out

@@ -62,7 +62,7 @@ def test_pairs_of_a_task_are_always_the_same():
 
 
 OWN = """
-from gpt2c.data.tasks import Task, by_position
+from gpt2c import Task, by_position
 
 def ask(rng):
     n = rng.integers(50)
@@ -87,3 +87,10 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch):
         task_named(str(tmp_path / "missing.py"))
     with pytest.raises(UsageError, match="no task 'revers'; did you mean reverse"):
         task_named("revers")
+
+
+def test_a_task_file_of_a_former_version(tmp_path):
+    (tmp_path / "double.py").write_text(OWN.replace("from gpt2c import", "from gpt2c.tasks import"))
+    with pytest.warns(FutureWarning, match="from gpt2c import Task"):
+        task = task_named(str(tmp_path / "double.py"))
+    assert task.pairs(3) and isinstance(task, Task)

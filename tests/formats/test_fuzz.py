@@ -19,8 +19,8 @@ from gpt2c.data import DataLoader
 from gpt2c.errors import Gpt2cError
 from gpt2c.formats import native, randygpt
 from gpt2c.formats.llmc import load_debug_state
-from gpt2c.models.family import make_config
 from gpt2c.models.files import load, load_run
+from gpt2c.models.registry import make_config
 from gpt2c.runs import folder as runs
 from gpt2c.tokenizers.tokenizer import Tokenizer
 from gpt2c.training.config import TrainConfig

@@ -10,7 +10,7 @@ import gpt2c
 from gpt2c.commands.eval import EvalConfig, batches, measure
 from gpt2c.data import write_shard
 from gpt2c.generation.sampling import Sampling, pieces
-from gpt2c.models.family import make_config
+from gpt2c.models.registry import make_config
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.trainer import Trainer
 
@@ -110,4 +110,4 @@ def test_what_a_chunk_takes_does_not_depend_on_what_came_before():
         for n in range(chunks):
             m.evaluate(np.zeros((1, 64), np.int32), np.zeros((1, 64), np.int32), continues=n > 0)
         sizes.append((m._evaluation._slab.nbytes, {name: array.shape for name, array in m._evaluation.state.items()}))
-    assert sizes[0] == sizes[1] and sizes[0][1] == m.module.state(config, 1)
+    assert sizes[0] == sizes[1] and sizes[0][1] == m.definition.state(config, 1)

@@ -11,9 +11,9 @@ from gpt2c import reference as ref
 from gpt2c.errors import UsageError
 from gpt2c.generation.decoder import Decoder
 from gpt2c.models import chargpt
-from gpt2c.models.family import make_config
 from gpt2c.models.files import load_run
 from gpt2c.models.model import Model
+from gpt2c.models.registry import make_config
 
 SMALL = dict(num_layers=2, channels=48, num_heads=4, vocab_size=31, max_seq_len=32, dropout=0.25)
 
@@ -219,10 +219,10 @@ def test_sizes_are_those_of_the_document():
     assert m.params["fcw"].std() == pytest.approx(0.02, rel=0.02) and m.params["wpe"].std() == pytest.approx(0.01, rel=0.05)
     assert m.params["fcprojw"].std() == pytest.approx(0.02 / 12**0.5, rel=0.02)
     millions = {
-        name: Model("chargpt", make_config("chargpt", chargpt.describe(name))).num_parameters / 1e6 for name in chargpt.PRESETS
+        name: Model("chargpt", make_config("chargpt", chargpt.size(name))).num_parameters / 1e6 for name in chargpt.PRESETS
     }
     assert millions == pytest.approx({"tiny": 0.11, "current": 1.2, "medium": 4.8, "large": 38}, rel=0.03)
-    assert chargpt.describe("d12") is None and chargpt.describe("chargpt:tiny") == chargpt.describe("tiny")
+    assert chargpt.size("d12") is None and chargpt.size("chargpt:tiny") == chargpt.size("tiny")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import gpt2c
 from gpt2c import reference as ref
 from gpt2c.errors import UsageError
 from gpt2c.generation.decoder import Decoder
-from gpt2c.models.family import make_config
 from gpt2c.models.model import Model
+from gpt2c.models.registry import make_config
 
 SMALL = dict(vocab_size=31, hidden=24, num_layers=2, embed=10, num_experts=4, top_k=2)
 KINDS = {

@@ -9,9 +9,9 @@ import gpt2c
 from gpt2c.data import Lanes, write_shard
 from gpt2c.errors import UsageError
 from gpt2c.generation.decoder import Decoder
-from gpt2c.models.family import make_config
 from gpt2c.models.files import load_run
 from gpt2c.models.model import Model
+from gpt2c.models.registry import make_config
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.trainer import Trainer
 

@@ -14,8 +14,8 @@ import gpt2c
 from gpt2c import reference as ref
 from gpt2c.engine.arena import LARGE, aligned
 from gpt2c.errors import UsageError
-from gpt2c.models.family import make_config
 from gpt2c.models.model import Model
+from gpt2c.models.registry import make_config
 
 GOLDENS = ["gpt2_curve", "gpt2_one_token", "gpt2_ignored"]
 SMALL = dict(num_layers=2, channels=48, num_heads=3, vocab_size=97, max_seq_len=64)

@@ -10,8 +10,8 @@ from gpt2c import reference as ref
 from gpt2c.data import write_shard
 from gpt2c.errors import UsageError
 from gpt2c.generation.decoder import Decoder
-from gpt2c.models.family import make_config
 from gpt2c.models.model import Model
+from gpt2c.models.registry import make_config
 from gpt2c.runs.folder import Run, read_metrics
 
 SMALL = dict(vocab_size=61, channels=24, hidden=40, num_heads=3, max_seq_len=40, cope_max_pos=7)

@@ -45,9 +45,18 @@ def test_moe(rng, top_k):
         out, cache = ref.moe_forward(n, *weights, top_k)
         return (out * dout).sum() + 0.3 * ref.balance_loss(cache["p"], cache["picked"])
 
-    dn, grads, _ = ref.moe_backward(dout, cache, *weights, 0.3 * ref.balance_slope(cache["picked"]))
+    dn, grads, (da, db, _) = ref.moe_backward(dout, cache, *weights, 0.3 * ref.balance_slope(cache["picked"]))
     for actual, variable in zip((dn, *grads.values()), (n, *weights), strict=True):
         assert_close(actual, numeric_gradient(f, variable))
+
+    gates, _, p, shares, chosen = ref.moe_kept(cache)  # and the same from what kernels keep, of a batch of one
+    dgates = ref.by_slot(np.concatenate([da, db], axis=-1), chosen)
+    found = ref.moe_backward_w(dout[None], dgates[:, None], gates[:, None], n[None], shares[None], chosen[None], 4)
+    for actual, expected in zip(found, grads.values()):
+        assert_close(actual, expected, 1e-13)
+    balance, fraction = ref.balance_forward(p, chosen)
+    assert balance == pytest.approx(ref.balance_loss(cache["p"], cache["picked"]), rel=1e-14)
+    assert_close(fraction, cache["picked"].mean(axis=0), 1e-14)
 
 
 def test_equal_experts_are_chosen_by_number():

@@ -120,7 +120,7 @@ def test_what_asks_for_phases(words, expected):
     assert in_phases(words.split()) == expected
 
 
-@pytest.mark.parametrize("family", gpt2c.models.family.FAMILIES)
+@pytest.mark.parametrize("family", gpt2c.models.registry.FAMILIES)
 def test_every_family_has_phases(family, folder):
     width = {"mingru": "--dim", "hybrid": "--hidden"}.get(family, "--channels")
     files = ["--pretrain", "facts.json", "--instruct", "items.jsonl", "--test-questions", "items.jsonl", "-o", "run"]

@@ -13,8 +13,8 @@ import gpt2c
 from gpt2c.commands.check_grad import TINY
 from gpt2c.data.lanes import Lanes
 from gpt2c.data.windows import RandomWindows
-from gpt2c.models.family import FAMILIES
 from gpt2c.models.files import read
+from gpt2c.models.registry import FAMILIES
 from gpt2c.training.ranks import world
 
 B, T, BATCHES, LANES, VOCABULARY = 2, 8, 4, 12, 31

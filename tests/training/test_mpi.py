@@ -8,8 +8,8 @@ import pytest
 from mpi import finish
 
 from gpt2c.data import write_shard
-from gpt2c.models.family import FAMILIES
 from gpt2c.models.files import read
+from gpt2c.models.registry import FAMILIES
 
 RANKS = str(Path(__file__).parent / "ranks.py")
 

@@ -77,8 +77,8 @@ class Mixture:
     @property
     def balancing(self):
         """What the backward adds to the probabilities' gradients: the usage, times the weight of the balance loss."""
-        balancing = self.gauge and self.t.balance_loss and self.t.own_loss
-        return {"fraction": self.gauge.usage, "balance": self.t.balance_loss} if balancing else {}
+        balancing = self.gauge and self.t.options["balance_loss"] and self.t.own_loss
+        return {"fraction": self.gauge.usage, "balance": self.t.options["balance_loss"]} if balancing else {}
 
     def measure(self):
         if self.gauge:
