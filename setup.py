@@ -41,7 +41,8 @@ KERNELS = [
     )
 ]
 ONCE = ["kernels/isa.c", "kernels/program.c"]  # without instruction set flags
-HEADERS = [str(path) for path in sorted(Path("kernels").iterdir()) if path.suffix in (".h", ".def")]
+NEEDED = [str(path) for path in sorted(Path("kernels").iterdir()) if path.suffix in (".c", ".h", ".def", ".py", ".pyx")]
+GENERATED = "build/kernels"  # calls.h (kernels/generate.py), and stream.pyx in C
 
 # No -ffast-math: it breaks NaN checks and changes how the whole process treats subnormals. The two flags that are
 # set only say that nobody reads errno or floating-point exception flags. -g0: Python was often built with -g, which would
@@ -78,6 +79,7 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext):
         self.force = True  # setuptools does not look at the kernels' objects when it decides whether to link again
+        self.spawn([sys.executable, "kernels/generate.py", f"{GENERATED}/calls.h"])
         flags = FLAGS + self.openmp_flags(ext) + self.sanitizer_flags(ext)
         folder = Path(self.build_temp) / "-".join(["kernels", *os.environ.get("GPT2C_SANITIZE", "").split(",")])
         isas = {isa: isa_flags for isa, isa_flags in ISAS.items() if isa != "amx" or self.compiler_knows(isa_flags)}
@@ -88,7 +90,8 @@ class BuildKernels(build_ext):
                     self.compiler.compile,
                     [source],
                     output_dir=str(folder / (isa or "once")),
-                    depends=HEADERS,
+                    include_dirs=[GENERATED],
+                    depends=NEEDED,
                     macros=[("ISA", isa or "baseline"), *has_amx],
                     extra_postargs=flags + isa_flags,
                 )
@@ -147,8 +150,8 @@ if sys.byteorder != "little":
 core = Extension(
     "gpt2c._core",
     ["kernels/stream.pyx"],
-    include_dirs=["kernels"],
-    depends=["kernels/stream.pyx", *KERNELS, *ONCE, *HEADERS],  # what a source distribution has to bring
+    include_dirs=["kernels", GENERATED],
+    depends=NEEDED,  # and so a part of a source distribution
     py_limited_api=True,
     extra_compile_args=["-g0"],
     define_macros=[("ISA", "baseline"), ("Py_LIMITED_API", "0x030B0000")],

@@ -50,7 +50,7 @@ void K(dropout_residual_forward)(float* out, const float* a, const float* b, con
 }
 
 void K(dropout_residual_backward)(float* da, float* db, const float* dout, const int32_t* noise, int64_t R,
-                                  int64_t stream, int64_t add_a, int64_t add_b, float p) {
+                                  int64_t stream, float p, int64_t add_a, int64_t add_b) {
     const uint64_t key = stream_key(noise, stream);
     const int32_t dropped = dropped_below(p);
     const float scale = 1.0f / (1.0f - p);

@@ -13,7 +13,7 @@ void K(residual_forward)(float* out, const float* a, const float* b, int64_t R, 
         for (int64_t i = first; i < block_end(first, R); i++) out[i] = a[i] + b[i] * scale;
 }
 
-void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, int64_t add_a, int64_t add_b, float scale) {
+void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, float scale, int64_t add_a, int64_t add_b) {
     PARALLEL_FOR(5 * R)
     for (int64_t first = 0; first < R; first += BLOCK)
         for (int64_t i = first; i < block_end(first, R); i++) {

@@ -1,11 +1,12 @@
 // Every kernel: what it computes, and the shapes it computes it on.
 //
-// Conventions. Outputs first, then const inputs, sizes, scalars, scratch. All arrays are contiguous float32 in the
-// shape written above the prototype, tokens and positions are int32. R stands for all leading dimensions together.
-// A backward *adds* into its gradients (d...). Where it has an argument `add`, 0 makes it store instead: the first to
-// write a gradient need not find zeros there. Nothing is allocated and nothing checked: the
-// door (stream.pyx) has checked the sizes, and whoever takes token ids and positions in (model.py) their values.
-// `scratch` is as large as kernels.def says, per thread.
+// Conventions. Outputs first, then const inputs, sizes, scalars, `add`, scratch. A parameter is filled by its name, with what
+// kernels.def has under that name. All arrays are contiguous float32 in the shape written above the prototype, tokens and
+// positions are int32. R stands for all leading dimensions together. A backward *adds* into its gradients (d...), but for
+// those that it says it stores. With `add` of 0 it stores its first gradient instead (add_a that of a, and so on; one that
+// ends in _w all of its gradients), so that the first to write a gradient need not find zeros there. Nothing is allocated and
+// nothing checked: the door (stream.pyx) has checked the sizes, and whoever takes token ids and positions in (model.py) their
+// values. `scratch` is as large as kernels.def says, per thread.
 //
 // Each .c file is compiled once per instruction set; K(name) gives every copy its own symbol.
 #ifndef GPT2C_H
@@ -101,7 +102,7 @@ void K(squared_relu_backward)(float* dx, const float* dout, const float* x, int6
 // s = 1 / (1 + exp(-a)),  out = a s b                                                     out, a, b (R)
 // Relative error at most 6 2^-23; where exp(-a) leaves float32's range the result may be 0. Tested.
 void K(swiglu_forward)(float* out, const float* a, const float* b, int64_t R);
-// da += dout b s (1 + a (1 - s)),  db += dout a s, each with an `add` of its own
+// da += dout b s (1 + a (1 - s)),  db += dout a s
 void K(swiglu_backward)(float* da, float* db, const float* dout, const float* a, const float* b, int64_t R,
                         int64_t add_a, int64_t add_b);
 
@@ -189,15 +190,15 @@ void K(mingru_log_forward)(float* out, const float* x, const float* h0, int64_t 
 // keep is 0 with probability p (rounded to 24 bits), else 1: a function of seed, counter, stream and the element's index.
 void K(dropout_residual_forward)(float* out, const float* a, const float* b, const int32_t* noise, int64_t R,
                                  int64_t stream, float p);
-// da += dout,  db += keep dout / (1 - p), each with an `add` of its own
+// da += dout,  db += keep dout / (1 - p)
 void K(dropout_residual_backward)(float* da, float* db, const float* dout, const int32_t* noise, int64_t R,
-                                  int64_t stream, int64_t add_a, int64_t add_b, float p);
+                                  int64_t stream, float p, int64_t add_a, int64_t add_b);
 
 // elementwise.c -------------------------------------------------------------------------------------------------
 // out = a + scale b                                                                       out, a, b (R)
 void K(residual_forward)(float* out, const float* a, const float* b, int64_t R, float scale);
-// da += dout,  db += scale dout, each with an `add` of its own
-void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, int64_t add_a, int64_t add_b, float scale);
+// da += dout,  db += scale dout
+void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, float scale, int64_t add_a, int64_t add_b);
 // out[b] = x[b, T-1]                                   out (B,C)  x (B,T,C)
 void K(last_position_forward)(float* out, const float* x, int64_t B, int64_t T, int64_t C);
 // out = x                                                                                 out, x (R)
@@ -243,23 +244,23 @@ void K(global_norm)(float* norm, const float* x, int64_t R, float* scratch);
 // out = sum_s w_s y_s,  y_s = e_chosen[s]
 //      out, n (B,T,H)  gates (S,B,T,4H): n g^T | n u^T  y (S,B,T,H)  probs (B,T,M)  weights, chosen (B,T,S)
 //      expert_g, expert_u (N,2H,H)  expert_d (N,H,2H)  router (M,H), N = M + 1; NULL where M = 0
-// R is B T. Experts that no row chose cost nothing.
+// R below is B T. Experts that no row chose cost nothing.
 size_t K(moe_scratch)(int64_t H);
 void K(moe_forward)(float* out, float* gates, float* y, float* probs, float* weights, int32_t* chosen, const float* n,
                     const float* expert_g, const float* expert_u, const float* expert_d, const float* router,
-                    int64_t R, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch);
+                    int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch);
 // dp_chosen[s] = (dout y_s - dout out) w_0, 0 for experts not chosen; + balance M fraction / R where fraction is given
 // dlogits = p (dp - sum p dp),  dy_s = w_s dout,  dhidden = dy_s d,  dgates = dhidden u silu'(g) | dhidden silu(g)
 // Stores dn = dlogits router + sum_s dgates (g | u)                 dn (B,T,H)  dgates (S,B,T,4H)  dlogits (B,T,M)
 void K(moe_backward)(float* dn, float* dgates, float* dlogits, const float* dout, const float* gates, const float* y,
                      const float* probs, const float* weights, const int32_t* chosen, const float* expert_g,
                      const float* expert_u, const float* expert_d, const float* router, const float* fraction,
-                     float balance, int64_t R, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch);
+                     int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float balance, float* scratch);
 // dg_j += sum dgates_g^T n,  du_j += sum dgates_u^T n,  dd_j += sum (w_s dout)^T (silu(g) u), over the rows that chose j
 size_t K(moe_backward_w_scratch)(int64_t H);
 void K(moe_backward_w)(float* dexpert_g, float* dexpert_u, float* dexpert_d, const float* dout, const float* dgates,
                        const float* gates, const float* n, const float* weights, const int32_t* chosen,
-                       int64_t R, int64_t H, int64_t S, int64_t N, int64_t add, float* scratch);
+                       int64_t B, int64_t T, int64_t H, int64_t S, int64_t N, int64_t add, float* scratch);
 // fraction_j = share of the rows that chose expert 1 + j,  balance = M sum_j fraction_j mean(p_j)
 //                                                       balance (1)  fraction (M)  probs (R,M)  chosen (R,S)
 void K(balance_forward)(float* balance, float* fraction, const float* probs, const int32_t* chosen, int64_t R, int64_t M,
@@ -307,8 +308,9 @@ typedef struct {
     const float *h0, *num0, *den0, *xprev0, *hid_norm, *uz, *ur, *uh;
     const float *wk, *wv, *wo, *wdecay, *wfirst, *time_decay, *time_first, *mu_k, *mu_v, *mu_r;
     const float *moe_norm, *expert_g, *expert_u, *expert_d, *router, *fraction;
-    int64_t B, T, H, S, M, N, add;
+    int64_t B, T, H, S, M, N;
     float eps, skip, balance;
+    int64_t add;
 } GruBackward;
 size_t K(gru_backward_scratch)(int64_t B, int64_t H);
 void K(gru_backward)(const GruBackward* a, float* scratch);

@@ -20,9 +20,8 @@ enum { D_KEY, D_VALUE, D_DECAY, D_FIRST, D_C2 };
 enum { V_HID_NORM, V_MOE_NORM, V_DECAY, V_FIRST, V_MU_K, V_MU_V, V_MU_R, VECTORS };
 
 typedef struct {
-    int64_t b[MOST_ROWS], at[MOST_ROWS];  // the sequences of this task; their rows at this step
+    int64_t b[MOST_ROWS], at[MOST_ROWS], t;  // the sequences of this task; their rows at this step; the step
     int rows;
-    int64_t t;
 } Step;
 
 #define FOR_ROWS(i, step) for (int i = 0; i < (step)->rows; i++)
@@ -392,12 +391,9 @@ void K(gru_backward)(const GruBackward* a, float* scratch) {
         finish(&w, &s, DDEN, a->dden0);
         finish(&w, &s, DXPREV, a->dxprev0);
     }
-    add_vectors(&common, a->dhid_norm, V_HID_NORM);
-    if (a->N) add_vectors(&common, a->dmoe_norm, V_MOE_NORM);
-    if (!a->wk) return;
-    add_vectors(&common, a->dtime_decay, V_DECAY);
-    add_vectors(&common, a->dtime_first, V_FIRST);
-    add_vectors(&common, a->dmu_k, V_MU_K);
-    add_vectors(&common, a->dmu_v, V_MU_V);
-    add_vectors(&common, a->dmu_r, V_MU_R);
+    float* const sums[VECTORS] = {
+        [V_HID_NORM] = a->dhid_norm, [V_MOE_NORM] = a->dmoe_norm, [V_DECAY] = a->dtime_decay, [V_FIRST] = a->dtime_first,
+        [V_MU_K] = a->dmu_k, [V_MU_V] = a->dmu_v, [V_MU_R] = a->dmu_r};
+    for (int which = 0; which < VECTORS; which++)
+        if (sums[which]) add_vectors(&common, sums[which], which);
 }

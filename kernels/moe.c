@@ -19,7 +19,8 @@ static inline int block_rows(int64_t first, int64_t R) { return R - first < MOST
 
 void K(moe_forward)(float* out, float* gates, float* y, float* probs, float* weights, int32_t* chosen, const float* n,
                     const float* expert_g, const float* expert_u, const float* expert_d, const float* router,
-                    int64_t R, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch) {
+                    int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch) {
+    const int64_t R = B * T;
     const Experts e = experts_of(expert_g, expert_u, expert_d, router, N, S, M, H);
     const Kept kept = {gates, y, probs, weights, chosen, R};
     PARALLEL_FOR(12 * R * S * H * H)
@@ -41,7 +42,8 @@ void K(moe_forward)(float* out, float* gates, float* y, float* probs, float* wei
 void K(moe_backward)(float* dn, float* dgates, float* dlogits, const float* dout, const float* gates, const float* y,
                      const float* probs, const float* weights, const int32_t* chosen, const float* expert_g,
                      const float* expert_u, const float* expert_d, const float* router, const float* fraction,
-                     float balance, int64_t R, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch) {
+                     int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float balance, float* scratch) {
+    const int64_t R = B * T;
     const Experts e = experts_of(expert_g, expert_u, expert_d, router, N, S, M, H);
     const Kept kept = {(float*)gates, (float*)y, (float*)probs, (float*)weights, (int32_t*)chosen, R};
     PARALLEL_FOR(12 * R * S * H * H)
@@ -64,7 +66,8 @@ size_t K(moe_backward_w_scratch)(int64_t H) { return GATHERED * 8 * H + GATHERED
 
 void K(moe_backward_w)(float* dexpert_g, float* dexpert_u, float* dexpert_d, const float* dout, const float* dgates,
                        const float* gates, const float* n, const float* weights, const int32_t* chosen,
-                       int64_t R, int64_t H, int64_t S, int64_t N, int64_t add, float* scratch) {
+                       int64_t B, int64_t T, int64_t H, int64_t S, int64_t N, int64_t add, float* scratch) {
+    const int64_t R = B * T;
     float *x = scratch, *dg = x + GATHERED * H, *du = dg + GATHERED * 2 * H, *hidden = du + GATHERED * 2 * H;
     float *dy = hidden + GATHERED * 2 * H, *products = dy + GATHERED * H + GATHERED;
     int32_t* place = (int32_t*)(dy + GATHERED * H);  // of each gathered row among the (R, S) choices

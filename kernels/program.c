@@ -28,34 +28,24 @@ const char* const gpt2c_compiler = "gcc " __VERSION__;
 #endif
 
 enum {
-#define KERNEL(name, door, scratch, arguments) KERNEL_##name,
-#include "kernels.def"
-#undef KERNEL
-    NUM_KERNELS
+#define NUMBER(name, door, scratch, arguments) KERNEL_##name,
+    KERNELS(NUMBER) NUM_KERNELS
 };
 const int gpt2c_num_kernels = NUM_KERNELS;
 
-const char* const gpt2c_kernel_names[] = {
-#define KERNEL(name, door, scratch, arguments) #name,
-#include "kernels.def"
-#undef KERNEL
-};
+#define NAME(name, door, scratch, arguments) #name,
+const char* const gpt2c_kernel_names[] = {KERNELS(NAME)};
 
-const char* const gpt2c_kernel_doors[] = {
-#define KERNEL(name, door, scratch, arguments) door,
-#include "kernels.def"
-#undef KERNEL
-};
+#define DOOR(name, door, scratch, arguments) door,
+const char* const gpt2c_kernel_doors[] = {KERNELS(DOOR)};
 
 extern const Kernels* gpt2c_kernels;  // isa.c
 
 static size_t scratch_floats(const Kernels* k, const Call* call) {
     const int64_t* n = call->n;
-    (void)n;
     switch (call->kernel) {
-#define KERNEL(name, door, scratch, arguments) case KERNEL_##name: return scratch;
-#include "kernels.def"
-#undef KERNEL
+#define SIZE(name, door, scratch, arguments) case KERNEL_##name: return scratch;
+        KERNELS(SIZE)
     }
     return 0;
 }
@@ -64,11 +54,9 @@ static void run_one(const Kernels* k, const Call* call, float* scratch) {
     void* const* p = call->p;
     const int64_t* n = call->n;
     const float* f = call->f;
-    (void)f;
     switch (call->kernel) {
-#define KERNEL(name, door, scratch, arguments) case KERNEL_##name: k->name arguments; break;
-#include "kernels.def"
-#undef KERNEL
+#define RUN(name, door, scratch, arguments) case KERNEL_##name: k->name arguments; break;
+        KERNELS(RUN)
     }
 }
 

@@ -5,9 +5,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MAX_ARRAYS = 56, MAX_SIZES = 8, MAX_SCALARS = 8 };
+#include "calls.h"
 
-// One call of a kernel: which one, its arrays, sizes and real scalars, as kernels.def orders them.
+// One call of a kernel: which one, its arrays, sizes followed by whole scalars, and real scalars, as kernels.def orders them.
 typedef struct {
     int32_t kernel;
     void* p[MAX_ARRAYS];

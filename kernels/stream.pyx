@@ -9,10 +9,7 @@ recorded is a Program: it replays in C with the GIL released and no Python in be
     s.gelu_forward(out, x)
     s = Stream("record"); ...; program = s.program(); program.run(); print(program)
 """
-import inspect
-import math
 import operator
-import re
 import threading
 
 import numpy as np
@@ -26,9 +23,9 @@ cdef extern from "program.h":
     enum: MAX_SCALARS
     ctypedef struct Call:
         int32_t kernel
-        void* p[56]
-        int64_t n[8]
-        float f[8]
+        void* p[MAX_ARRAYS]
+        int64_t n[MAX_SIZES]
+        float f[MAX_SCALARS]
     const int gpt2c_num_kernels
     const char* gpt2c_kernel_names[]
     const char* gpt2c_kernel_doors[]
@@ -89,101 +86,7 @@ def buffer_of(str name, array, bint writable=True, str where=""):
     return Buffer(name, array.shape, array.ctypes.data, array, kind)
 
 
-# What a kernel's line in kernels.def asks of its arguments.
-_ARRAY = re.compile(r"(\w+)(\??):([^:\s]+)(:i)?$")
-_SCALAR = re.compile(r"(\w+):([nf])(?:=(\S+))?$")
-_RULE = re.compile(r"(\w+)(%|<=|>=|=)([\w*]+)$")
-
-
-class Door:
-    """One kernel's argument list, read from its text in kernels.def."""
-
-    def __init__(self, number, name, text):
-        self.number, self.name, self.text = number, name, text
-        self.arrays = []   # (name, optional, [(factor, letter) or int], kind, writable)
-        self.letters = []  # sizes, in order of appearance
-        self.scalars = []  # (name, kind, default)
-        outputs, inputs, scalars, rules = [part.split() for part in (text + "| | |").split("|")[:4]]
-        self.rules = [_RULE.match(rule).groups() for rule in rules]  # (size, "%", "<=", ">=" or "=", sizes or numbers, multiplied)
-        for i, item in enumerate(outputs + inputs):
-            array, optional, dims, integer = _ARRAY.match(item).groups()
-            shape = []
-            for dim in dims.split(","):
-                if dim.isdigit():
-                    shape.append(int(dim))
-                    continue
-                factor, letter = int(dim[:len(dim) - 1] or 1), dim[len(dim) - 1]
-                shape.append((factor, letter))
-                if letter not in self.letters:
-                    self.letters.append(letter)
-            self.arrays.append((array, bool(optional), shape, "i" if integer else "f", i < len(outputs)))
-        for item in scalars:
-            scalar, kind, default = _SCALAR.match(item).groups()
-            self.scalars.append((scalar, kind, default and (int if kind == "n" else float)(default)))
-        empty, anywhere = inspect.Parameter.empty, inspect.Parameter.POSITIONAL_OR_KEYWORD
-        self.signature = inspect.Signature(
-            [inspect.Parameter(a[0], anywhere) for a in self.arrays]
-            + [inspect.Parameter(s[0], anywhere, default=empty if s[2] is None else s[2]) for s in self.scalars])
-
-    def bind(self, args, kwargs):
-        """Every argument in order, defaults filled in."""
-        if not kwargs and len(args) == len(self.arrays) + len(self.scalars):
-            return args
-        try:
-            bound = self.signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{self.name}: {error}") from None
-        bound.apply_defaults()
-        return bound.args
-
-    def sizes(self, arrays):
-        """The value of each letter, from the shapes of the arrays; an error where they disagree."""
-        value, source = {}, {}
-        for (name, optional, dims, kind, writable), a in zip(self.arrays, arrays):
-            if a is None:
-                if not optional:
-                    raise TypeError(f"{self.name}: {name} is None, expected an array")
-                continue
-            if a.kind != kind:
-                raise TypeError(f"{self.name}: {name} holds {_TYPE[a.kind]}, expected {_TYPE[kind]}")
-            shape = a.shape
-            if dims[0] == (1, "R"):  # R: all leading dimensions together
-                rows = 1
-                for size in shape[:len(shape) - len(dims) + 1]:
-                    rows *= size
-                shape = (rows, *shape[len(shape) - len(dims) + 1:])
-            good = len(shape) == len(dims)
-            if good:
-                for dim, size in zip(dims, shape):
-                    if isinstance(dim, int):
-                        good = good and size == dim
-                        continue
-                    factor, letter = dim
-                    if letter not in value and size % factor == 0:
-                        value[letter] = size // factor
-                        source[letter] = name
-                    good = good and size == factor * value.get(letter, -1)
-            if not good:
-                expected = ", ".join(_dim(d, value) for d in dims)
-                known = ", ".join(f"{l} = {v} from {source[l]}" for l, v in value.items())
-                raise ValueError(f"{self.name}: {name} has shape {a.shape}, expected ({expected})" + (f" with {known}" if known else ""))
-        return [value.get(letter, 0) for letter in self.letters]
-
-    def check_rules(self, sizes, scalars):
-        """An error where sizes that fit the arrays still make no sense together."""
-        value = dict(zip(self.letters, sizes)) | {scalar[0]: number for scalar, number in zip(self.scalars, scalars)}
-        for left, sign, right in self.rules:
-            a, b = value[left], math.prod(int(part) if part.isdigit() else value[part] for part in right.split("*"))
-            if not ((b > 0 and a % b == 0) if sign == "%" else a <= b if sign == "<=" else a >= b if sign == ">=" else a == b):
-                wanted = {"%": "a multiple of ", "=": ""}.get(sign, sign + " ") + right + ("" if right.isdigit() else f" = {b}")
-                raise ValueError(f"{self.name}: {left} = {a}, expected {wanted}")
-
-
-_TYPE = {"f": "float32", "i": "int32"}
-
-
-def _dim(dim, value):
-    return str(dim) if isinstance(dim, int) else (str(dim[0]) if dim[0] > 1 else "") + dim[1]
+include "door.py"  # class Door
 
 
 DOORS = {}
@@ -281,7 +184,7 @@ cdef int _call(Program program, str mode, door, args) except -1:
             a = buffer_of(door.arrays[i][0], np.asarray(a), door.arrays[i][4], f"{door.name}: ")
         arrays.append(a)
     sizes, scalars = door.sizes(arrays), args[num_arrays:]
-    door.check_rules(sizes, scalars)
+    door.check_rules(arrays, sizes, scalars)
     if mode == "plan":
         return 0
     call.kernel = door.number
@@ -315,10 +218,6 @@ def _method(door):
 
 
 for _name, _door in DOORS.items():
-    _kinds = [kind for _, kind, _ in _door.scalars]
-    if (len(_door.arrays) > MAX_ARRAYS or len(_door.letters) + _kinds.count("n") > MAX_SIZES
-            or _kinds.count("f") > MAX_SCALARS):
-        raise ImportError(f"{_name} has more arguments than a Call holds")
     setattr(Stream, _name, _method(_door))
 
 

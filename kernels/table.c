@@ -1,11 +1,7 @@
 // This instruction set's kernels, for program.c to choose from.
 #include "table.h"
 
-const Kernels K(kernels) = {
-#define KERNEL(name, door, scratch, arguments) .name = K(name),
-#include "kernels.def"
-#undef KERNEL
+#define KERNEL(name, door, scratch, arguments) SCRATCH(name)
 #define SCRATCH(name) .name = K(name),
-#include "scratch.def"
-#undef SCRATCH
-};
+
+const Kernels K(kernels) = {KERNELS(KERNEL) SCRATCHES(SCRATCH)};

@@ -2,15 +2,15 @@
 #ifndef GPT2C_TABLE_H
 #define GPT2C_TABLE_H
 
+#include "calls.h"
 #include "gpt2c.h"
 
+#define KERNEL_POINTER(name, door, scratch, arguments) SCRATCH_POINTER(name)
+#define SCRATCH_POINTER(name) __typeof__(&K(name)) name;
+
 typedef struct {
-#define KERNEL(name, door, scratch, arguments) __typeof__(&K(name)) name;
-#include "kernels.def"
-#undef KERNEL
-#define SCRATCH(name) __typeof__(&K(name)) name;
-#include "scratch.def"
-#undef SCRATCH
+    KERNELS(KERNEL_POINTER)
+    SCRATCHES(SCRATCH_POINTER)
 } Kernels;
 
 #endif

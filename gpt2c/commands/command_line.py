@@ -147,8 +147,10 @@ def _made(cls, fields, typed):
     except UsageError as error:
         flags = {name: "--" + name.replace("_", "-") for name in fields}
         flags |= {word.strip("-").replace("-", "_"): word for word in typed.values()} | typed
-        names = [name for name in flags if "_" in name or re.search(rf"\b{name} (is |\()", str(error))]  # "data" may be a word
-        pattern = rf"\b({'|'.join(names)})\b" if names else "$^"
+        names = [
+            name for name in flags if "_" in name or re.search(rf"(?<![\w-]){name} (is |\()", str(error))
+        ]  # "data" may be a word
+        pattern = rf"(?<![\w-])({'|'.join(names)})\b" if names else "$^"
         raise type(error)(re.sub(pattern, lambda found: flags[found[0]], str(error))) from None
 
 

@@ -73,8 +73,13 @@ REFUSED = {
         "gelu_forward", (floats(3), floats(3), floats(3)), TypeError,
         "gelu_forward: too many positional arguments"),
     "too few": (
-        "matmul_forward", (floats(3, 7), floats(3, 5), floats(7, 5)), TypeError,
-        "matmul_forward: missing a required argument: 'b'"),
+        "matmul_forward", (floats(3, 7), floats(3, 5)), TypeError,
+        "matmul_forward: missing a required argument: 'w'"),
+    "some of those that come together": (
+        "moe_forward",
+        (floats(1, 2, 3), floats(1, 1, 2, 12), floats(1, 1, 2, 3), floats(1, 2, 1), floats(1, 2, 1), ints(1, 2, 1),
+         floats(1, 2, 3), floats(2, 6, 3), floats(2, 6, 3), floats(2, 3, 6)), TypeError,
+        "moe_forward: router is None, but probs is not: they come together"),
 }  # fmt: skip
 
 
@@ -104,6 +109,8 @@ def test_names_that_do_not_exist():
         _core.use_isa("mmx")
     with pytest.raises(TypeError, match="^gelu_forward: missing a required argument: 'x'$"):
         _core.Stream().gelu_forward(out=floats(3), y=floats(3))
+    with pytest.raises(TypeError, match="^gelu_forward: got an unexpected keyword argument 'y'$"):
+        _core.Stream().gelu_forward(floats(3), floats(3), y=floats(3))
     with pytest.raises(TypeError, match="^gelu_forward: multiple values for argument 'out'$"):
         _core.Stream().gelu_forward(floats(3), floats(3), out=floats(3))
 
@@ -117,6 +124,16 @@ def test_arguments_by_name_and_defaults(rng):
     _core.Stream().layernorm_forward(*plain, x, w, b, 1e-5)
     _core.Stream().layernorm_forward(*named, b=b, w=w, x=x)
     assert plain[0].any() and bits(plain) == bits(named)
+
+
+def test_what_may_be_none_may_be_left_out(rng):
+    x, w = rng.standard_normal((3, 5), np.float32), rng.standard_normal((7, 5), np.float32)
+    out, again = floats(3, 7), floats(3, 7)
+    _core.Stream().matmul_forward(out, x, w)
+    _core.Stream().matmul_forward(again, x, w, None)
+    assert out.any() and bits([out]) == bits([again])
+    assert str(_core.DOORS["matmul_forward"].signature) == "(out, x, w, b=None)"
+    assert str(_core.DOORS["embedding_forward"].signature) == "(out, tokens, wte, wpe, pos)"
 
 
 @pytest.mark.parametrize("dtype, kind", [(np.float32, "f"), (np.int32, "i")])

@@ -64,18 +64,21 @@ class Mixture:
         self.probs = t.buffer((B, T, M), f"{name}.probs") if router else None
         self.shares, self.chosen = t.buffer((B, T, S), f"{name}.shares"), t.buffer((B, T, S), f"{name}.chosen", "i")
 
+    # Arguments of the kernels, by name.
+
     @property
     def data(self):
-        return [w and w.data for w in self.weights]
+        return {part: w.data for part, w in zip(EXPERTS, self.weights) if w}
 
     @property
     def kept(self):
-        return self.gates, self.y, self.probs, self.shares, self.chosen
+        return {"gates": self.gates, "y": self.y, "probs": self.probs, "weights": self.shares, "chosen": self.chosen}
 
     @property
     def balancing(self):
-        """What the backward adds to the probabilities' gradients: (usage, weight of the balance loss)."""
-        return (self.gauge.usage, self.t.balance_loss) if self.gauge and self.t.balance_loss and self.t.own_loss else (None, 0.0)
+        """What the backward adds to the probabilities' gradients: the usage, times the weight of the balance loss."""
+        balancing = self.gauge and self.t.balance_loss and self.t.own_loss
+        return {"fraction": self.gauge.usage, "balance": self.t.balance_loss} if balancing else {}
 
     def measure(self):
         if self.gauge:
@@ -104,17 +107,27 @@ def mixture(t, n: Tensor, weights, top_k, gauge, *, name):
     B, T, H = n.shape
     moe = Mixture(t, weights, B, T, H, top_k, gauge, name=name)
     out = t.new(n.shape, f"{name}.moe")
-    t.s.moe_forward(out.data, *moe.kept, n.data, *moe.data)
+    t.s.moe_forward(out=out.data, n=n.data, **moe.kept, **moe.data)
     moe.measure()
 
     def backward():
         dgates, dlogits = moe.deltas()
         n.gradient.is_in(t.buffer(n.shape, f"d{n.name}"))  # nothing else reads n
-        t.s.moe_backward(n.grad, dgates, dlogits, out.grad, *moe.kept, *moe.data, *moe.balancing)
+        t.s.moe_backward(n.grad, dgates, dlogits, out.grad, **moe.kept, **moe.data, **moe.balancing)
         moe.backward_w(out.grad, dgates, dlogits, n.data)
 
     t.on_backward(backward)
     return out
+
+
+def _add_weight_gradients(t, own, deltas, kept):
+    """The gradients of the layer's matrices: of each the product of its result's with what went into it."""
+    products = [("uz", "dz", "hn"), ("ur", "dr", "hn"), ("uh", "dc", "rh")]
+    if "wk" in own:
+        products += zip(MATRICES, ("dk", "dv", "dc2", "ddecay", "dfirst"), ("shift_k", "shift_v", "gated", "c", "c"))
+    for part, of_result, of_input in products:
+        dw, add = own[part].sink()
+        t.s.matmul_backward_w(dw, None, deltas[of_result], kept[of_input], add)
 
 
 def gru(t, inputs, xr, weights, top_k, gauge, *, layer, skip=0.0, name):
@@ -124,39 +137,23 @@ def gru(t, inputs, xr, weights, top_k, gauge, *, layer, skip=0.0, name):
     """
     az, ar, ah = inputs
     B, T, H = az.shape
-    norm, uz, ur, uh = (weights(part) for part in ("hid_norm", "uz", "ur", "uh"))
-    matrices, vectors = [weights(part) for part in MATRICES], [weights(part) for part in VECTORS]
-    mixing, moe_norm = bool(matrices[0]), weights("moe_norm")
-    moe = Mixture(t, weights, B, T, H, top_k, gauge, name=name) if moe_norm else None
+    own = {part: w for part in ("hid_norm", "uz", "ur", "uh", *MATRICES, *VECTORS, "moe_norm") if (w := weights(part))}
+    mixing = "wk" in own
+    moe = Mixture(t, weights, B, T, H, top_k, gauge, name=name) if "moe_norm" in own else None
 
     states = ("h", "num", "den", "xprev") if mixing else ("h",)
-    first = [t.incoming(part, layer) for part in states]
-    last = [t.new((B, H), f"{name}.{part}1") for part in states]
-    none = [None] * (4 - len(states))
+    first = {part: t.incoming(part, layer) for part in states}
+    last = {part: t.new((B, H), f"{name}.{part}1") for part in states}
     out = t.new((B, T, H), f"{name}.out")
     acts = planes(t, ACTS, B, T, H, name=f"{name}.acts")
     mixed = planes(t, MIXED, B, T, H, name=f"{name}.mixed") if mixing else Planes(None, {})
     n = t.buffer((B, T, H), f"{name}.n") if moe else None
-    kept, experts = (moe.kept, moe.data) if moe else ([None] * 5, [None] * 4)
-    cell = [w and w.data for w in (norm, uz, ur, uh, *matrices, *vectors, moe_norm)] + experts
-    t.s.gru_forward(
-        out.data,
-        acts.whole,
-        mixed.whole,
-        n,
-        *kept,
-        *(x.data for x in last),
-        *none,
-        az.data,
-        ar.data,
-        ah.data,
-        xr and xr.data,
-        *(x.data for x in first),
-        *none,
-        *cell,
-        eps=EPS,
-        skip=skip,
-    )
+    kept = {"out": out.data, "acts": acts.whole, "mixed": mixed.whole} | (moe.kept if moe else {})
+    given = {f"{part}0": x.data for part, x in first.items()} | {part: w.data for part, w in own.items()}
+    given |= moe.data if moe else {}
+    entering = {"az": az.data, "ar": ar.data, "ah": ah.data, "xr": xr and xr.data}
+    leaving = {f"{part}1": x.data for part, x in last.items()}
+    t.s.gru_forward(n=n, **entering, **leaving, **kept, **given, eps=EPS, skip=skip)
     if moe:
         moe.measure()
 
@@ -165,50 +162,20 @@ def gru(t, inputs, xr, weights, top_k, gauge, *, layer, skip=0.0, name):
         mixed_deltas = planes(t, MIXED_DELTAS, B, T, H, name=f"d{name}.mixed_deltas") if mixing else Planes(None, {})
         dtotal = t.buffer((B, T, H), f"d{name}.total") if moe else None
         dgates, dlogits = moe.deltas() if moe else (None, None)
-        usage, balance = moe.balancing if moe else (None, 0.0)
         dxr, add = xr.sink() if xr else (None, 0)
-        flows = [x.grad if x.gradient.written else None for x in last]
-        t.s.gru_backward(
-            dxr,
-            deltas.whole,
-            mixed_deltas.whole,
-            dtotal,
-            dgates,
-            dlogits,
-            *(x.sink()[0] for x in first),
-            *none,
-            norm.grad,
-            *(v and v.grad for v in vectors),
-            moe_norm and moe_norm.grad,
-            out.grad,
-            *flows,
-            *none,
-            out.data,
-            acts.whole,
-            mixed.whole,
-            *kept,
-            *(x.data for x in first),
-            *none,
-            *cell,
-            usage,
-            eps=EPS,
-            skip=skip,
-            balance=balance,
-            add=add,
-        )
+        outputs = dict(deltas=deltas.whole, mixed_deltas=mixed_deltas.whole, dtotal=dtotal, dgates=dgates, dlogits=dlogits)
+        outputs |= {f"d{part}0": x.sink()[0] for part, x in first.items()}
+        outputs |= {f"d{part}": own[part].grad for part in ("hid_norm", *VECTORS, "moe_norm") if part in own}
+        arriving = {f"d{part}1": x.grad for part, x in last.items() if x.gradient.written} | {"dout": out.grad}
+        arriving |= kept | given | (moe.balancing if moe else {})
+        t.s.gru_backward(dxr=dxr, **outputs, **arriving, eps=EPS, skip=skip, add=add)
         for x, part in zip(inputs, DELTAS):
             x.gradient.is_in(deltas.plane[part])
-        products = [(uz, "dz", "hn"), (ur, "dr", "hn"), (uh, "dc", "rh")]
-        if mixing:
-            products += zip(matrices, ("dk", "dv", "dc2", "ddecay", "dfirst"), ("shift_k", "shift_v", "gated", "c", "c"))
-        d, x = deltas.plane | mixed_deltas.plane, acts.plane | mixed.plane
-        for w, of_result, of_input in products:
-            dw, add = w.sink()
-            t.s.matmul_backward_w(dw, None, d[of_result], x[of_input], add)
+        _add_weight_gradients(t, own, deltas.plane | mixed_deltas.plane, acts.plane | mixed.plane)
         if moe:
             moe.backward_w(dtotal, dgates, dlogits, n)
 
     t.on_backward(backward)
-    for part, x in zip(states, last):
+    for part, x in last.items():
         t.outgoing(part, layer, x)
     return out

@@ -1,0 +1,146 @@
+"""A kernel's door, read from its text in kernels.def: which arguments it takes and what they must be.
+
+generate.py imports this when gpt2c is built, and stream.pyx includes it: so both number the arrays, sizes and scalars of a
+call alike. As a part of stream.pyx it is compiled without negative indices.
+"""
+
+import inspect
+import math
+import re
+
+_ARRAY = re.compile(r"(\w+)(\?(\w*))?:([^:\s]+)(:i)?$")
+_DIM = re.compile(r"(?=.)(\d*)([A-Z]?)$")
+_SCALAR = re.compile(r"(\w+):([nf])(?:=(\S+))?$")
+_RULE = re.compile(r"(\w+)(%|<=|>=|=)([\w*]+)$")
+_TYPE = {"f": "float32", "i": "int32"}
+_MISSING = inspect.Parameter.empty
+
+
+def _show(dim):
+    return str(dim) if isinstance(dim, int) else (str(dim[0]) if dim[0] > 1 else "") + dim[1]
+
+
+class Door:
+    """One kernel's argument list."""
+
+    def __init__(self, number, name, text):
+        self.number, self.name, self.text = number, name, text
+        self.arrays = []  # (name, optional, [(factor, letter) or int], kind, writable)
+        self.groups = {}  # the arrays that come all or none: word: [(place, name)]
+        self.letters = []  # sizes, in order of appearance
+        self.scalars = []  # (name, kind, default)
+        outputs, inputs, scalars, rules = [part.split() for part in (text + "| | |").split("|")[:4]]
+        for item in outputs + inputs:
+            self._read_array(item, len(self.arrays) < len(outputs))
+        for item in scalars:
+            scalar, kind, default = self._parts(_SCALAR, item)
+            self.scalars.append((scalar, kind, default and (int if kind == "n" else float)(default)))
+        self.rules = [self._parts(_RULE, rule) for rule in rules]  # (size, "%", "<=", ">=" or "=", sizes or numbers, multiplied)
+        self.defaults = {a[0]: None if a[1] else _MISSING for a in self.arrays}  # of every argument, in order
+        self.defaults |= {s[0]: _MISSING if s[2] is None else s[2] for s in self.scalars}
+        self._check_names()
+
+    def _parts(self, pattern, item):
+        match = pattern.match(item)
+        if match is None:
+            raise ValueError(f"{self.name}: what is {item!r}?")
+        return match.groups()
+
+    def _read_array(self, item, writable):
+        name, optional, group, dims, integer = self._parts(_ARRAY, item)
+        shape = []
+        for dim in dims.split(","):
+            factor, letter = self._parts(_DIM, dim)
+            shape.append((int(factor or 1), letter) if letter else int(factor))
+            if letter and letter not in self.letters:
+                self.letters.append(letter)
+        if group:
+            self.groups.setdefault(group, []).append((len(self.arrays), name))
+        self.arrays.append((name, bool(optional), shape, "i" if integer else "f", writable))
+
+    def _check_names(self):
+        names = [a[0] for a in self.arrays] + self.letters + [s[0] for s in self.scalars]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise ValueError(f"{self.name}: two arguments are named {name}")
+        for left, _, right in self.rules:
+            for name in [left, *right.split("*")]:
+                if not name.isdigit() and name not in names:
+                    raise ValueError(f"{self.name}: a rule names {name}, which is none of the arguments")
+
+    @property
+    def signature(self):
+        """For help(): a default is shown where all that follow have one too."""
+        parameters, shown = [], True
+        for name, default in reversed(self.defaults.items()):
+            shown = shown and default is not _MISSING
+            anywhere = inspect.Parameter.POSITIONAL_OR_KEYWORD
+            parameters.insert(0, inspect.Parameter(name, anywhere, default=default if shown else _MISSING))
+        return inspect.Signature(parameters)
+
+    def bind(self, args, kwargs):
+        """Every argument in order, defaults filled in."""
+        if len(args) == len(self.defaults) and not kwargs:
+            return args
+        if len(args) > len(self.defaults):
+            raise TypeError(f"{self.name}: too many positional arguments")
+        given = dict(zip(self.defaults, args))
+        for name in kwargs:
+            if name in given:
+                raise TypeError(f"{self.name}: multiple values for argument {name!r}")
+        bound = self.defaults | given | kwargs
+        for name, value in bound.items():
+            if value is _MISSING:
+                raise TypeError(f"{self.name}: missing a required argument: {name!r}")
+            if name not in self.defaults:
+                raise TypeError(f"{self.name}: got an unexpected keyword argument {name!r}")
+        return tuple(bound.values())
+
+    def sizes(self, arrays):
+        """The value of each letter, from the shapes of the arrays; an error where they disagree."""
+        value, source = {}, {}
+        for (name, optional, dims, kind, _), a in zip(self.arrays, arrays):
+            if a is None:
+                if not optional:
+                    raise TypeError(f"{self.name}: {name} is None, expected an array")
+                continue
+            if a.kind != kind:
+                raise TypeError(f"{self.name}: {name} holds {_TYPE[a.kind]}, expected {_TYPE[kind]}")
+            shape = a.shape
+            if dims[0] == (1, "R"):  # R: all leading dimensions together
+                rows = 1
+                for size in shape[: len(shape) - len(dims) + 1]:
+                    rows *= size
+                shape = (rows, *shape[len(shape) - len(dims) + 1 :])
+            good = len(shape) == len(dims)
+            if good:
+                for dim, size in zip(dims, shape):
+                    if isinstance(dim, int):
+                        good = good and size == dim
+                        continue
+                    factor, letter = dim
+                    if letter not in value and size % factor == 0:
+                        value[letter] = size // factor
+                        source[letter] = name
+                    good = good and size == factor * value.get(letter, -1)
+            if not good:
+                expected = ", ".join(_show(dim) for dim in dims)
+                known = ", ".join(f"{letter} = {v} from {source[letter]}" for letter, v in value.items())
+                raise ValueError(
+                    f"{self.name}: {name} has shape {a.shape}, expected ({expected})" + (f" with {known}" if known else "")
+                )
+        return [value.get(letter, 0) for letter in self.letters]
+
+    def check_rules(self, arrays, sizes, scalars):
+        """An error where arguments that are right one by one make no sense together."""
+        for members in self.groups.values():
+            there = [name for place, name in members if arrays[place] is not None]
+            if 0 < len(there) < len(members):
+                absent = next(name for _, name in members if name not in there)
+                raise TypeError(f"{self.name}: {absent} is None, but {there[0]} is not: they come together")
+        value = dict(zip(self.letters, sizes)) | {scalar[0]: number for scalar, number in zip(self.scalars, scalars)}
+        for left, sign, right in self.rules:
+            a, b = value[left], math.prod(int(part) if part.isdigit() else value[part] for part in right.split("*"))
+            if not ((b > 0 and a % b == 0) if sign == "%" else a <= b if sign == "<=" else a >= b if sign == ">=" else a == b):
+                wanted = {"%": "a multiple of ", "=": ""}.get(sign, sign + " ") + right + ("" if right.isdigit() else f" = {b}")
+                raise ValueError(f"{self.name}: {left} = {a}, expected {wanted}")
