@@ -85,6 +85,56 @@ def test_a_flag_is_a_field(copy, tmp_path):
     assert misspelt.returncode == 2 and "did you mean --shade" in misspelt.stderr
 
 
+PLAIN = '''
+"""A line of JSON, then all parameters."""
+
+import json
+import math
+
+import numpy as np
+
+from gpt2c.formats.weights import Weights
+
+MAGIC = b"PLAIN "
+
+
+def is_plain(head):
+    return head.startswith(MAGIC)
+
+
+def read(path):
+    with open(path, "rb") as file:
+        said = json.loads(file.readline().removeprefix(MAGIC))
+        shapes = said["shapes"].items()
+        tensors = {name: np.fromfile(file, "<f4", math.prod(shape)).reshape(shape) for name, shape in shapes}
+    return Weights(said["family"], said["config"], tensors, form="plain 1")
+
+
+def write(path, weights):
+    shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    said = {"family": weights.family, "config": weights.config, "shapes": shapes}
+    with open(path, "wb") as file:
+        file.write(MAGIC + json.dumps(said).encode() + b"\\n")
+        for tensor in weights.tensors.values():
+            file.write(tensor.tobytes())
+'''
+
+
+def test_a_format_is_a_file_and_an_entry_in_the_table(copy, tmp_path):
+    model = ROOT / "tests/corpus/model_v3.bin"
+    (tmp_path / "gpt2c/formats/plain.py").write_text(PLAIN.lstrip())
+    table = tmp_path / "gpt2c/formats/__init__.py"
+    add_line(table, "from gpt2c.formats import json", "from gpt2c.formats import plain")
+    add_line(table, "RANDYGPT = ", 'PLAIN = Format("a plain model", plain.is_plain, plain.read, plain.write, ".plain")')
+    table.write_text(table.read_text("utf-8").replace("FORMATS = (LLMC, ", "FORMATS = (LLMC, PLAIN, "), "utf-8")
+    for source, target in ((model, "there.plain"), ("there.plain", "back.bin")):
+        converted = copy("convert", str(source), target)
+        assert converted.returncode == 0, converted.stderr
+    assert (tmp_path / "there.plain").read_bytes().startswith(b"PLAIN {")
+    assert (tmp_path / "back.bin").read_bytes() == model.read_bytes()
+    assert "plain 1" in copy("info", "there.plain").stdout
+
+
 def test_every_verb_has_its_file_and_every_file_that_the_workflows_name_is_there():
     assert [verb for verb in VERBS if not (ROOT / f"gpt2c/commands/{verb.replace('-', '_')}.py").exists()] == []
     machines = [ROOT / "pyproject.toml", *(ROOT / ".github/workflows").iterdir()]

@@ -154,10 +154,10 @@ def test_the_program_prints_the_text_alone(model, tmp_path):
     [
         (["generate"], 2, "name a checkpoint"),
         (["generate", "missing.bin"], 4, "cannot read missing.bin"),
-        (["generate", "missing.bin", "--top-p", "0"], 2, "top_p is 0.0, expected more than 0 and at most 1"),
-        (["generate", "missing.bin", "-n", "-3"], 2, "max_new_tokens is -3, expected at least 0"),
+        (["generate", "missing.bin", "--top-p", "0"], 2, "--top-p is 0.0, expected more than 0 and at most 1"),
+        (["generate", "missing.bin", "-n", "-3"], 2, "-n is -3, expected at least 0"),
         (["generate", "missing.bin", "--beams", "-1"], 2, "beams is -1, expected at least 0"),
-        (["chat", "missing.bin", "-n", "0"], 2, "max_new_tokens is 0, expected at least 1"),
+        (["chat", "missing.bin", "-n", "0"], 2, "-n is 0, expected at least 1"),
         (["bench", "--seconds", "-1"], 2, "seconds is -1.0, expected at least 0"),
         (["generate", "x", "--temprature", "1"], 2, "unknown flag --temprature; did you mean --temperature?"),
         (["generat"], 2, "there is no verb 'generat'; did you mean generate"),

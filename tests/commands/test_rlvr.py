@@ -36,7 +36,7 @@ def test_flags_of_the_document(tmp_path):
     assert "rlvr: arithmetic with hybrid" in out and load(tmp_path / "model.bin").family == "hybrid"
     assert "name a checkpoint" in rlvr(tmp_path, code=2).stderr
     refused = rlvr(tmp_path, "checkpoint.safetensors", "--group-size", 1, code=2)
-    assert "group_size is 1, expected at least 2" in refused.stderr
+    assert "--group-size is 1, expected at least 2" in refused.stderr
 
 
 def test_a_run_that_goes_on_is_the_same_run(tmp_path):
