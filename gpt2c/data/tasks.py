@@ -106,6 +106,8 @@ def _answer_to_former_name():
     former = ModuleType("gpt2c.tasks")
 
     def named(name):
+        if name.startswith("__") or name not in globals():
+            raise AttributeError(f"module 'gpt2c.tasks' has no attribute {name!r}")
         warnings.warn(f"gpt2c.tasks is no more: from gpt2c import {name}", FutureWarning, stacklevel=2)
         return globals()[name]
 

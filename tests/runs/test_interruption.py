@@ -27,7 +27,7 @@ TINY = [*SHAPE.split(), *"--data x_train.bin -b 2 -t 16 -l 1e-2 -v 10 -m 2 -s 15
 # Runs the training program and says on stdout, unbuffered, when it comes to a phase: a method before which it waits.
 PHASES = """
 import os, sys, time
-import gpt2c.__main__, gpt2c.commands.train, gpt2c.training.trainer, gpt2c.formats.native, gpt2c.models.model
+import gpt2c.__main__, gpt2c.runs.start, gpt2c.training.trainer, gpt2c.formats.native, gpt2c.models.model
 def announce(owner, name, phase, after=0):
     honest, calls = getattr(owner, name), [0]
     def told(*args, **kwargs):
@@ -39,7 +39,7 @@ def announce(owner, name, phase, after=0):
     setattr(owner, name, told)
 phase = sys.argv.pop(1)
 owner, name, after = {
-    "start": (gpt2c.commands.train, "choose_source", 0), "step": (gpt2c.models.model.Model, "loss_and_grad", 17),
+    "start": (gpt2c.runs.start, "choose_source", 0), "step": (gpt2c.models.model.Model, "loss_and_grad", 17),
     "evaluation": (gpt2c.models.model.Model, "evaluate", 5), "sampling": (gpt2c.training.trainer.Trainer, "sample", 0),
     "saving": (gpt2c.formats.native, "_digest", 9)}[phase]
 announce(owner, name, phase, after)
