@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from families import model_of
 
-from gpt2c.data.tasks import TASKS, by_number, by_position, by_position_or_half, task_named, task_pairs
+from gpt2c.data.tasks import TASKS, Task, by_number, by_position, by_position_or_half, task_named, task_pairs
 from gpt2c.errors import InputError, UsageError
 from gpt2c.training.grpo import Grpo, GrpoConfig
 
