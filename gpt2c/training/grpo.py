@@ -41,22 +41,30 @@ class GrpoConfig:
     """How to learn from rewards."""
 
     steps: int = flag(
-        100, "batches of completions in all", "--rl-steps", "--rl-episodes", "--max-steps", "-x", group="reinforcement learning"
+        100,
+        "GRPO steps in total: batches of completions",
+        "--rl-steps",
+        "--rl-episodes",
+        "--max-steps",
+        "-x",
+        group="reinforcement learning",
     )
-    prompts: int = flag(8, "prompts in a batch")
-    group_size: int = flag(4, "completions of each prompt")
-    max_new_tokens: int = flag(20, "the most tokens in a completion", "-n")
-    updates: int = flag(1, "updates with each batch of completions")
-    learning_rate: float = flag(1e-4, "the learning rate", "--rl-learning-rate", "-l", "--lr")
-    weight_decay: float = flag(0.001, "AdamW's decay of matrices", "-c")
-    grad_clip: float = flag(1.0, "largest L2 norm of all gradients together (0: no limit)", "--max-grad-norm")
-    clip: float = flag(
-        0.2, "how far a token's probability may move from where it was, as a part of it, before it is no longer pushed on"
+    prompts: int = flag(8, "prompts per step")
+    group_size: int = flag(4, "group size: completions per prompt, whose rewards are compared")
+    max_new_tokens: int = flag(20, "maximum length of a completion, in tokens", "-n")
+    updates: int = flag(1, "optimizer updates per batch of completions")
+    learning_rate: float = flag(1e-4, "learning rate", "--rl-learning-rate", "-l", "--lr")
+    weight_decay: float = flag(0.001, "AdamW: weight decay of matrices", "-c")
+    grad_clip: float = flag(
+        1.0, "gradient clipping by global L2 norm: the largest norm of all gradients together (0: off)", "--max-grad-norm"
     )
-    kl: float = flag(0.0, "weight of the divergence from the model at the start")
-    entropy: float = flag(0.0, "weight of the entropy bonus")
-    trailing: bool = flag(False, "reward an answer whatever follows it")
-    seed: int = flag(1337, "of prompts and completions")
+    clip: float = flag(0.2, "clipping range (epsilon) of the probability ratio between the new and the old policy, as in PPO")
+    kl: float = flag(
+        0.0, "KL coefficient (beta): weight of the divergence from the reference model, which is the model at the start (0: off)"
+    )
+    entropy: float = flag(0.0, "entropy coefficient: weight of the entropy bonus (0: off)")
+    trailing: bool = flag(False, "reward a completion that begins with the right answer, whatever follows it")
+    seed: int = flag(1337, "random seed of prompts and completions")
 
     def __post_init__(self):
         require_at_least(
