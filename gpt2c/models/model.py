@@ -62,6 +62,10 @@ class Model:
         self._last: Pass | None = None  # the Pass of the last forward
         self._backward_ready = False
 
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(self.config).items())
+        return f"<gpt2c.Model {self.family}: {self.num_parameters:,} parameters, {fields}>"
+
     @property
     def num_parameters(self) -> int:
         return self.params.size
