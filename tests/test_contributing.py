@@ -85,6 +85,51 @@ def test_a_flag_is_a_field(copy, tmp_path):
     assert misspelt.returncode == 2 and "did you mean --shade" in misspelt.stderr
 
 
+BIGRAM = '''
+"""Each token tells the next one."""
+
+from dataclasses import dataclass
+
+from gpt2c.engine import ops
+from gpt2c.engine.arena import ParamSpec, normal
+from gpt2c.models.family import Family
+
+
+@dataclass(frozen=True)
+class Config:
+    vocab_size: int = 256
+    width: int = 8
+
+
+def params(cfg):
+    shape = (cfg.vocab_size, cfg.width)
+    return [ParamSpec("table", shape, normal(0.5), True), ParamSpec("head", shape, normal(0.5), True)]
+
+
+def forward(t, p, batch, cfg):
+    x = ops.embedding(t, batch.tokens, p("table"), name="embedded")  # (B, T, width)
+    return ops.classifier(t, x, p("head"), batch.targets, cfg.vocab_size)
+
+
+FAMILY = Family(name="bigram", Config=Config, params=params, forward=forward, tiny=dict(vocab_size=31))
+'''
+
+
+def test_a_family_is_a_file_and_a_name_in_the_registry(copy, tmp_path):
+    (tmp_path / "gpt2c/models/bigram.py").write_text(BIGRAM.lstrip())
+    registry = tmp_path / "gpt2c/models/registry.py"
+    add_line(registry, "from gpt2c.models import chargpt", "from gpt2c.models import bigram")
+    registry.write_text(registry.read_text("utf-8").replace("for module in gpt2, ", "for module in bigram, gpt2, "), "utf-8")
+    proved = copy("check-grad", "--model", "bigram")
+    assert proved.returncode == 0 and proved.stdout.startswith("bigram, 496 parameters"), proved.stdout + proved.stderr
+    (tmp_path / "book.txt").write_text("one fish two fish " * 200)
+    words = ["--data", "book.txt", "--tokenizer", "byte", "--width", "4", "-b", "2", "-t", "16", "-x", "2", "-v", "0", "-s", "0"]
+    trained = copy("train", "--model", "bigram", *words, "--save-path", "bigram.safetensors")
+    assert trained.returncode == 0, trained.stderr
+    written = copy("generate", "bigram.safetensors", "--prompt", "one", "-n", "3")
+    assert written.returncode == 0 and written.stdout.startswith("one"), written.stderr
+
+
 PLAIN = '''
 """A line of JSON, then all parameters."""
 

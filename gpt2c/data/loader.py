@@ -56,6 +56,11 @@ class DataLoader:
         self._shard_order = np.arange(len(self.paths), dtype=np.int32)
         self.reset()
 
+    def __repr__(self) -> str:
+        ranks = f", rank {self.rank} of {self.world}" if self.world > 1 else ""
+        shards = f"{len(self.paths)} shard{'s' * (len(self.paths) > 1)}"
+        return f"<gpt2c.DataLoader: {self.num_batches} batches of {self.B} x {self.T} tokens in {shards}{ranks}>"
+
     def reset(self) -> None:
         """Begin an epoch; a shuffled loader draws the next order, it does not return to the first."""
         self._shard = self._sample = 0

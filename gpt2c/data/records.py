@@ -1,13 +1,16 @@
 """The records of JSON, JSON Lines and CSV files, one at a time; a bad one is named by its row."""
 
 import csv
+import functools
 import json
 import re
+import sys
 
 from gpt2c.data.reading import decoded_blocks, decoded_lines
 from gpt2c.errors import DataError, UsageError
 from gpt2c.support.files import open_input
 
+SHOWN = 40  # characters of a column's name in a note
 SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -147,4 +150,14 @@ def _column(path, wanted, names, row):
     texts = [i for i, cell in enumerate(row) if not re.fullmatch(r"[-+0-9.eE ]*", cell)]
     if not texts:
         raise DataError(f"no column of {path} holds text in its first row; name one with --column")
+    _tell_choice(path, texts[0], len(texts), tuple(names))
     return texts[0]
+
+
+@functools.cache  # once for each file, however often it is read
+def _tell_choice(path, column, texts, names):
+    """Says what is taken of a file that does not say itself where its text is."""
+    shown = repr(names[column][:SHOWN]) if names else str(column + 1)
+    others = f", the first of {texts} with text (choose another with --column)" if texts > 1 else ""
+    header = "; its first row is taken for the names of columns (--no-csv-header if it is data)" if names else ""
+    print(f"note: of {path} the column {shown} is read{others}{header}", file=sys.stderr)

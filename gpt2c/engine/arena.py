@@ -76,6 +76,9 @@ class Arena:
         self._offsets = dict(zip(self._shapes, np.cumsum([0] + [spec.size for spec in specs]).tolist()))
         self._flat: np.ndarray | None = None
 
+    def __repr__(self):
+        return f"<Arena: {len(self.specs)} tensors, {self.size:,} floats: {', '.join(map(str, self))}>"
+
     @property
     def flat(self) -> np.ndarray:
         if self._flat is None:

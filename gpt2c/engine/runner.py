@@ -45,6 +45,11 @@ class Work:
 STORE, ADD, THROUGH = "store", "add", "through"
 
 
+def lanes(state):
+    """How many sequences a state belongs to: its arrays are (L, B, width)."""
+    return next(iter(state.values())).shape[1]
+
+
 class Runner:
     """Runs a model for any Work.
 
@@ -122,8 +127,8 @@ class Runner:
         cache = self._caches(planning=False)
         for name, array in other.caches.items():
             cache(name, array.shape).array[...] = array
-        for array in other.state.values():
-            return self.begin(array.shape[1], other.state)
+        if other.state:
+            self.begin(lanes(other.state), other.state)
 
     # ---- carried state
 

@@ -82,7 +82,11 @@ def choose(logits, rng, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
 
 
 def checked_prompt(model, prompt_ids):
-    """The ids as a list of ints; an error unless there are some and the model has them."""
+    """The ids as a list of ints, or those of a text; an error unless there are some and the model has them."""
+    if isinstance(prompt_ids, str):
+        if not model.tokenizer:
+            raise InferenceError("the prompt is text, but the model has no tokenizer: set model.tokenizer, or give token ids")
+        prompt_ids = model.tokenizer.encode(prompt_ids)
     prompt, vocab = [int(i) for i in prompt_ids], model.config.vocab_size
     if not prompt:
         raise InferenceError("the prompt is empty: give at least one token id")
@@ -106,7 +110,7 @@ def check_choice(temperature, top_k, top_p, min_p=0.0, repetition_penalty=1.0):
 
 def generate(
     model: Model,
-    prompt_ids: Iterable[int],
+    prompt_ids: Iterable[int] | str,
     max_new_tokens: int,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -120,9 +124,9 @@ def generate(
 ) -> Iterator[int]:
     """Yields up to max_new_tokens new ids, one by one. `seed` is the state of llm.c's generator, or an Xorshift.
 
-    It ends before the first of `stop_tokens`. A `repetition_penalty` above 1 makes the ids of the prompt and those
-    generated less likely; `min_p` leaves out those with less than this part of the likeliest one's probability. The
-    prompt is read `chunk` tokens at a time.
+    The prompt is token ids, or text where the model has a tokenizer; it is read `chunk` tokens at a time. Generation ends
+    before the first of `stop_tokens`. A `repetition_penalty` above 1 makes the ids of the prompt and those generated less
+    likely; `min_p` leaves out those with less than this part of the likeliest one's probability.
     """
     prompt = checked_prompt(model, prompt_ids)
     check_choice(temperature, top_k, top_p, min_p, repetition_penalty)

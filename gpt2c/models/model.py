@@ -13,7 +13,7 @@ import numpy as np
 from gpt2c import formats
 from gpt2c._core import Stream
 from gpt2c.engine.arena import Arena
-from gpt2c.engine.runner import ADD, STORE, Pass, Runner, Work
+from gpt2c.engine.runner import ADD, STORE, Pass, Runner, Work, lanes
 from gpt2c.errors import UsageError
 from gpt2c.formats.weights import SAID, Weights
 from gpt2c.models.family import max_seq_len
@@ -62,6 +62,10 @@ class Model:
         self._last: Pass | None = None  # the Pass of the last forward
         self._backward_ready = False
 
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(self.config).items())
+        return f"<gpt2c.Model {self.family}: {self.num_parameters:,} parameters, {fields}>"
+
     @property
     def num_parameters(self) -> int:
         return self.params.size
@@ -85,13 +89,13 @@ class Model:
 
     @state.setter
     def state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        for array in arrays.values():
-            return self._runner.begin(array.shape[1], arrays)
+        if arrays:
+            self._runner.begin(lanes(arrays), arrays)
 
     def reset_state(self) -> None:
         """Starts the next forward from a state of zeros."""
-        for array in self.state.values():
-            return self._runner.begin(array.shape[1])
+        if self.state:
+            self._runner.begin(lanes(self.state))
 
     def carried(self, window=1):
         """What the next training step takes over from those before it, by name: the state and, with a window, what the

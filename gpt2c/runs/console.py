@@ -1,7 +1,7 @@
 """What a program tells on the way: plain lines, or on a terminal one line of progress below them.
 
-GPT2C_LOG=debug|info|warning|error says how much. Whatever happens to the terminal, or to the program that reads the
-lines, the work goes on.
+GPT2C_LOG=debug|info|warning|error says how much, or RUST_LOG where that is not set. Whatever happens to the terminal,
+or to the program that reads the lines, the work goes on.
 """
 
 import os
@@ -12,13 +12,20 @@ from gpt2c.errors import UsageError
 LEVELS = ("debug", "info", "warning", "error")
 
 
+def log_level(environment):
+    """What GPT2C_LOG says, else RUST_LOG, which may be meant for other programs: what of it is no level is passed over."""
+    short = {"warn": "warning", "trace": "debug", "off": "error"}
+    if level := environment.get("GPT2C_LOG", "").lower():
+        if short.get(level, level) not in LEVELS:
+            raise UsageError(f"GPT2C_LOG is {level!r}, expected one of {', '.join(LEVELS)}")
+        return short.get(level, level)
+    words = [short.get(word.strip(), word.strip()) for word in environment.get("RUST_LOG", "").lower().split(",")]
+    return next((word for word in words if word in LEVELS), "info")
+
+
 class Console:
     def __init__(self):
-        level = os.environ.get("GPT2C_LOG", "info").lower()
-        level = {"warn": "warning"}.get(level, level)
-        if level not in LEVELS:
-            raise UsageError(f"GPT2C_LOG is {level!r}, expected one of {', '.join(LEVELS)}")
-        self._level = LEVELS.index(level)
+        self._level = LEVELS.index(log_level(os.environ))
         self._bar = None
 
     def debug(self, text):

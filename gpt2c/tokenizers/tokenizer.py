@@ -46,6 +46,9 @@ class Tokenizer:
         self._split_as_gpt2 = True
         self._joined = True  # decoding is joining the tokens
 
+    def __repr__(self) -> str:
+        return f"<gpt2c.Tokenizer: {self.vocab_size:,} tokens, end of text {self.eot}>"
+
     @classmethod
     def make(cls, kind: str, text: str | Iterable[str] | None = None, **options: Any) -> Self:
         """A new vocabulary of one of the KINDS from a text, or from an iterable of texts, which is read once.

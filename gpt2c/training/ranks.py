@@ -33,6 +33,9 @@ class World:
 
     rank, size, neighbours = 0, 1, 1  # neighbours: the ranks on this machine
 
+    def __repr__(self):
+        return f"<rank {self.rank} of {self.size}>"
+
     def bounds(self, n):
         """Where the parts of n floats begin, and the end of the last: (size + 1,)."""
         lines = -(-n // LINE)

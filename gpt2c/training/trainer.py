@@ -91,6 +91,10 @@ class Trainer:
         self._only_batch = loader.next_batch() if config.overfit else None
         self._after_update = state.snapshot(self)
 
+    def __repr__(self) -> str:
+        steps = f"step {self.step} of {self.total_steps}, {self.tokens_per_step} tokens each"
+        return f"<gpt2c.Trainer of {self.model.family}: {steps}{', ' + self.stopped if self.stopped else ''}>"
+
     @property
     def total_steps(self):
         return self.length.total_steps

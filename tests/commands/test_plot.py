@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 
+import numpy as np
 import pytest
 from programs import call, run
 
@@ -54,8 +55,47 @@ def test_the_legend_names_the_runs_and_the_curves(two_runs):
         pictures.loss_curves({name: runs.read_metrics(two_runs / name) for name in ("first", "_b$")}, two_runs / "a.svg")
         pictures.roofline(MACHINE, [KERNEL], two_runs / "b.svg")
     curves, roof = (two_runs / "a.svg").read_text(), (two_runs / "b.svg").read_text()
-    assert all(f">{text}<" in curves for text in ("first", " _b$", "training", "validation", "update", "loss"))
-    assert all(f">{text}<" in roof for text in ("1  gelu_forward T64", "A$1 CPU, 2 threads", "avx2: 200 GFLOP/s, 50 GB/s"))
+    named = [f"{name}: {curve}" for name in ("first", " _b$") for curve in ("training", "validation")]
+    assert all(f">{text}<" in curves for text in (*named, "update", "loss"))
+    told = "1  gelu_forward", "T64", "norms, activations and others", "A$1 CPU, 2 threads", "avx2: 200 GFLOP/s; memory 50 GB/s"
+    assert [text for text in told if f">{text}<" not in roof] == []
+
+
+def drawn(monkeypatch, picture, *what):
+    """The axes of a picture that is not written."""
+    kept = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: kept.append(figure))
+    picture(*what, "x.png")
+    return kept[0].axes[0]
+
+
+@drawing
+def test_a_single_run_has_no_title_and_what_came_before_training_no_line(monkeypatch):
+    rows = [{"step": 0, "loss": 9.0, "val_loss": 9.0}, {"step": 10, "loss": 5.0, "val_loss": 6.0}, {"step": 20, "val_loss": 5.0}]
+    axes = drawn(monkeypatch, pictures.loss_curves, {"20260101-120000-gpt2": rows})
+    assert axes.get_legend_handles_labels()[1] == ["training", "validation"] and not axes.get_title()
+    _, points, line = axes.lines
+    assert list(points.get_xdata()) == [0, 10, 20] and points.get_linestyle() == "None"
+    assert list(line.get_xdata()) == [10, 20] and line.get_linestyle() == "-"
+
+
+@drawing
+def test_no_kernel_is_above_the_roof_and_each_kind_has_a_colour(monkeypatch):
+    fast = [
+        KERNEL | {"kernel": "residual_forward", "intensity": 0.1, "gflop_s": 20.0},  # from the cache: 200 GB/s
+        KERNEL | {"kernel": "matmul_forward", "intensity": 100.0, "gflop_s": 210.0},  # more than the peak that was measured
+        KERNEL | {"kernel": "matmul_backward_x", "case": "qkv-T1024", "intensity": 90.0, "gflop_s": 150.0},
+    ]
+    axes = drawn(monkeypatch, pictures.roofline, MACHINE, fast)
+    roofs = [line for line in axes.lines if len(line.get_xdata()) == 3]
+    points = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    assert len(roofs) == 2 and len(points) == 3
+    for point in points:
+        x, y = point.get_xdata()[0], point.get_ydata()[0]
+        above = [np.interp(np.log(x), np.log(roof.get_xdata()), np.log(roof.get_ydata())) for roof in roofs]
+        assert np.log(y) <= max(above) + 1e-6
+    colours = [point.get_color() for point in points]
+    assert colours[1] == colours[2] != colours[0]
 
 
 @drawing

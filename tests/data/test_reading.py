@@ -164,3 +164,13 @@ def test_files_folders_and_patterns(write, tmp_path):
 def test_a_file_that_is_too_large_is_refused(write):
     with pytest.raises(InputError, match="a.txt has 2.0 KB, more than the 1e-06 GB"):
         total_bytes([write("a.txt", "x" * 2000)], Reading(max_file_size=1e-6))
+
+
+def test_what_is_taken_of_a_csv_file_that_does_not_say_is_told_once(write, capsys):
+    path = write("a.csv", "the first,2\nx,y\n")
+    assert documents(path) == documents(path) == ["x"]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "the column 'the first' is read, the first of 2 with text" in said
+    assert "its first row is taken for the names of columns (--no-csv-header if it is data)" in said
+    documents(write("b.csv", "text,more\nx,y\n")), documents(write("c.csv", "a,b\nx,y\n"), column="b")
+    assert capsys.readouterr().err == ""
