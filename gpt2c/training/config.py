@@ -11,7 +11,7 @@ from gpt2c.training.schedules import SCHEDULES
 
 @dataclass
 class TrainConfig:
-    """What the Trainer needs to know besides the model and the data."""
+    """The Trainer's hyperparameters."""
 
     batch_size: int = flag(
         4, "batch size: sequences per batch, on each rank where there are several", "-b", group="batches", main=True
@@ -244,15 +244,15 @@ class TrainConfig:
 
     @property
     def options(self):
-        """What a family may be told of its training besides (Family.options)."""
+        """Training options that only some families have (Family.options)."""
         return {"balance_loss": self.balance_loss}
 
     def carries(self, lanes):
-        """Whether the state goes on from batch to batch, where the data do (`lanes`)."""
+        """Whether the hidden state is carried from batch to batch, where the data are contiguous (`lanes`)."""
         return lanes and self.preserve_hidden_states and not self.overfit
 
     def window(self, T, lanes):
-        """The chunks of T tokens that a gradient reaches back through."""
+        """TBPTT's k2: the chunks of T tokens that a gradient is backpropagated through."""
         return math.ceil(self.backprop_tokens / T) or self.backprop_chunks if self.carries(lanes) else 1
 
 
