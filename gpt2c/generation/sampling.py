@@ -1,4 +1,4 @@
-"""Text from a model as programs ask for it: the flags that shape it, and its pieces as they come."""
+"""Text generation for programs: the sampling flags, and the text as a stream."""
 
 from dataclasses import dataclass
 
@@ -40,8 +40,8 @@ class Sampling:
 
 
 def pieces(model, tokenizer, prompt_ids, max_new_tokens, how: Sampling, rng=None, stop_tokens=(), stop=(), chunk=CHUNK):
-    """Yields a text as it is generated, up to the first stop token or stop string: no half characters, and nothing of a
-    stop string. `rng` takes the place of the seed, to go on from what was drawn before."""
+    """Streams a text as it is generated, up to the first stop token or stop string: no incomplete characters, and nothing of a
+    stop string. `rng` replaces the seed, to continue a stream of random numbers."""
     if isinstance(how.seed, str):
         raise UsageError(f"--seed is {how.seed!r}, expected a whole number")
     if how.beams:
