@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from door import Door
+from door import DTYPES, Door
 
 HERE = Path(__file__).parent
 
@@ -92,10 +92,9 @@ class Given(NamedTuple):
 
 def given_by(door):
     """What a door has to give: {name: (type, where it is in a Call)}, counted as stream.pyx counts."""
-    number = {"f": "float", "i": "int32_t"}
     given = {
-        name: Given(("" if writable else "const ") + number[kind] + "*", f"p[{i}]")
-        for i, (name, _, _, kind, writable) in enumerate(door.arrays)
+        name: Given(("" if writable else "const ") + DTYPES[dtype].c + "*", f"p[{i}]")
+        for i, (name, _, _, dtype, writable) in enumerate(door.arrays)
     }
     whole = [name for name, kind, _ in door.scalars if kind == "n"]
     real = [name for name, kind, _ in door.scalars if kind == "f"]
