@@ -39,9 +39,9 @@ def parameters_of(declaration):
 
 
 def functions_of(source, end=";"):
-    """The functions of the form K(name) that C source declares or, where they end in "{", defines."""
+    """The functions of the form FN(name) that C source declares or, where they end in "{", defines."""
     source = re.sub(r"//.*", "", source)
-    found = re.findall(r"^(void|size_t) K\((\w+)\)\(([^)]*)\)\s*" + end, source, re.M)
+    found = re.findall(r"^(void|size_t) FN\((\w+)\)\(([^)]*)\)\s*" + end, source, re.M)
     return [
         Function(result, name, [p for part in parameters.split(",") for p in parameters_of(part)])
         for result, name, parameters in found
