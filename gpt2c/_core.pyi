@@ -1,16 +1,25 @@
 """The door between Python and the kernels, which kernels/stream.pyx is."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+class DType(NamedTuple):
+    itemsize: int
+    array: str
+    c: str
+
+DTYPES: dict[str, DType]
+
+def nbytes(dtype: str, shape: tuple[int, ...]) -> int: ...
 
 class Buffer:
     name: str
     shape: tuple[int, ...]
-    kind: str
+    dtype: str
     owner: Any
-    def __init__(self, name: str, shape: tuple[int, ...], address: int, owner: Any, kind: str = "f") -> None: ...
+    def __init__(self, name: str, shape: tuple[int, ...], address: int, owner: Any, dtype: str = "f32") -> None: ...
     def rows(self, first: int, last: int, *row_shape: int) -> Buffer: ...
     @property
     def array(self) -> np.ndarray: ...

@@ -25,14 +25,14 @@ static inline vf gelu_gate(vf x) {
     return 1.0f / (vf_exp(minus_2u) + 1.0f);
 }
 
-void K(gelu_forward)(float* out, const float* x, int64_t R) {
+void FN(gelu_forward)(float* out, const float* x, int64_t R) {
     FOR_BLOCKS(R, 8) {
         vf xi = vf_load_n(x + i, R - i);
         vf_store_n(out + i, xi * gelu_gate(xi), R - i);
     }
 }
 
-void K(gelu_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add) {
+void FN(gelu_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add) {
     FOR_BLOCKS(R, 8) {
         vf xi = vf_load_n(x + i, R - i);
         vf s = gelu_gate(xi);
@@ -66,14 +66,14 @@ static inline Normal normal(vf x) {
     return (Normal){phi, vf_select(x < 0.0f, tail, 1.0f - tail)};
 }
 
-void K(gelu_erf_forward)(float* out, const float* x, int64_t R) {
+void FN(gelu_erf_forward)(float* out, const float* x, int64_t R) {
     FOR_BLOCKS(R, 12) {
         vf xi = vf_load_n(x + i, R - i);
         vf_store_n(out + i, xi * normal(xi).cdf, R - i);
     }
 }
 
-void K(gelu_erf_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add) {
+void FN(gelu_erf_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add) {
     FOR_BLOCKS(R, 14) {
         vf xi = vf_load_n(x + i, R - i);
         Normal n = normal(xi);
@@ -82,14 +82,14 @@ void K(gelu_erf_backward)(float* dx, const float* dout, const float* x, int64_t 
     }
 }
 
-void K(squared_relu_forward)(float* out, const float* x, int64_t R) {
+void FN(squared_relu_forward)(float* out, const float* x, int64_t R) {
     FOR_BLOCKS(R, 2) {
         vf m = vf_max(vf_splat(0), vf_load_n(x + i, R - i));
         vf_store_n(out + i, m * m, R - i);
     }
 }
 
-void K(squared_relu_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add) {
+void FN(squared_relu_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add) {
     FOR_BLOCKS(R, 4) {
         vf m = vf_max(vf_splat(0), vf_load_n(x + i, R - i));
         vf old = add ? vf_load_n(dx + i, R - i) : (vf){0};
@@ -97,15 +97,15 @@ void K(squared_relu_backward)(float* dx, const float* dout, const float* x, int6
     }
 }
 
-void K(swiglu_forward)(float* out, const float* a, const float* b, int64_t R) {
+void FN(swiglu_forward)(float* out, const float* a, const float* b, int64_t R) {
     FOR_BLOCKS(R, 8) {
         vf ai = vf_load_n(a + i, R - i);
         vf_store_n(out + i, ai * vf_logistic(ai) * vf_load_n(b + i, R - i), R - i);
     }
 }
 
-void K(swiglu_backward)(float* da, float* db, const float* dout, const float* a, const float* b, int64_t R,
-                        int64_t add_a, int64_t add_b) {
+void FN(swiglu_backward)(float* da, float* db, const float* dout, const float* a, const float* b, int64_t R,
+                         int64_t add_a, int64_t add_b) {
     FOR_BLOCKS(R, 12) {
         vf ai = vf_load_n(a + i, R - i), g = vf_load_n(dout + i, R - i);
         vf s = vf_logistic(ai), slope = s * (ai * (1.0f - s) + 1.0f);
@@ -115,7 +115,7 @@ void K(swiglu_backward)(float* da, float* db, const float* dout, const float* a,
     }
 }
 
-void K(gelu_forward_scalar)(float* out, const float* x, int64_t R) {
+void FN(gelu_forward_scalar)(float* out, const float* x, int64_t R) {
     for (int64_t i = 0; i < R; i++)
         out[i] = x[i] / (1.0f + expf(-GELU_SCALE * x[i] * (1.0f + GELU_CUBIC * x[i] * x[i])));
 }

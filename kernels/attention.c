@@ -69,7 +69,7 @@ static int64_t backward_scratch(Backward* b, float* start, int64_t T, int64_t D)
     return lay_out(start, part, 17);
 }
 
-size_t K(attention_scratch)(int64_t T, int64_t D) {
+size_t FN(attention_scratch)(int64_t T, int64_t D) {
     Forward f;
     Backward b;
     int64_t forward = forward_scratch(&f, NULL, T, D), backward = backward_scratch(&b, NULL, T, D);
@@ -139,14 +139,14 @@ static void attend(float* out, ptrdiff_t out_row, float* lse, const float* q, pt
     end(p);
 }
 
-void K(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t C, int64_t H,
-                          float* scratch) {
+void FN(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t C, int64_t H,
+                           float* scratch) {
     int64_t D = C / H;
     PARALLEL_FOR(B * T * T * C / 8)
     for (int64_t bh = 0; bh < B * H; bh++) {
         const float* q = qkv + bh / H * T * 3 * C + bh % H * D;
         Forward f;
-        forward_scratch(&f, scratch + thread_index() * K(attention_scratch)(T, D), T, D);
+        forward_scratch(&f, scratch + thread_index() * FN(attention_scratch)(T, D), T, D);
         attend(out + bh / H * T * C + bh % H * D, C, lse + bh * T, q, 3 * C, q + C, q + 2 * C, 3 * C, T, 0, D, f);
     }
 }
@@ -171,8 +171,8 @@ static void probabilities(float* s, float* ds, int64_t rows, int64_t at, int64_t
         }
 }
 
-void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
-                           int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch) {
+void FN(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
+                            int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch) {
     const int64_t D = C / H;
     const Precision* p = precision_for(T, D);
     const int64_t W = padded_width(p, D);
@@ -183,7 +183,7 @@ void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, con
         const float *q = qkv + head, *o = out + head_out, *g = dout + head_out;
         float* dq = dqkv + head;
         Backward b;
-        backward_scratch(&b, scratch + thread_index() * K(attention_scratch)(T, D), T, D);
+        backward_scratch(&b, scratch + thread_index() * FN(attention_scratch)(T, D), T, D);
         copy_rows(b.k, W, q + C, 3 * C, T, D, 1);
         copy_rows(b.v, W, q + 2 * C, 3 * C, T, D, 1);
         begin(p);
@@ -253,8 +253,8 @@ static void softmax(float* p, const float* s, int64_t n) {
     for (int64_t j = 0; j < n; j++) p[j] *= inverse;
 }
 
-void K(attention_materialised_forward)(float* out, float* preatt, float* att, const float* qkv,
-                                       int64_t B, int64_t T, int64_t C, int64_t H) {
+void FN(attention_materialised_forward)(float* out, float* preatt, float* att, const float* qkv,
+                                        int64_t B, int64_t T, int64_t C, int64_t H) {
     int64_t D = C / H;
     const float scale = 1.0f / sqrtf(D);
     PARALLEL_FOR(B * T * T * C)
@@ -271,10 +271,10 @@ void K(attention_materialised_forward)(float* out, float* preatt, float* att, co
     }
 }
 
-size_t K(attention_materialised_scratch)(int64_t T) { return T; }
+size_t FN(attention_materialised_scratch)(int64_t T) { return T; }
 
-void K(attention_materialised_backward)(float* dqkv, const float* dout, const float* qkv, const float* att,
-                                        int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch) {
+void FN(attention_materialised_backward)(float* dqkv, const float* dout, const float* qkv, const float* att,
+                                         int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch) {
     int64_t D = C / H;
     const float scale = 1.0f / sqrtf(D);
     PARALLEL_FOR(2 * B * T * T * C)
@@ -303,7 +303,7 @@ void K(attention_materialised_backward)(float* dqkv, const float* dout, const fl
 
 // Cached ----------------------------------------------------------------------------------------------------------
 
-size_t K(attention_cached_scratch)(int64_t S, int64_t D) { return K(attention_scratch)(S, D) + 2 * S; }
+size_t FN(attention_cached_scratch)(int64_t S, int64_t D) { return FN(attention_scratch)(S, D) + 2 * S; }
 
 // One query against n keys and values: a row of scores, then a sum of rows. p has room for 2 n. Keys and values come from
 // memory, since all weights of the model went through the caches after they were last used, and a head's part of them lies in
@@ -337,8 +337,8 @@ static void attend_one(float* out, const float* q, const float* k, const float* 
     }
 }
 
-void K(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
-                                 int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, float* scratch) {
+void FN(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+                                  int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, float* scratch) {
     enum { FEW_QUERIES = 4 };  // below this, copying the head's keys and values would cost more than it saves
     int64_t D = C / H, start = pos[0];
     for (int64_t bt = 0; bt < B * T; bt++) {
@@ -350,7 +350,7 @@ void K(attention_cached_forward)(float* out, float* kcache, float* vcache, const
     for (int64_t bh = 0; bh < B * H; bh++) {
         int64_t b = bh / H, offset = bh % H * D;
         const float *q = qkv + b * T * 3 * C + offset, *k = kcache + b * S * C + offset, *v = vcache + b * S * C + offset;
-        float *o = out + b * T * C + offset, *mine = scratch + thread_index() * K(attention_cached_scratch)(S, D);
+        float *o = out + b * T * C + offset, *mine = scratch + thread_index() * FN(attention_cached_scratch)(S, D);
         if (T >= FEW_QUERIES) {
             Forward f;
             forward_scratch(&f, mine, S, D);

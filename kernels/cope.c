@@ -43,7 +43,7 @@ static size_t divide_scratch(Scratch* s, float* p, int64_t T, int64_t M, int64_t
     return p - start;
 }
 
-size_t K(cope_scratch)(int64_t T, int64_t M, int64_t D) {
+size_t FN(cope_scratch)(int64_t T, int64_t M, int64_t D) {
     Scratch s;
     return divide_scratch(&s, NULL, T, M, D);
 }
@@ -155,23 +155,23 @@ static void attend(float* out, ptrdiff_t out_row, float* lse, float* preatt, flo
     }
 }
 
-void K(cope_forward)(float* out, float* lse, float* preatt, float* att, const float* qkv, const float* table,
-                     int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, float* scratch) {
+void FN(cope_forward)(float* out, float* lse, float* preatt, float* att, const float* qkv, const float* table,
+                      int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, float* scratch) {
     int64_t D = C / H;
     PARALLEL_FOR(B * T * T * (C / 8 + 4 * H))
     for (int64_t bh = 0; bh < B * H; bh++) {
         const float* q = qkv + bh / H * T * 3 * C + bh % H * D;
         Scratch s;
-        divide_scratch(&s, scratch + thread_index() * K(cope_scratch)(T, M, D), T, M, D);
+        divide_scratch(&s, scratch + thread_index() * FN(cope_scratch)(T, M, D), T, M, D);
         load_head(s, q + C, q + 2 * C, 3 * C, table + bh % H * M * D, T, D);
         attend(out + bh / H * T * C + bh % H * D, C, lse + bh * T, preatt ? preatt + bh * T * T : NULL,
                att ? att + bh * T * T : NULL, q, 3 * C, T, 0, D, s);
     }
 }
 
-void K(cope_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
-                            const float* table, int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, int64_t M,
-                            float* scratch) {
+void FN(cope_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+                             const float* table, int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, int64_t M,
+                             float* scratch) {
     int64_t D = C / H, start = pos[0];
     for (int64_t bt = 0; bt < B * T; bt++) {
         int64_t to = (bt / T * S + start + bt % T) * C;
@@ -182,7 +182,7 @@ void K(cope_cached_forward)(float* out, float* kcache, float* vcache, const floa
     for (int64_t bh = 0; bh < B * H; bh++) {
         int64_t b = bh / H, offset = bh % H * D;
         Scratch s;
-        divide_scratch(&s, scratch + thread_index() * K(cope_scratch)(S, M, D), S, M, D);
+        divide_scratch(&s, scratch + thread_index() * FN(cope_scratch)(S, M, D), S, M, D);
         load_head(s, kcache + b * S * C + offset, vcache + b * S * C + offset, C, table + bh % H * M * D, start + T, D);
         attend(out + b * T * C + offset, C, NULL, NULL, NULL, qkv + b * T * 3 * C + offset, 3 * C, T, start, D, s);
     }
@@ -277,12 +277,12 @@ static void backward_of_head(float* dq, float* dtable, const float* g, const flo
 static int64_t num_groups(int64_t B) { return B < MAX_GROUPS ? B : MAX_GROUPS; }
 
 // What each thread needs, and before that, once, the groups' gradients of the table.
-size_t K(cope_backward_scratch)(int64_t B, int64_t T, int64_t H, int64_t M, int64_t D) {
-    return K(cope_scratch)(T, M, D) + num_groups(B) * H * M * round_up(D, VL);
+size_t FN(cope_backward_scratch)(int64_t B, int64_t T, int64_t H, int64_t M, int64_t D) {
+    return FN(cope_scratch)(T, M, D) + num_groups(B) * H * M * round_up(D, VL);
 }
 
-void K(cope_backward)(float* dqkv, float* dtable, const float* dout, const float* qkv, const float* out, const float* lse,
-                      const float* table, int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, int64_t add, float* scratch) {
+void FN(cope_backward)(float* dqkv, float* dtable, const float* dout, const float* qkv, const float* out, const float* lse,
+                       const float* table, int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, int64_t add, float* scratch) {
     int64_t D = C / H, G = num_groups(B), W = round_up(D, VL);
     float* dtables = scratch;  // (G, H, M, W)
     scratch += G * H * M * W;
@@ -292,7 +292,7 @@ void K(cope_backward)(float* dqkv, float* dtable, const float* dout, const float
         float* mine = dtables + gh * M * W;
         memset(mine, 0, M * W * sizeof(float));
         Scratch s;
-        divide_scratch(&s, scratch + thread_index() * K(cope_scratch)(T, M, D), T, M, D);
+        divide_scratch(&s, scratch + thread_index() * FN(cope_scratch)(T, M, D), T, M, D);
         for (int64_t b = B * group / G; b < B * (group + 1) / G; b++) {
             int64_t head = b * T * 3 * C + h * D, at = b * T * C + h * D;
             load_head(s, qkv + head + C, qkv + head + 2 * C, 3 * C, table + h * M * D, T, D);

@@ -1,19 +1,28 @@
-"""A kernel's door, read from its text in kernels.def: which arguments it takes and what they must be.
+"""What numbers are stored as, and a kernel's door, read from its text in kernels.def: which arguments it takes and what they
+must be.
 
 generate.py imports this when gpt2c is built, and stream.pyx includes it: so both number the arrays, sizes and scalars of a
 call alike. As a part of stream.pyx it is compiled without negative indices.
 """
 
+import collections
 import inspect
 import math
 import re
+
+DType = collections.namedtuple("DType", "itemsize array c")  # bytes of a number; what NumPy calls it, and what C does
+DTYPES = {"f32": DType(4, "float32", "float"), "i32": DType(4, "int32", "int32_t")}
 
 _ARRAY = re.compile(r"(\w+)(\?(\w*))?:([^:\s]+)(:i)?$")
 _DIM = re.compile(r"(?=.)(\d*)([A-Z]?)$")
 _SCALAR = re.compile(r"(\w+):([nf])(?:=(\S+))?$")
 _RULE = re.compile(r"(\w+)(%|<=|>=|=)([\w*]+)$")
-_TYPE = {"f": "float32", "i": "int32"}
 _MISSING = inspect.Parameter.empty
+
+
+def nbytes(dtype, shape):
+    """Bytes of an array of this type and shape: nothing else counts them."""
+    return DTYPES[dtype].itemsize * math.prod(shape)
 
 
 def _show(dim):
@@ -25,7 +34,7 @@ class Door:
 
     def __init__(self, number, name, text):
         self.number, self.name, self.text = number, name, text
-        self.arrays = []  # (name, optional, [(factor, letter) or int], kind, writable)
+        self.arrays = []  # (name, optional, [(factor, letter) or int], dtype, writable)
         self.groups = {}  # the arrays that come all or none: word: [(place, name)]
         self.letters = []  # sizes, in order of appearance
         self.scalars = []  # (name, kind, default)
@@ -56,7 +65,7 @@ class Door:
                 self.letters.append(letter)
         if group:
             self.groups.setdefault(group, []).append((len(self.arrays), name))
-        self.arrays.append((name, bool(optional), shape, "i" if integer else "f", writable))
+        self.arrays.append((name, bool(optional), shape, "i32" if integer else "f32", writable))
 
     def _check_names(self):
         names = [a[0] for a in self.arrays] + self.letters + [s[0] for s in self.scalars]
@@ -99,13 +108,13 @@ class Door:
     def sizes(self, arrays):
         """The value of each letter, from the shapes of the arrays; an error where they disagree."""
         value, source = {}, {}
-        for (name, optional, dims, kind, _), a in zip(self.arrays, arrays):
+        for (name, optional, dims, dtype, _), a in zip(self.arrays, arrays):
             if a is None:
                 if not optional:
                     raise TypeError(f"{self.name}: {name} is None, expected an array")
                 continue
-            if a.kind != kind:
-                raise TypeError(f"{self.name}: {name} holds {_TYPE[a.kind]}, expected {_TYPE[kind]}")
+            if a.dtype != dtype:
+                raise TypeError(f"{self.name}: {name} holds {DTYPES[a.dtype].array}, expected {DTYPES[dtype].array}")
             shape = a.shape
             if dims[0] == (1, "R"):  # R: all leading dimensions together
                 rows = 1

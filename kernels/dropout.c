@@ -34,8 +34,8 @@ static inline vi kept(uint64_t key, int i, int32_t dropped) {
 
 static inline int32_t dropped_below(float p) { return (int32_t)(p * 16777216.0f); }
 
-void K(dropout_residual_forward)(float* out, const float* a, const float* b, const int32_t* noise, int64_t R,
-                                 int64_t stream, float p) {
+void FN(dropout_residual_forward)(float* out, const float* a, const float* b, const int32_t* noise, int64_t R,
+                                  int64_t stream, float p) {
     const uint64_t key = stream_key(noise, stream);
     const int32_t dropped = dropped_below(p);
     const float scale = 1.0f / (1.0f - p);
@@ -49,8 +49,8 @@ void K(dropout_residual_forward)(float* out, const float* a, const float* b, con
     }
 }
 
-void K(dropout_residual_backward)(float* da, float* db, const float* dout, const int32_t* noise, int64_t R,
-                                  int64_t stream, float p, int64_t add_a, int64_t add_b) {
+void FN(dropout_residual_backward)(float* da, float* db, const float* dout, const int32_t* noise, int64_t R,
+                                   int64_t stream, float p, int64_t add_a, int64_t add_b) {
     const uint64_t key = stream_key(noise, stream);
     const int32_t dropped = dropped_below(p);
     const float scale = 1.0f / (1.0f - p);

@@ -5,7 +5,7 @@
 #include "parallel.h"
 #include "simd.h"
 
-void K(dyt_forward)(float* out, const float* x, const float* a, const float* w, const float* b, int64_t R, int64_t C) {
+void FN(dyt_forward)(float* out, const float* x, const float* a, const float* w, const float* b, int64_t R, int64_t C) {
     PARALLEL_FOR(16 * R * C)
     for (int64_t r = 0; r < R; r++)
         for (int64_t c = 0; c < C; c += VL) {
@@ -17,10 +17,10 @@ void K(dyt_forward)(float* out, const float* x, const float* a, const float* w, 
 static int64_t whole_vectors(int64_t C) { return (C + VL - 1) / VL * VL; }
 
 // Per chunk of rows: dw, db, and da of each column, a row of whole vectors each.
-size_t K(dyt_scratch)(int64_t R, int64_t C) { return num_chunks(R) * 3 * whole_vectors(C); }
+size_t FN(dyt_scratch)(int64_t R, int64_t C) { return num_chunks(R) * 3 * whole_vectors(C); }
 
-void K(dyt_backward)(float* dx, float* da, float* dw, float* db, const float* dout, const float* x, const float* a,
-                     const float* w, int64_t R, int64_t C, int64_t add, float* scratch) {
+void FN(dyt_backward)(float* dx, float* da, float* dw, float* db, const float* dout, const float* x, const float* a,
+                      const float* w, int64_t R, int64_t C, int64_t add, float* scratch) {
     const int64_t chunks = num_chunks(R), rows = rows_per_chunk(R), W = whole_vectors(C);
     PARALLEL_FOR(24 * R * C)
     for (int64_t k = 0; k < chunks; k++) {

@@ -8,8 +8,8 @@
 
 enum { COLUMNS = 4 * VL };  // columns of one task in the backward: whole cache lines
 
-void K(embedding_forward)(float* out, const int32_t* tokens, const float* wte, const float* wpe, const int32_t* pos,
-                          int64_t B, int64_t T, int64_t C) {
+void FN(embedding_forward)(float* out, const int32_t* tokens, const float* wte, const float* wpe, const int32_t* pos,
+                           int64_t B, int64_t T, int64_t C) {
     PARALLEL_FOR(B * T * C)
     for (int64_t bt = 0; bt < B * T; bt++) {
         float* o = out + bt * C;
@@ -23,8 +23,8 @@ void K(embedding_forward)(float* out, const int32_t* tokens, const float* wte, c
     }
 }
 
-void K(embedding_backward)(float* dwte, float* dwpe, const float* dout, const int32_t* tokens, const int32_t* pos,
-                           int64_t B, int64_t T, int64_t C) {
+void FN(embedding_backward)(float* dwte, float* dwpe, const float* dout, const int32_t* tokens, const int32_t* pos,
+                            int64_t B, int64_t T, int64_t C) {
     PARALLEL_FOR(2 * B * T * C)
     for (int64_t first = 0; first < C; first += COLUMNS) {
         int64_t last = first + COLUMNS < C ? first + COLUMNS : C;

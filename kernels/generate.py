@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from door import Door
+from door import DTYPES, Door
 
 HERE = Path(__file__).parent
 
@@ -39,9 +39,9 @@ def parameters_of(declaration):
 
 
 def functions_of(source, end=";"):
-    """The functions of the form K(name) that C source declares or, where they end in "{", defines."""
+    """The functions of the form FN(name) that C source declares or, where they end in "{", defines."""
     source = re.sub(r"//.*", "", source)
-    found = re.findall(r"^(void|size_t) K\((\w+)\)\(([^)]*)\)\s*" + end, source, re.M)
+    found = re.findall(r"^(void|size_t) FN\((\w+)\)\(([^)]*)\)\s*" + end, source, re.M)
     return [
         Function(result, name, [p for part in parameters.split(",") for p in parameters_of(part)])
         for result, name, parameters in found
@@ -92,10 +92,9 @@ class Given(NamedTuple):
 
 def given_by(door):
     """What a door has to give: {name: (type, where it is in a Call)}, counted as stream.pyx counts."""
-    number = {"f": "float", "i": "int32_t"}
     given = {
-        name: Given(("" if writable else "const ") + number[kind] + "*", f"p[{i}]")
-        for i, (name, _, _, kind, writable) in enumerate(door.arrays)
+        name: Given(("" if writable else "const ") + DTYPES[dtype].c + "*", f"p[{i}]")
+        for i, (name, _, _, dtype, writable) in enumerate(door.arrays)
     }
     whole = [name for name, kind, _ in door.scalars if kind == "n"]
     real = [name for name, kind, _ in door.scalars if kind == "f"]

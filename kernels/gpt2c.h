@@ -8,7 +8,7 @@
 // nothing checked: the door (stream.pyx) has checked the sizes, and whoever takes token ids and positions in (model.py) their
 // values. `scratch` is as large as kernels.def says, per thread.
 //
-// Each .c file is compiled once per instruction set; K(name) gives every copy its own symbol.
+// Each .c file is compiled once per instruction set; FN(name) gives every copy its own symbol.
 #ifndef GPT2C_H
 #define GPT2C_H
 
@@ -17,102 +17,102 @@
 
 #define JOIN_(name, isa) name##_##isa
 #define JOIN(name, isa) JOIN_(name, isa)
-#define K(name) JOIN(name, ISA)
+#define FN(name) JOIN(name, ISA)
 
 // embedding.c ---------------------------------------------------------------------------------------------------
 // out[b,t] = wte[tokens[b,t]] + wpe[pos + t]           out (B,T,C)  tokens (B,T)  wte (V,C)  wpe (S,C)  pos (1)
 // Without wpe (NULL), and dwpe in the backward, tokens alone.
-void K(embedding_forward)(float* out, const int32_t* tokens, const float* wte, const float* wpe, const int32_t* pos,
-                          int64_t B, int64_t T, int64_t C);
-// dwte[tokens[b,t]] += dout[b,t];  dwpe[pos + t] += sum_b dout[b,t]
-void K(embedding_backward)(float* dwte, float* dwpe, const float* dout, const int32_t* tokens, const int32_t* pos,
+void FN(embedding_forward)(float* out, const int32_t* tokens, const float* wte, const float* wpe, const int32_t* pos,
                            int64_t B, int64_t T, int64_t C);
+// dwte[tokens[b,t]] += dout[b,t];  dwpe[pos + t] += sum_b dout[b,t]
+void FN(embedding_backward)(float* dwte, float* dwpe, const float* dout, const int32_t* tokens, const int32_t* pos,
+                            int64_t B, int64_t T, int64_t C);
 
 // norm.c --------------------------------------------------------------------------------------------------------
 // n = (x - mean) rstd,  out = n w + b                  out, x (R,C)  mean, rstd (R)  w, b (C)
 // mean over C,  rstd = 1 / sqrt(variance + eps), the variance divided by C
-void K(layernorm_forward)(float* out, float* mean, float* rstd, const float* x, const float* w, const float* b,
-                          int64_t R, int64_t C, float eps);
+void FN(layernorm_forward)(float* out, float* mean, float* rstd, const float* x, const float* w, const float* b,
+                           int64_t R, int64_t C, float eps);
 // d = dout w,  dx += rstd (d - mean(d) - n mean(d n)),  dw += sum_r dout n,  db += sum_r dout
-void K(layernorm_backward)(float* dx, float* dw, float* db, const float* dout, const float* x, const float* w,
-                           const float* mean, const float* rstd, int64_t R, int64_t C, int64_t add);
+void FN(layernorm_backward)(float* dx, float* dw, float* db, const float* dout, const float* x, const float* w,
+                            const float* mean, const float* rstd, int64_t R, int64_t C, int64_t add);
 
 // n = x rstd,  out = n w   (w may be NULL: 1)          out, x (R,C)  rstd (R)  w (C)
 // rstd = 1 / sqrt(mean(x^2) + eps)
-void K(rmsnorm_forward)(float* out, float* rstd, const float* x, const float* w, int64_t R, int64_t C, float eps);
+void FN(rmsnorm_forward)(float* out, float* rstd, const float* x, const float* w, int64_t R, int64_t C, float eps);
 // d = dout w,  dx += rstd (d - n mean(d n)),  dw += sum_r dout n   (dw may be NULL)
-void K(rmsnorm_backward)(float* dx, float* dw, const float* dout, const float* x, const float* w, const float* rstd,
-                         int64_t R, int64_t C, int64_t add);
+void FN(rmsnorm_backward)(float* dx, float* dw, const float* dout, const float* x, const float* w, const float* rstd,
+                          int64_t R, int64_t C, int64_t add);
 
 // matmul.c ------------------------------------------------------------------------------------------------------
-size_t K(matmul_scratch)(void);
+size_t FN(matmul_scratch)(void);
 // out = x w^T + b   (b may be NULL)                    out (R,N)  x (R,C)  w (N,C)  b (N)
-void K(matmul_forward)(float* out, const float* x, const float* w, const float* b,
-                       int64_t R, int64_t C, int64_t N, float* scratch);
+void FN(matmul_forward)(float* out, const float* x, const float* w, const float* b,
+                        int64_t R, int64_t C, int64_t N, float* scratch);
 // dx += dout w
-void K(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t R, int64_t C, int64_t N, int64_t add,
-                          float* scratch);
+void FN(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t R, int64_t C, int64_t N, int64_t add,
+                           float* scratch);
 // dw += dout^T x,  db += sum_r dout   (db may be NULL)
-void K(matmul_backward_w)(float* dw, float* db, const float* dout, const float* x,
-                          int64_t R, int64_t C, int64_t N, int64_t add, float* scratch);
+void FN(matmul_backward_w)(float* dw, float* db, const float* dout, const float* x,
+                           int64_t R, int64_t C, int64_t N, int64_t add, float* scratch);
 
 // attention.c ---------------------------------------------------------------------------------------------------
 // Causal self-attention over H heads of width D = C / H; qkv holds q | k | v, head h at offset h D of each third.
 // s[i,j] = q_i k_j / sqrt(D),  a[i,j] = softmax over j <= i,  out_i = sum_j a[i,j] v_j
 //                                                      out (B,T,C)  qkv (B,T,3C)  lse (B,H,T)
 // Tiled: keeps only lse_i = log sum_j exp(s[i,j]).
-size_t K(attention_scratch)(int64_t T, int64_t D);
-void K(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t C, int64_t H,
-                          float* scratch);
+size_t FN(attention_scratch)(int64_t T, int64_t D);
+void FN(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t C, int64_t H,
+                           float* scratch);
 // p = exp(s - lse),  ds[i,j] = p[i,j] (dout_i v_j - dout_i out_i)
 // dv_j += sum_i p[i,j] dout_i,  dq_i += sum_j ds[i,j] k_j / sqrt(D),  dk_j += sum_i ds[i,j] q_i / sqrt(D)
-void K(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
-                           int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch);
+void FN(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
+                            int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch);
 // Materialised: the scaled scores and the probabilities stay to be looked at; entries j > i are 0.
 //                                                      preatt, att (B,H,T,T)
-void K(attention_materialised_forward)(float* out, float* preatt, float* att, const float* qkv,
-                                       int64_t B, int64_t T, int64_t C, int64_t H);
-size_t K(attention_materialised_scratch)(int64_t T);
-void K(attention_materialised_backward)(float* dqkv, const float* dout, const float* qkv, const float* att,
-                                        int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch);
+void FN(attention_materialised_forward)(float* out, float* preatt, float* att, const float* qkv,
+                                        int64_t B, int64_t T, int64_t C, int64_t H);
+size_t FN(attention_materialised_scratch)(int64_t T);
+void FN(attention_materialised_backward)(float* dqkv, const float* dout, const float* qkv, const float* att,
+                                         int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch);
 // Decoding: stores the keys and values of T new positions pos .. pos + T - 1 in the caches and attends from those
 // positions to all cached ones.                        kcache, vcache (B,S,C)  pos (1)
-size_t K(attention_cached_scratch)(int64_t S, int64_t D);
-void K(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
-                                 int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, float* scratch);
+size_t FN(attention_cached_scratch)(int64_t S, int64_t D);
+void FN(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+                                  int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, float* scratch);
 
 // activation.c --------------------------------------------------------------------------------------------------
 // u = sqrt(2/pi) (x + 0.044715 x^3),  out = x (1 + tanh u) / 2 = x / (1 + exp(-2u))       out, x (R)
 // Against the exact value of this formula: relative error at most (4 + 2 |2u|) 2^-23, that is 4 units in the last
 // place, growing with |2u|; where exp(-2u) leaves float32's range (x below -10) the result may be 0. Tested.
-void K(gelu_forward)(float* out, const float* x, int64_t R);
+void FN(gelu_forward)(float* out, const float* x, int64_t R);
 // s = 1 / (1 + exp(-2u)),  dx += dout s (1 + x (1 - s) du2),  du2 = 2 sqrt(2/pi) (1 + 0.134145 x^2)
-void K(gelu_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add);
+void FN(gelu_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add);
 // The same function one element at a time with libm's expf: a second opinion for the vector code.
-void K(gelu_forward_scalar)(float* out, const float* x, int64_t R);
+void FN(gelu_forward_scalar)(float* out, const float* x, int64_t R);
 // The exact form, Phi the normal distribution: out = x Phi(x) = x (1 + erf(x / sqrt 2)) / 2
 // Relative error at most (6 + x^2 / 4) 2^-23; where exp(-x^2 / 2) leaves float32's range the result may be 0. Tested.
-void K(gelu_erf_forward)(float* out, const float* x, int64_t R);
+void FN(gelu_erf_forward)(float* out, const float* x, int64_t R);
 // dx += dout (Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi))
-void K(gelu_erf_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add);
+void FN(gelu_erf_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add);
 // out = max(x, 0)^2
-void K(squared_relu_forward)(float* out, const float* x, int64_t R);
+void FN(squared_relu_forward)(float* out, const float* x, int64_t R);
 // dx += dout 2 max(x, 0)
-void K(squared_relu_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add);
+void FN(squared_relu_backward)(float* dx, const float* dout, const float* x, int64_t R, int64_t add);
 // s = 1 / (1 + exp(-a)),  out = a s b                                                     out, a, b (R)
 // Relative error at most 6 2^-23; where exp(-a) leaves float32's range the result may be 0. Tested.
-void K(swiglu_forward)(float* out, const float* a, const float* b, int64_t R);
+void FN(swiglu_forward)(float* out, const float* a, const float* b, int64_t R);
 // da += dout b s (1 + a (1 - s)),  db += dout a s
-void K(swiglu_backward)(float* da, float* db, const float* dout, const float* a, const float* b, int64_t R,
-                        int64_t add_a, int64_t add_b);
+void FN(swiglu_backward)(float* da, float* db, const float* dout, const float* a, const float* b, int64_t R,
+                         int64_t add_a, int64_t add_b);
 
 // dyt.c ---------------------------------------------------------------------------------------------------------
 // t = tanh(a x),  out = t w + b                        out, x (R,C)  a (1)  w, b (C)
-void K(dyt_forward)(float* out, const float* x, const float* a, const float* w, const float* b, int64_t R, int64_t C);
+void FN(dyt_forward)(float* out, const float* x, const float* a, const float* w, const float* b, int64_t R, int64_t C);
 // u = dout w (1 - t^2),  dx += a u,  da += sum_rc u x,  dw += sum_r dout t,  db += sum_r dout
-size_t K(dyt_scratch)(int64_t R, int64_t C);
-void K(dyt_backward)(float* dx, float* da, float* dw, float* db, const float* dout, const float* x, const float* a,
-                     const float* w, int64_t R, int64_t C, int64_t add, float* scratch);
+size_t FN(dyt_scratch)(int64_t R, int64_t C);
+void FN(dyt_backward)(float* dx, float* da, float* dw, float* db, const float* dout, const float* x, const float* a,
+                      const float* w, int64_t R, int64_t C, int64_t add, float* scratch);
 
 // cope.c --------------------------------------------------------------------------------------------------------
 // Causal self-attention over H heads of width D with contextual positions, read from a table of M rows per head.
@@ -120,32 +120,32 @@ void K(dyt_backward)(float* dx, float* da, float* dw, float* db, const float* do
 // s[i,j] = r[i,j] / sqrt(D) + (1 - f) q_i table_m + f q_i table_(m+1),  a[i,j] = softmax over j <= i,  out_i = sum_j a[i,j] v_j
 //                                     out (B,T,C)  qkv (B,T,3C)  table (H,M,D)  lse (B,H,T)  preatt, att (B,H,T,T)
 // lse_i = log sum_j exp(s[i,j]). Where preatt and att are not NULL they receive s and a, 0 for j > i.
-size_t K(cope_scratch)(int64_t T, int64_t M, int64_t D);
-void K(cope_forward)(float* out, float* lse, float* preatt, float* att, const float* qkv, const float* table,
-                     int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, float* scratch);
+size_t FN(cope_scratch)(int64_t T, int64_t M, int64_t D);
+void FN(cope_forward)(float* out, float* lse, float* preatt, float* att, const float* qkv, const float* table,
+                      int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, float* scratch);
 // ds[i,j] = a[i,j] (dout_i v_j - dout_i out_i),  dv_j += sum_i a[i,j] dout_i
 // dp[i,j] = ds[i,j] q_i (table_(m+1) - table_m), 0 where the sum of gates is M - 1 or more,  dg[i,k] = sum_{j<=k} dp[i,j]
 // dr = ds / sqrt(D) + dg g (1 - g),  dk_j += sum_i dr[i,j] q_i
 // dz[i,m] = sum_j ds[i,j] max(0, 1 - |p[i,j] - m|),  dq_i += sum_j dr[i,j] k_j + sum_m dz[i,m] table_m
 // dtable_m += sum_i dz[i,m] q_i
-size_t K(cope_backward_scratch)(int64_t B, int64_t T, int64_t H, int64_t M, int64_t D);
-void K(cope_backward)(float* dqkv, float* dtable, const float* dout, const float* qkv, const float* out, const float* lse,
-                      const float* table, int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, int64_t add, float* scratch);
+size_t FN(cope_backward_scratch)(int64_t B, int64_t T, int64_t H, int64_t M, int64_t D);
+void FN(cope_backward)(float* dqkv, float* dtable, const float* dout, const float* qkv, const float* out, const float* lse,
+                       const float* table, int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, int64_t add, float* scratch);
 // Decoding, as attention_cached_forward.               kcache, vcache (B,S,C)  pos (1)
-void K(cope_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
-                            const float* table, int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, int64_t M,
-                            float* scratch);
+void FN(cope_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+                             const float* table, int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, int64_t M,
+                             float* scratch);
 
 // recursion.c ---------------------------------------------------------------------------------------------------
 // out = x + scale y in rows with depth >= step, or in all where depth is NULL, else x
 //                                                      out, x, y (R,C)  scale (1)  depth (R)
-void K(scaled_residual_forward)(float* out, const float* x, const float* y, const float* scale, const float* depth,
-                                int64_t R, int64_t C, int64_t step);
+void FN(scaled_residual_forward)(float* out, const float* x, const float* y, const float* scale, const float* depth,
+                                 int64_t R, int64_t C, int64_t step);
 // dx += dout, and in those rows dy += scale dout,  dscale += sum_rc dout y
-size_t K(scaled_residual_scratch)(int64_t R);
-void K(scaled_residual_backward)(float* dx, float* dy, float* dscale, const float* dout, const float* y, const float* scale,
-                                 const float* depth, int64_t R, int64_t C, int64_t step, int64_t add_x, int64_t add_y,
-                                 float* scratch);
+size_t FN(scaled_residual_scratch)(int64_t R);
+void FN(scaled_residual_backward)(float* dx, float* dy, float* dscale, const float* dout, const float* y, const float* scale,
+                                  const float* depth, int64_t R, int64_t C, int64_t step, int64_t add_x, int64_t add_y,
+                                  float* scratch);
 // Adaptive depth, after step 1, 2, ..., last: prob = logistic(x w + b). A row with depth >= step (at step 1 every row) halts
 // here if this is the last step or total + prob >= threshold:
 //   halts       weight = 1 - total,  depth = step
@@ -153,89 +153,89 @@ void K(scaled_residual_backward)(float* dx, float* dy, float* dscale, const floa
 //   has halted  weight = 0
 // mixed += weight x. The first step takes total and mixed as 0, whatever is in them.
 //                                                      prob, weight, total, depth (R)  mixed, x (R,C)  w (C)  b (1)
-void K(halting_forward)(float* prob, float* weight, float* total, float* depth, float* mixed, const float* x, const float* w,
-                        const float* b, int64_t R, int64_t C, int64_t step, int64_t last, float threshold);
+void FN(halting_forward)(float* prob, float* weight, float* total, float* depth, float* mixed, const float* x, const float* w,
+                         const float* b, int64_t R, int64_t C, int64_t step, int64_t last, float threshold);
 // For steps last, ..., 2, 1, with depth as the last step left it; dtotal (R) is carried from step to step.
 // dweight = dmixed x;  rows that halted at this step: dtotal -= dweight;  rows that ran on: d = (dtotal + dweight) prob (1 - prob)
 // dx += weight dmixed + d w,  dw += sum_r d x,  db += sum_r d
-size_t K(halting_scratch)(int64_t R, int64_t C);
-void K(halting_backward)(float* dx, float* dw, float* db, float* dtotal, const float* dmixed, const float* x, const float* w,
-                         const float* prob, const float* weight, const float* depth, int64_t R, int64_t C, int64_t step,
-                         int64_t add, float* scratch);
+size_t FN(halting_scratch)(int64_t R, int64_t C);
+void FN(halting_backward)(float* dx, float* dw, float* db, float* dtotal, const float* dmixed, const float* x, const float* w,
+                          const float* prob, const float* weight, const float* depth, int64_t R, int64_t C, int64_t step,
+                          int64_t add, float* scratch);
 // Over the rows whose target is not -1, 0 if there are none: mean_depth = mean(depth),  ponder = mean(depth + 1 - total)
 // count = how many they are                            ponder, mean_depth, count (1)  targets (R)
-void K(ponder_forward)(float* ponder, float* mean_depth, float* count, const float* depth, const float* total,
-                       const int32_t* targets, int64_t R);
+void FN(ponder_forward)(float* ponder, float* mean_depth, float* count, const float* depth, const float* total,
+                        const int32_t* targets, int64_t R);
 // Stores dtotal = -weight / count, 0 where the target is -1.
-void K(ponder_backward)(float* dtotal, const int32_t* targets, const float* count, int64_t R, float weight);
+void FN(ponder_backward)(float* dtotal, const int32_t* targets, const float* count, int64_t R, float weight);
 // scan.c --------------------------------------------------------------------------------------------------------
 // out_t = a_t out_{t-1} + b_t with out_{-1} = h0, last = out_{T-1}
 //                                                      out, a, b (B,T,I)  last, h0 (B,I)
-void K(scan_forward)(float* out, float* last, const float* a, const float* b, const float* h0, int64_t B, int64_t T, int64_t I);
+void FN(scan_forward)(float* out, float* last, const float* a, const float* b, const float* h0, int64_t B, int64_t T, int64_t I);
 // Stores delta_t = dout_t + a_{t+1} delta_{t+1}, where delta after the last step is dlast (NULL: 0) and its a is 1:
 // db = delta,  da_t = delta_t out_{t-1},  dh0 = a_0 delta_0
-void K(scan_backward)(float* da, float* db, float* dh0, const float* dout, const float* dlast, const float* a, const float* out,
-                      const float* h0, int64_t B, int64_t T, int64_t I);
+void FN(scan_backward)(float* da, float* db, float* dh0, const float* dout, const float* dlast, const float* a, const float* out,
+                       const float* h0, int64_t B, int64_t T, int64_t I);
 // x = candidate c | gate,  z = 1 / (1 + exp(-gate)),  g(c) = c + 1/2 where c >= 0, else 1 / (1 + exp(-c))
 // a = 1 - z,  b = z g(c)                               a, b (R,I)  x (R,2I)
-void K(mingru_gates_forward)(float* a, float* b, const float* x, int64_t R, int64_t I);
+void FN(mingru_gates_forward)(float* a, float* b, const float* x, int64_t R, int64_t I);
 // dc += db z g'(c),  dgate += (db g(c) - da) z (1 - z)
-void K(mingru_gates_backward)(float* dx, const float* da, const float* db, const float* x, int64_t R, int64_t I, int64_t add);
+void FN(mingru_gates_backward)(float* dx, const float* da, const float* db, const float* x, int64_t R, int64_t I, int64_t add);
 // Gates and scan in one by sums of logarithms, in double and one element at a time: a second opinion on the others.
 // A_t = sum_{s<=t} log a_s,  out_t = exp(A_t + log(h0 + sum_{s<=t} exp(log b_s - A_s))); an h0 below 1e-10 counts as that.
-void K(mingru_log_forward)(float* out, const float* x, const float* h0, int64_t B, int64_t T, int64_t I);
+void FN(mingru_log_forward)(float* out, const float* x, const float* h0, int64_t B, int64_t T, int64_t I);
 
 // dropout.c -----------------------------------------------------------------------------------------------------
 // out = a + keep b / (1 - p)                           out, a, b (R)  noise (2): seed, counter
 // keep is 0 with probability p (rounded to 24 bits), else 1: a function of seed, counter, stream and the element's index.
-void K(dropout_residual_forward)(float* out, const float* a, const float* b, const int32_t* noise, int64_t R,
-                                 int64_t stream, float p);
+void FN(dropout_residual_forward)(float* out, const float* a, const float* b, const int32_t* noise, int64_t R,
+                                  int64_t stream, float p);
 // da += dout,  db += keep dout / (1 - p)
-void K(dropout_residual_backward)(float* da, float* db, const float* dout, const int32_t* noise, int64_t R,
-                                  int64_t stream, float p, int64_t add_a, int64_t add_b);
+void FN(dropout_residual_backward)(float* da, float* db, const float* dout, const int32_t* noise, int64_t R,
+                                   int64_t stream, float p, int64_t add_a, int64_t add_b);
 
 // elementwise.c -------------------------------------------------------------------------------------------------
 // out = a + scale b                                                                       out, a, b (R)
-void K(residual_forward)(float* out, const float* a, const float* b, int64_t R, float scale);
+void FN(residual_forward)(float* out, const float* a, const float* b, int64_t R, float scale);
 // da += dout,  db += scale dout
-void K(residual_backward)(float* da, float* db, const float* dout, int64_t R, float scale, int64_t add_a, int64_t add_b);
+void FN(residual_backward)(float* da, float* db, const float* dout, int64_t R, float scale, int64_t add_a, int64_t add_b);
 // out[b] = x[b, T-1]                                   out (B,C)  x (B,T,C)
-void K(last_position_forward)(float* out, const float* x, int64_t B, int64_t T, int64_t C);
+void FN(last_position_forward)(float* out, const float* x, int64_t B, int64_t T, int64_t C);
 // out = x                                                                                 out, x (R)
-void K(copy)(float* out, const float* x, int64_t R);
+void FN(copy)(float* out, const float* x, int64_t R);
 // x = 0
-void K(zero)(float* x, int64_t R);
+void FN(zero)(float* x, int64_t R);
 
 // loss.c --------------------------------------------------------------------------------------------------------
 // lse_r = log sum_{v<V} exp(logits[r,v]),  losses_r = lse_r - logits[r, targets_r], 0 where targets_r = -1
 //                                                                      logits (R,P), P >= V  targets, losses, lse (R)
-void K(crossentropy_forward)(float* losses, float* lse, const float* logits, const int32_t* targets,
-                             int64_t R, int64_t P, int64_t V);
+void FN(crossentropy_forward)(float* losses, float* lse, const float* logits, const int32_t* targets,
+                              int64_t R, int64_t P, int64_t V);
 // Stores dlogits = weights_r / count (exp(logits - lse) - 1[v = target]), every weight 1 where there are none; 0 in
 // ignored rows and in columns V..P-1. dlogits may be logits itself.                                       weights (R)
-void K(crossentropy_backward)(float* dlogits, const float* logits, const float* lse, const int32_t* targets,
-                              const float* count, const float* weights, int64_t R, int64_t P, int64_t V);
+void FN(crossentropy_backward)(float* dlogits, const float* logits, const float* lse, const int32_t* targets,
+                               const float* count, const float* weights, int64_t R, int64_t P, int64_t V);
 // count = number of targets that are not -1                                                    count (1)  targets (R)
-void K(count_targets)(float* count, const int32_t* targets, int64_t R);
+void FN(count_targets)(float* count, const int32_t* targets, int64_t R);
 // loss = sum_r losses_r / count, 0 if count is                                            loss, count (1)  losses (R)
-void K(mean_loss)(float* loss, const float* losses, const float* count, int64_t R);
+void FN(mean_loss)(float* loss, const float* losses, const float* count, int64_t R);
 
 // optim.c -------------------------------------------------------------------------------------------------------
 // g = scale grads,  m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
 // params -= lr (m / bias1 / (sqrt(v / bias2) + eps) + decay params),  bias_i = 1 - beta_i^t            all (R)
-void K(adamw)(float* params, float* m, float* v, const float* grads, int64_t R,
-              float lr, float beta1, float beta2, float eps, float decay, float bias1, float bias2, float scale);
+void FN(adamw)(float* params, float* m, float* v, const float* grads, int64_t R,
+               float lr, float beta1, float beta2, float eps, float decay, float bias1, float bias2, float scale);
 // d = scale grads + decay params,  m = momentum m + (1 - dampening) d, or d the first time
 // params -= lr (d without m,  m,  or with nesterov d + momentum m)                                      all (R)
-void K(sgd)(float* params, float* m, const float* grads, int64_t R,
-            float lr, float momentum, float dampening, float decay, float scale, int64_t nesterov, int64_t first);
+void FN(sgd)(float* params, float* m, const float* grads, int64_t R,
+             float lr, float momentum, float dampening, float decay, float scale, int64_t nesterov, int64_t first);
 // y += a x                                             y, x (R)
-void K(add_scaled)(float* y, const float* x, int64_t R, float a);
+void FN(add_scaled)(float* y, const float* x, int64_t R, float a);
 // x = min(max(x, -limit), limit)                       x (R)
-void K(clamp)(float* x, int64_t R, float limit);
+void FN(clamp)(float* x, int64_t R, float limit);
 // norm = sqrt(sum x^2)                                 norm (1)  x (R)
-size_t K(global_norm_scratch)(int64_t R);
-void K(global_norm)(float* norm, const float* x, int64_t R, float* scratch);
+size_t FN(global_norm_scratch)(int64_t R);
+void FN(global_norm)(float* norm, const float* x, int64_t R, float* scratch);
 
 // moe.c ---------------------------------------------------------------------------------------------------------
 // A mixture of experts, expert 0 always on:  e_j = (silu(n g_j^T) (n u_j^T)) d_j^T,  p = softmax(n router^T) over experts
@@ -245,26 +245,26 @@ void K(global_norm)(float* norm, const float* x, int64_t R, float* scratch);
 //      out, n (B,T,H)  gates (S,B,T,4H): n g^T | n u^T  y (S,B,T,H)  probs (B,T,M)  weights, chosen (B,T,S)
 //      expert_g, expert_u (N,2H,H)  expert_d (N,H,2H)  router (M,H), N = M + 1; NULL where M = 0
 // R below is B T. Experts that no row chose cost nothing.
-size_t K(moe_scratch)(int64_t H);
-void K(moe_forward)(float* out, float* gates, float* y, float* probs, float* weights, int32_t* chosen, const float* n,
-                    const float* expert_g, const float* expert_u, const float* expert_d, const float* router,
-                    int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch);
+size_t FN(moe_scratch)(int64_t H);
+void FN(moe_forward)(float* out, float* gates, float* y, float* probs, float* weights, int32_t* chosen, const float* n,
+                     const float* expert_g, const float* expert_u, const float* expert_d, const float* router,
+                     int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch);
 // dp_chosen[s] = (dout y_s - dout out) w_0, 0 for experts not chosen; + balance M fraction / R where fraction is given
 // dlogits = p (dp - sum p dp),  dy_s = w_s dout,  dhidden = dy_s d,  dgates = dhidden u silu'(g) | dhidden silu(g)
 // Stores dn = dlogits router + sum_s dgates (g | u)                 dn (B,T,H)  dgates (S,B,T,4H)  dlogits (B,T,M)
-void K(moe_backward)(float* dn, float* dgates, float* dlogits, const float* dout, const float* gates, const float* y,
-                     const float* probs, const float* weights, const int32_t* chosen, const float* expert_g,
-                     const float* expert_u, const float* expert_d, const float* router, const float* fraction,
-                     int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float balance, float* scratch);
+void FN(moe_backward)(float* dn, float* dgates, float* dlogits, const float* dout, const float* gates, const float* y,
+                      const float* probs, const float* weights, const int32_t* chosen, const float* expert_g,
+                      const float* expert_u, const float* expert_d, const float* router, const float* fraction,
+                      int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float balance, float* scratch);
 // dg_j += sum dgates_g^T n,  du_j += sum dgates_u^T n,  dd_j += sum (w_s dout)^T (silu(g) u), over the rows that chose j
-size_t K(moe_backward_w_scratch)(int64_t H);
-void K(moe_backward_w)(float* dexpert_g, float* dexpert_u, float* dexpert_d, const float* dout, const float* dgates,
-                       const float* gates, const float* n, const float* weights, const int32_t* chosen,
-                       int64_t B, int64_t T, int64_t H, int64_t S, int64_t N, int64_t add, float* scratch);
+size_t FN(moe_backward_w_scratch)(int64_t H);
+void FN(moe_backward_w)(float* dexpert_g, float* dexpert_u, float* dexpert_d, const float* dout, const float* dgates,
+                        const float* gates, const float* n, const float* weights, const int32_t* chosen,
+                        int64_t B, int64_t T, int64_t H, int64_t S, int64_t N, int64_t add, float* scratch);
 // fraction_j = share of the rows that chose expert 1 + j,  balance = M sum_j fraction_j mean(p_j)
 //                                                       balance (1)  fraction (M)  probs (R,M)  chosen (R,S)
-void K(balance_forward)(float* balance, float* fraction, const float* probs, const int32_t* chosen, int64_t R, int64_t M,
-                        int64_t S);
+void FN(balance_forward)(float* balance, float* fraction, const float* probs, const int32_t* chosen, int64_t R, int64_t M,
+                         int64_t S);
 
 // gru.c ---------------------------------------------------------------------------------------------------------
 // The recurrent layer of the hybrid. What comes from the layer's input is ready: az, ar, ah = x_n w^T + b and xr. From
@@ -290,8 +290,8 @@ typedef struct {
     int64_t B, T, H, S, M, N;
     float eps, skip;
 } GruForward;
-size_t K(gru_scratch)(int64_t H);
-void K(gru_forward)(const GruForward* a, float* scratch);
+size_t FN(gru_scratch)(int64_t H);
+void FN(gru_forward)(const GruForward* a, float* scratch);
 // Through all steps, last to first. dh1 and so on: what flows back from later steps into the state, where given; dh0 and so
 // on: what goes on to earlier ones. The products' weights get their gradients outside, from
 //   deltas (3,B,T,H): of az, ar, ah    mixed_deltas (5,B,T,H): of k, v, the two products in tanh, c2
@@ -312,11 +312,11 @@ typedef struct {
     float eps, skip, balance;
     int64_t add;
 } GruBackward;
-size_t K(gru_backward_scratch)(int64_t B, int64_t H);
-void K(gru_backward)(const GruBackward* a, float* scratch);
+size_t FN(gru_backward_scratch)(int64_t B, int64_t H);
+void FN(gru_backward)(const GruBackward* a, float* scratch);
 
 // peak.c --------------------------------------------------------------------------------------------------------
 // R times: `steps` rounds of 12 vector multiply-adds; flops (1) = floating-point operations done        sink (R)
-void K(peak)(float* sink, float* flops, int64_t R, int64_t steps);
+void FN(peak)(float* sink, float* flops, int64_t R, int64_t steps);
 
 #endif

@@ -183,9 +183,9 @@ static void take_last(float* last, const float* planes, int p, const float* firs
         memcpy(last + b * H, T ? plane(planes, p, B * T, (b + 1) * T - 1, H) : first + b * H, H * sizeof(float));
 }
 
-size_t K(gru_scratch)(int64_t H) { return experts_scratch(H); }
+size_t FN(gru_scratch)(int64_t H) { return experts_scratch(H); }
 
-void K(gru_forward)(const GruForward* a, float* scratch) {
+void FN(gru_forward)(const GruForward* a, float* scratch) {
     const Experts e = {a->expert_g, a->expert_u, a->expert_d, a->router, a->N, a->S, a->M, a->H};
     const Kept kept = {a->gates, a->y, a->probs, a->weights, a->chosen, a->B * a->T};
     const int64_t work = work_of(a->B, a->T, a->H, a->S, a->wk != NULL), tasks = num_tasks(a->B, work);
@@ -194,7 +194,7 @@ void K(gru_forward)(const GruForward* a, float* scratch) {
         Step s = task_rows(task, tasks, a->B);
         for (int64_t t = 0; t < a->T; t++) {
             go_to(&s, t, a->T);
-            forward_step(a, &e, &kept, &s, scratch + thread_index() * K(gru_scratch)(a->H));
+            forward_step(a, &e, &kept, &s, scratch + thread_index() * FN(gru_scratch)(a->H));
         }
     }
     take_last(a->h1, a->out, 0, a->h0, a->B, a->T, a->H);
@@ -362,9 +362,9 @@ static void add_vectors(const Work* w, float* d, int which) {
 }
 
 static size_t task_scratch(int64_t H) { return MOST_ROWS * TEMPORARIES * H + experts_scratch(H); }
-size_t K(gru_backward_scratch)(int64_t B, int64_t H) { return B * VECTORS * H + task_scratch(H); }
+size_t FN(gru_backward_scratch)(int64_t B, int64_t H) { return B * VECTORS * H + task_scratch(H); }
 
-void K(gru_backward)(const GruBackward* a, float* scratch) {
+void FN(gru_backward)(const GruBackward* a, float* scratch) {
     const int64_t H = a->H, B = a->B;
     const Experts e = {a->expert_g, a->expert_u, a->expert_d, a->router, a->N, a->S, a->M, H};
     const Kept kept = {(float*)a->gates, (float*)a->y, (float*)a->probs, (float*)a->weights, (int32_t*)a->chosen, B * a->T};

@@ -8,8 +8,8 @@
 #include "parallel.h"
 #include "simd.h"
 
-void K(crossentropy_forward)(float* losses, float* lse, const float* logits, const int32_t* targets,
-                             int64_t R, int64_t P, int64_t V) {
+void FN(crossentropy_forward)(float* losses, float* lse, const float* logits, const int32_t* targets,
+                              int64_t R, int64_t P, int64_t V) {
     PARALLEL_FOR(8 * R * V)
     for (int64_t r = 0; r < R; r++) {
         const float* row = logits + r * P;
@@ -32,8 +32,8 @@ void K(crossentropy_forward)(float* losses, float* lse, const float* logits, con
     }
 }
 
-void K(crossentropy_backward)(float* dlogits, const float* logits, const float* lse, const int32_t* targets,
-                              const float* count, const float* weights, int64_t R, int64_t P, int64_t V) {
+void FN(crossentropy_backward)(float* dlogits, const float* logits, const float* lse, const int32_t* targets,
+                               const float* count, const float* weights, int64_t R, int64_t P, int64_t V) {
     PARALLEL_FOR(8 * R * V)
     for (int64_t r = 0; r < R; r++) {
         float* d = dlogits + r * P;
@@ -50,13 +50,13 @@ void K(crossentropy_backward)(float* dlogits, const float* logits, const float* 
 
 // These two are apart from the above because the gradient needs the count before the last row has been seen: rows may
 // go through the two above in pieces.
-void K(count_targets)(float* count, const int32_t* targets, int64_t R) {
+void FN(count_targets)(float* count, const int32_t* targets, int64_t R) {
     int64_t counted = 0;
     for (int64_t r = 0; r < R; r++) counted += targets[r] >= 0;
     count[0] = counted;
 }
 
-void K(mean_loss)(float* loss, const float* losses, const float* count, int64_t R) {
+void FN(mean_loss)(float* loss, const float* losses, const float* count, int64_t R) {
     double total = 0;
     for (int64_t r = 0; r < R; r++) total += losses[r];
     loss[0] = count[0] ? total / count[0] : 0.0f;

@@ -41,7 +41,7 @@ enum {
     B_STAYS = TN * PACKED * sizeof(float) <= 24 * 1024,
 };
 
-size_t K(matmul_scratch)(void) { return (MC + NC) * PACKED + 2 * SLACK; }
+size_t FN(matmul_scratch)(void) { return (MC + NC) * PACKED + 2 * SLACK; }
 
 // n cut into equal blocks of at most `most`, each but the last a multiple of `step`
 static int64_t block_size(int64_t n, int64_t most, int64_t step) {
@@ -105,7 +105,7 @@ static void product(float* c, int64_t M, int64_t N, int64_t K, Operand a, Operan
         int64_t m0 = tiles_m * gm / grid_m * TILE_ROWS, m1 = tiles_m * (gm + 1) / grid_m * TILE_ROWS;
         int64_t n0 = tiles_n * gn / grid_n * TN, n1 = tiles_n * (gn + 1) / grid_n * TN;
         product_rectangle(p, c, N, m0, m1 < M ? m1 : M, n0, n1 < N ? n1 : N, K, a, b, add, bias,
-                          scratch + thread_index() * K(matmul_scratch)());
+                          scratch + thread_index() * FN(matmul_scratch)());
     }
 }
 
@@ -133,19 +133,19 @@ static void row_products(float* out, const float* x, const float* w, const float
     }
 }
 
-void K(matmul_forward)(float* out, const float* x, const float* w, const float* b,
-                       int64_t R, int64_t C, int64_t N, float* scratch) {
+void FN(matmul_forward)(float* out, const float* x, const float* w, const float* b,
+                        int64_t R, int64_t C, int64_t N, float* scratch) {
     if (R <= FEW_ROWS) row_products(out, x, w, b, R, C, N);
     else product(out, R, N, C, (Operand){x, C, 1}, (Operand){w, C, 1}, 0, b, scratch);
 }
 
-void K(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t R, int64_t C, int64_t N, int64_t add,
-                          float* scratch) {
+void FN(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t R, int64_t C, int64_t N, int64_t add,
+                           float* scratch) {
     product(dx, R, C, N, (Operand){dout, N, 1}, (Operand){w, C, 0}, add, NULL, scratch);
 }
 
-void K(matmul_backward_w)(float* dw, float* db, const float* dout, const float* x,
-                          int64_t R, int64_t C, int64_t N, int64_t add, float* scratch) {
+void FN(matmul_backward_w)(float* dw, float* db, const float* dout, const float* x,
+                           int64_t R, int64_t C, int64_t N, int64_t add, float* scratch) {
     product(dw, N, C, R, (Operand){dout, N, 0}, (Operand){x, C, 0}, add, NULL, scratch);
     if (!db) return;
     enum { VECTORS = 8 };  // so many columns at once that a row is read in pieces which memory likes

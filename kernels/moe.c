@@ -8,7 +8,7 @@
 
 enum { GATHERED = 1024 };  // rows of an expert that are gathered at a time
 
-size_t K(moe_scratch)(int64_t H) { return experts_scratch(H); }
+size_t FN(moe_scratch)(int64_t H) { return experts_scratch(H); }
 
 static Experts experts_of(const float* g, const float* u, const float* d, const float* router, int64_t N, int64_t S, int64_t M,
                           int64_t H) {
@@ -17,9 +17,9 @@ static Experts experts_of(const float* g, const float* u, const float* d, const 
 
 static inline int block_rows(int64_t first, int64_t R) { return R - first < MOST_ROWS ? (int)(R - first) : MOST_ROWS; }
 
-void K(moe_forward)(float* out, float* gates, float* y, float* probs, float* weights, int32_t* chosen, const float* n,
-                    const float* expert_g, const float* expert_u, const float* expert_d, const float* router,
-                    int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch) {
+void FN(moe_forward)(float* out, float* gates, float* y, float* probs, float* weights, int32_t* chosen, const float* n,
+                     const float* expert_g, const float* expert_u, const float* expert_d, const float* router,
+                     int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch) {
     const int64_t R = B * T;
     const Experts e = experts_of(expert_g, expert_u, expert_d, router, N, S, M, H);
     const Kept kept = {gates, y, probs, weights, chosen, R};
@@ -39,10 +39,10 @@ void K(moe_forward)(float* out, float* gates, float* y, float* probs, float* wei
     }
 }
 
-void K(moe_backward)(float* dn, float* dgates, float* dlogits, const float* dout, const float* gates, const float* y,
-                     const float* probs, const float* weights, const int32_t* chosen, const float* expert_g,
-                     const float* expert_u, const float* expert_d, const float* router, const float* fraction,
-                     int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float balance, float* scratch) {
+void FN(moe_backward)(float* dn, float* dgates, float* dlogits, const float* dout, const float* gates, const float* y,
+                      const float* probs, const float* weights, const int32_t* chosen, const float* expert_g,
+                      const float* expert_u, const float* expert_d, const float* router, const float* fraction,
+                      int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float balance, float* scratch) {
     const int64_t R = B * T;
     const Experts e = experts_of(expert_g, expert_u, expert_d, router, N, S, M, H);
     const Kept kept = {(float*)gates, (float*)y, (float*)probs, (float*)weights, (int32_t*)chosen, R};
@@ -62,11 +62,11 @@ void K(moe_backward)(float* dn, float* dgates, float* dlogits, const float* dout
     }
 }
 
-size_t K(moe_backward_w_scratch)(int64_t H) { return GATHERED * 8 * H + GATHERED + K(matmul_scratch)(); }
+size_t FN(moe_backward_w_scratch)(int64_t H) { return GATHERED * 8 * H + GATHERED + FN(matmul_scratch)(); }
 
-void K(moe_backward_w)(float* dexpert_g, float* dexpert_u, float* dexpert_d, const float* dout, const float* dgates,
-                       const float* gates, const float* n, const float* weights, const int32_t* chosen,
-                       int64_t B, int64_t T, int64_t H, int64_t S, int64_t N, int64_t add, float* scratch) {
+void FN(moe_backward_w)(float* dexpert_g, float* dexpert_u, float* dexpert_d, const float* dout, const float* dgates,
+                        const float* gates, const float* n, const float* weights, const int32_t* chosen,
+                        int64_t B, int64_t T, int64_t H, int64_t S, int64_t N, int64_t add, float* scratch) {
     const int64_t R = B * T;
     float *x = scratch, *dg = x + GATHERED * H, *du = dg + GATHERED * 2 * H, *hidden = du + GATHERED * 2 * H;
     float *dy = hidden + GATHERED * 2 * H, *products = dy + GATHERED * H + GATHERED;
@@ -93,17 +93,17 @@ void K(moe_backward_w)(float* dexpert_g, float* dexpert_u, float* dexpert_d, con
             }
             if (count || !stored) {
                 int64_t size = 2 * H * H;
-                K(matmul_backward_w)(dexpert_g + expert * size, NULL, dg, x, count, H, 2 * H, stored, products);
-                K(matmul_backward_w)(dexpert_u + expert * size, NULL, du, x, count, H, 2 * H, stored, products);
-                K(matmul_backward_w)(dexpert_d + expert * size, NULL, dy, hidden, count, 2 * H, H, stored, products);
+                FN(matmul_backward_w)(dexpert_g + expert * size, NULL, dg, x, count, H, 2 * H, stored, products);
+                FN(matmul_backward_w)(dexpert_u + expert * size, NULL, du, x, count, H, 2 * H, stored, products);
+                FN(matmul_backward_w)(dexpert_d + expert * size, NULL, dy, hidden, count, 2 * H, H, stored, products);
             }
             stored = 1;
         } while (at < R * S);
     }
 }
 
-void K(balance_forward)(float* balance, float* fraction, const float* probs, const int32_t* chosen, int64_t R, int64_t M,
-                        int64_t S) {
+void FN(balance_forward)(float* balance, float* fraction, const float* probs, const int32_t* chosen, int64_t R, int64_t M,
+                         int64_t S) {
     double sum = 0;
     for (int64_t j = 0; j < M; j++) {
         double mean = 0;

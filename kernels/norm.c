@@ -10,8 +10,8 @@
 
 enum { COLUMNS = 4 * VL };  // columns of one task of dw and db: whole cache lines, sums in registers
 
-void K(layernorm_forward)(float* out, float* mean, float* rstd, const float* x, const float* w, const float* b,
-                          int64_t R, int64_t C, float eps) {
+void FN(layernorm_forward)(float* out, float* mean, float* rstd, const float* x, const float* w, const float* b,
+                           int64_t R, int64_t C, float eps) {
     PARALLEL_FOR(4 * R * C)
     for (int64_t r = 0; r < R; r++) {
         const float* xr = x + r * C;
@@ -36,8 +36,8 @@ void K(layernorm_forward)(float* out, float* mean, float* rstd, const float* x, 
     }
 }
 
-void K(layernorm_backward)(float* dx, float* dw, float* db, const float* dout, const float* x, const float* w,
-                           const float* mean, const float* rstd, int64_t R, int64_t C, int64_t add) {
+void FN(layernorm_backward)(float* dx, float* dw, float* db, const float* dout, const float* x, const float* w,
+                            const float* mean, const float* rstd, int64_t R, int64_t C, int64_t add) {
     PARALLEL_FOR(8 * R * C)
     for (int64_t r = 0; r < R; r++) {
         const float *g = dout + r * C, *xr = x + r * C;
@@ -82,7 +82,7 @@ void K(layernorm_backward)(float* dx, float* dw, float* db, const float* dout, c
 // The gain at column c of n; without gains, 1.
 static inline vf gain(const float* w, int64_t c, int64_t n) { return w ? vf_load_n(w + c, n) : vf_splat(1.0f); }
 
-void K(rmsnorm_forward)(float* out, float* rstd, const float* x, const float* w, int64_t R, int64_t C, float eps) {
+void FN(rmsnorm_forward)(float* out, float* rstd, const float* x, const float* w, int64_t R, int64_t C, float eps) {
     PARALLEL_FOR(3 * R * C)
     for (int64_t r = 0; r < R; r++) {
         const float* xr = x + r * C;
@@ -98,8 +98,8 @@ void K(rmsnorm_forward)(float* out, float* rstd, const float* x, const float* w,
     }
 }
 
-void K(rmsnorm_backward)(float* dx, float* dw, const float* dout, const float* x, const float* w, const float* rstd,
-                         int64_t R, int64_t C, int64_t add) {
+void FN(rmsnorm_backward)(float* dx, float* dw, const float* dout, const float* x, const float* w, const float* rstd,
+                          int64_t R, int64_t C, int64_t add) {
     PARALLEL_FOR(6 * R * C)
     for (int64_t r = 0; r < R; r++) {
         const float *g = dout + r * C, *xr = x + r * C;

@@ -10,8 +10,8 @@
 
 enum { BLOCK = 1 << 14 };
 
-void K(adamw)(float* params, float* m, float* v, const float* grads, int64_t R,
-              float lr, float beta1, float beta2, float eps, float decay, float bias1, float bias2, float scale) {
+void FN(adamw)(float* params, float* m, float* v, const float* grads, int64_t R,
+               float lr, float beta1, float beta2, float eps, float decay, float bias1, float bias2, float scale) {
     const float step = lr / bias1, root = 1.0f / sqrtf(bias2), shrink = lr * decay;
     PARALLEL_FOR(8 * R)
     for (int64_t first = 0; first < R; first += BLOCK) {
@@ -27,8 +27,8 @@ void K(adamw)(float* params, float* m, float* v, const float* grads, int64_t R,
     }
 }
 
-void K(sgd)(float* params, float* m, const float* grads, int64_t R,
-            float lr, float momentum, float dampening, float decay, float scale, int64_t nesterov, int64_t first) {
+void FN(sgd)(float* params, float* m, const float* grads, int64_t R,
+             float lr, float momentum, float dampening, float decay, float scale, int64_t nesterov, int64_t first) {
     const float old = first ? 0.0f : momentum, part = first ? 1.0f : 1.0f - dampening;
     PARALLEL_FOR(6 * R)
     for (int64_t at = 0; at < R; at += BLOCK) {
@@ -48,22 +48,22 @@ void K(sgd)(float* params, float* m, const float* grads, int64_t R,
     }
 }
 
-void K(add_scaled)(float* y, const float* x, int64_t R, float a) {
+void FN(add_scaled)(float* y, const float* x, int64_t R, float a) {
     PARALLEL_FOR(3 * R)
     for (int64_t first = 0; first < R; first += BLOCK)
         for (int64_t i = first; i < (R - first < BLOCK ? R : first + BLOCK); i++) y[i] += a * x[i];
 }
 
-void K(clamp)(float* x, int64_t R, float limit) {
+void FN(clamp)(float* x, int64_t R, float limit) {
     PARALLEL_FOR(2 * R)
     for (int64_t first = 0; first < R; first += BLOCK)
         for (int64_t i = first; i < (R - first < BLOCK ? R : first + BLOCK); i++)
             x[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];  // a NaN stays
 }
 
-size_t K(global_norm_scratch)(int64_t R) { return 2 * ((R + BLOCK - 1) / BLOCK); }
+size_t FN(global_norm_scratch)(int64_t R) { return 2 * ((R + BLOCK - 1) / BLOCK); }
 
-void K(global_norm)(float* norm, const float* x, int64_t R, float* scratch) {
+void FN(global_norm)(float* norm, const float* x, int64_t R, float* scratch) {
     double* squares = (double*)scratch;  // of each block
     PARALLEL_FOR(2 * R)
     for (int64_t first = 0; first < R; first += BLOCK) {

@@ -7,7 +7,7 @@
 
 enum { SUMS = 12 };
 
-void K(peak)(float* sink, float* flops, int64_t R, int64_t steps) {
+void FN(peak)(float* sink, float* flops, int64_t R, int64_t steps) {
     flops[0] = 2.0f * VL * SUMS * R * steps;
     PARALLEL_FOR(R * steps * SUMS)
     for (int64_t r = 0; r < R; r++) {

@@ -12,8 +12,8 @@
 
 static inline int takes_part(const float* depth, int64_t r, int64_t step) { return !depth || depth[r] >= step; }
 
-void K(scaled_residual_forward)(float* out, const float* x, const float* y, const float* scale, const float* depth,
-                                int64_t R, int64_t C, int64_t step) {
+void FN(scaled_residual_forward)(float* out, const float* x, const float* y, const float* scale, const float* depth,
+                                 int64_t R, int64_t C, int64_t step) {
     PARALLEL_FOR(4 * R * C)
     for (int64_t r = 0; r < R; r++) {
         float s = takes_part(depth, r, step) ? scale[0] : 0.0f;
@@ -21,11 +21,11 @@ void K(scaled_residual_forward)(float* out, const float* x, const float* y, cons
     }
 }
 
-size_t K(scaled_residual_scratch)(int64_t R) { return num_chunks(R); }
+size_t FN(scaled_residual_scratch)(int64_t R) { return num_chunks(R); }
 
-void K(scaled_residual_backward)(float* dx, float* dy, float* dscale, const float* dout, const float* y, const float* scale,
-                                 const float* depth, int64_t R, int64_t C, int64_t step, int64_t add_x, int64_t add_y,
-                                 float* scratch) {
+void FN(scaled_residual_backward)(float* dx, float* dy, float* dscale, const float* dout, const float* y, const float* scale,
+                                  const float* depth, int64_t R, int64_t C, int64_t step, int64_t add_x, int64_t add_y,
+                                  float* scratch) {
     const int64_t chunks = num_chunks(R), rows = rows_per_chunk(R);
     PARALLEL_FOR(8 * R * C)
     for (int64_t k = 0; k < chunks; k++) {
@@ -47,8 +47,8 @@ void K(scaled_residual_backward)(float* dx, float* dy, float* dscale, const floa
     dscale[0] += total;
 }
 
-void K(halting_forward)(float* prob, float* weight, float* total, float* depth, float* mixed, const float* x, const float* w,
-                        const float* b, int64_t R, int64_t C, int64_t step, int64_t last, float threshold) {
+void FN(halting_forward)(float* prob, float* weight, float* total, float* depth, float* mixed, const float* x, const float* w,
+                         const float* b, int64_t R, int64_t C, int64_t step, int64_t last, float threshold) {
     PARALLEL_FOR(4 * R * C)
     for (int64_t r = 0; r < R; r++) {
         vf dot = {0};
@@ -72,11 +72,11 @@ void K(halting_forward)(float* prob, float* weight, float* total, float* depth, 
 static int64_t whole_vectors(int64_t C) { return (C + VL - 1) / VL * VL; }
 
 // Per chunk of rows: dw, and db in a vector of its own.
-size_t K(halting_scratch)(int64_t R, int64_t C) { return num_chunks(R) * (whole_vectors(C) + VL); }
+size_t FN(halting_scratch)(int64_t R, int64_t C) { return num_chunks(R) * (whole_vectors(C) + VL); }
 
-void K(halting_backward)(float* dx, float* dw, float* db, float* dtotal, const float* dmixed, const float* x, const float* w,
-                         const float* prob, const float* weight, const float* depth, int64_t R, int64_t C, int64_t step,
-                         int64_t add, float* scratch) {
+void FN(halting_backward)(float* dx, float* dw, float* db, float* dtotal, const float* dmixed, const float* x, const float* w,
+                          const float* prob, const float* weight, const float* depth, int64_t R, int64_t C, int64_t step,
+                          int64_t add, float* scratch) {
     const int64_t chunks = num_chunks(R), rows = rows_per_chunk(R), W = whole_vectors(C);
     PARALLEL_FOR(8 * R * C)
     for (int64_t k = 0; k < chunks; k++) {
@@ -104,8 +104,8 @@ void K(halting_backward)(float* dx, float* dw, float* db, float* dtotal, const f
     }
 }
 
-void K(ponder_forward)(float* ponder, float* mean_depth, float* count, const float* depth, const float* total,
-                       const int32_t* targets, int64_t R) {
+void FN(ponder_forward)(float* ponder, float* mean_depth, float* count, const float* depth, const float* total,
+                        const int32_t* targets, int64_t R) {
     double steps = 0, remainders = 0;
     int64_t counted = 0;
     for (int64_t r = 0; r < R; r++) {
@@ -119,6 +119,6 @@ void K(ponder_forward)(float* ponder, float* mean_depth, float* count, const flo
     mean_depth[0] = counted ? steps / counted : 0.0f;
 }
 
-void K(ponder_backward)(float* dtotal, const int32_t* targets, const float* count, int64_t R, float weight) {
+void FN(ponder_backward)(float* dtotal, const int32_t* targets, const float* count, int64_t R, float weight) {
     for (int64_t r = 0; r < R; r++) dtotal[r] = targets[r] < 0 ? 0.0f : -weight / count[0];
 }

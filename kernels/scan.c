@@ -138,12 +138,12 @@ static void scan(float* out, float* last, const float* a, const float* b, const 
     }
 }
 
-void K(scan_forward)(float* out, float* last, const float* a, const float* b, const float* h0, int64_t B, int64_t T, int64_t I) {
+void FN(scan_forward)(float* out, float* last, const float* a, const float* b, const float* h0, int64_t B, int64_t T, int64_t I) {
     scan(out, last, a, b, h0, B, T, I, I, T);
 }
 
-void K(scan_backward)(float* da, float* db, float* dh0, const float* dout, const float* dlast, const float* a, const float* out,
-                      const float* h0, int64_t B, int64_t T, int64_t I) {
+void FN(scan_backward)(float* da, float* db, float* dh0, const float* dout, const float* dlast, const float* a, const float* out,
+                       const float* h0, int64_t B, int64_t T, int64_t I) {
     // delta, which is db: at the last step what comes from outside, before that by the recurrence
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < I; i++) {
@@ -186,7 +186,7 @@ static inline vf candidate(vf x, vf* slope) {
     return vf_select(negative, l.s, x + 0.5f);
 }
 
-void K(mingru_gates_forward)(float* a, float* b, const float* x, int64_t R, int64_t I) {
+void FN(mingru_gates_forward)(float* a, float* b, const float* x, int64_t R, int64_t I) {
     PARALLEL_FOR(16 * R * I)
     for (int64_t r = 0; r < R; r++)
         for (int64_t i = 0; i < I; i += VL) {
@@ -197,7 +197,7 @@ void K(mingru_gates_forward)(float* a, float* b, const float* x, int64_t R, int6
         }
 }
 
-void K(mingru_gates_backward)(float* dx, const float* da, const float* db, const float* x, int64_t R, int64_t I, int64_t add) {
+void FN(mingru_gates_backward)(float* dx, const float* da, const float* db, const float* x, int64_t R, int64_t I, int64_t add) {
     PARALLEL_FOR(20 * R * I)
     for (int64_t r = 0; r < R; r++)
         for (int64_t i = 0; i < I; i += VL) {
@@ -214,7 +214,7 @@ void K(mingru_gates_backward)(float* dx, const float* da, const float* db, const
 // log (1 + e^x)
 static double softplus(double x) { return x > 0 ? x + log1p(exp(-x)) : log1p(exp(x)); }
 
-void K(mingru_log_forward)(float* out, const float* x, const float* h0, int64_t B, int64_t T, int64_t I) {
+void FN(mingru_log_forward)(float* out, const float* x, const float* h0, int64_t B, int64_t T, int64_t I) {
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < I; i++) {
             double decay = 0, sum = log(fmax(h0[b * I + i], 1e-10));  // A_t; logarithm of the sum of exp(v_s - A_s)

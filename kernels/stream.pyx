@@ -39,33 +39,35 @@ cdef extern from "program.h":
     int gpt2c_run(const Call* calls, int64_t count, double* seconds) nogil
     const char* gpt2c_compiler
 
+include "door.py"  # DTYPES, nbytes, class Door
+
+_TYPESTR = {name: np.dtype(dtype.array).str for name, dtype in DTYPES.items()}  # "f32": "<f4"
+_DTYPE = {typestr: name for name, typestr in _TYPESTR.items()}
+
 
 cdef class Buffer:
-    """A named piece of memory: float32 ("f") or int32 ("i"), contiguous. `owner` keeps the memory alive."""
+    """A named piece of memory, contiguous: numbers of a type that DTYPES names. `owner` keeps the memory alive."""
     cdef readonly str name
     cdef readonly tuple shape
-    cdef readonly str kind
+    cdef readonly str dtype
     cdef readonly object owner
     cdef uintptr_t address
     cdef Buffer whole  # what this is a part of
 
-    def __init__(self, str name, tuple shape, uintptr_t address, owner, str kind="f"):
-        self.name, self.shape, self.address, self.owner, self.kind = name, shape, address, owner, kind
+    def __init__(self, str name, tuple shape, uintptr_t address, owner, str dtype="f32"):
+        self.name, self.shape, self.address, self.owner, self.dtype = name, shape, address, owner, dtype
 
     def rows(self, int64_t first, int64_t last, *row_shape):
         """Rows first to last of this buffer, seen as rows of the given shape: (last - first, *row_shape)."""
-        size = 1
-        for n in row_shape:
-            size *= n
-        address = self.address + 4 * size * first if self.address else 0
-        part = Buffer(f"{self.name}[{first}:{last}]", (last - first, *row_shape), address, self.owner, self.kind)
+        address = self.address + nbytes(self.dtype, (first, *row_shape)) if self.address else 0
+        part = Buffer(f"{self.name}[{first}:{last}]", (last - first, *row_shape), address, self.owner, self.dtype)
         part.whole = self
         return part
 
     @property
     def array(self):
         """The memory as a NumPy array, shared."""
-        interface = dict(shape=self.shape, typestr="<f4" if self.kind == "f" else "<i4", data=(self.address, False), version=3)
+        interface = dict(shape=self.shape, typestr=_TYPESTR[self.dtype], data=(self.address, False), version=3)
         return np.asarray(_View(interface, self))
 
 
@@ -78,15 +80,12 @@ class _View:
 
 def buffer_of(str name, array, bint writable=True, str where=""):
     """A Buffer on the memory of a NumPy array (C-contiguous float32 or int32)."""
-    kind, flags = {"<f4": "f", "<i4": "i"}.get(array.dtype.str), array.flags
-    if kind is None or not flags.c_contiguous or (writable and not flags.writeable):
+    dtype, flags = _DTYPE.get(array.dtype.str), array.flags
+    if dtype is None or not flags.c_contiguous or (writable and not flags.writeable):
         faults = ("" if flags.c_contiguous else ", not contiguous") + ("" if flags.writeable or not writable else ", read-only")
         raise TypeError(f"{where}{name}: expected a contiguous{' writable' if writable else ''} float32 or int32 array, "
                         f"found {array.dtype}{faults}")
-    return Buffer(name, array.shape, array.ctypes.data, array, kind)
-
-
-include "door.py"  # class Door
+    return Buffer(name, array.shape, array.ctypes.data, array, dtype)
 
 
 DOORS = {}

@@ -2,6 +2,6 @@
 #include "table.h"
 
 #define KERNEL(name, door, scratch, arguments) SCRATCH(name)
-#define SCRATCH(name) .name = K(name),
+#define SCRATCH(name) .name = FN(name),
 
-const Kernels K(kernels) = {KERNELS(KERNEL) SCRATCHES(SCRATCH)};
+const Kernels FN(kernels) = {KERNELS(KERNEL) SCRATCHES(SCRATCH)};

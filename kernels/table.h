@@ -6,7 +6,7 @@
 #include "gpt2c.h"
 
 #define KERNEL_POINTER(name, door, scratch, arguments) SCRATCH_POINTER(name)
-#define SCRATCH_POINTER(name) __typeof__(&K(name)) name;
+#define SCRATCH_POINTER(name) __typeof__(&FN(name)) name;
 
 typedef struct {
     KERNELS(KERNEL_POINTER)

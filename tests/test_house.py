@@ -107,7 +107,7 @@ static inline int fits(void) {
 BODYBODY    return '}';  // }
 }
 
-void K(long_by_one)(float* out,
+void FN(long_by_one)(float* out,
                     int64_t n) {
 BODYBODY    puts("}");
 }
@@ -126,7 +126,7 @@ def test_what_is_too_long_is_found(tmp_path):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    found = {"gpt2c/file.py", "kernels/file.def", "gpt2c/function.py: b", "kernels/function.c: K(long_by_one)"}
+    found = {"gpt2c/file.py", "kernels/file.def", "gpt2c/function.py: b", "kernels/function.c: FN(long_by_one)"}
     assert too_long(tmp_path) == found
 
 

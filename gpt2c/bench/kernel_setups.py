@@ -134,7 +134,7 @@ def inputs(kernel):
 
 
 def constant(value, *shape):
-    array = aligned(math.prod(shape)).reshape(shape)
+    array = aligned(*shape)
     array.fill(value)
     return array
 
@@ -192,10 +192,10 @@ def moved(case):
 
 def filled(case, kernel, array):
     """An array as it is before a call."""
-    name, _, dims, kind, writable = array
+    name, _, dims, dtype, writable = array
     shape = shape_of(case, dims)
     if writable and not reads(kernel, name):  # what is not written shows
-        return np.full(shape, -1, np.int32) if kind == "i" else constant(np.nan, *shape)
+        return np.full(shape, -1, np.int32) if dtype == "i32" else constant(np.nan, *shape)
     if writable and "_backward" in kernel and name != "dtotal":
         return constant(0, *shape)
     if name == "a" and kernel in DECAYS:

@@ -92,7 +92,7 @@ class TokenSource:
 
     def __init__(self, dataset, tokenizer, config, family, from_text, turns=0):
         self.name, self.tokenizer, self.turns = dataset.name, tokenizer, turns
-        usual = "lanes" if hasattr(family, "state") else "random" if from_text else "shuffled"
+        usual = "lanes" if family.state else "random" if from_text else "shuffled"
         self._dataset, self._order, self._from_text = dataset, config.order or usual, from_text
         self.lanes = self._order == "lanes"  # whether batches go on from one to the next
         self._config = config

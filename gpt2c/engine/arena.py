@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt2c._core import Buffer
+from gpt2c._core import Buffer, nbytes
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 LARGE = 1 << 22  # bytes: from here on an array gets pages of its own from the system
@@ -17,13 +17,14 @@ LARGE = 1 << 22  # bytes: from here on an array gets pages of its own from the s
 
 @dataclass(frozen=True)
 class ParamSpec:
-    """A parameter tensor: its name, shape, how it starts (a function of a random generator and the shape), and
-    whether weight decay is meant for it."""
+    """A parameter tensor: its name, shape, how it starts (a function of a random generator and the shape), whether
+    weight decay is meant for it, and what its numbers are stored as."""
 
     name: str
     shape: tuple[int, ...]
     init: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
     decay: bool
+    dtype: str = "f32"
 
     @property
     def size(self) -> int:
@@ -44,36 +45,43 @@ def constant(value):
     return lambda rng, shape: np.full(shape, value, np.float32)
 
 
-def aligned(size, dtype=np.float32):
-    """An array of zeros at an aligned address. Its pages come from the system when they are first touched.
+def aligned_bytes(size):
+    """That many bytes, all zero, at an aligned address. Their pages come from the system when they are first touched.
 
     Large ones ask for huge pages: a step walks through all of them, and small pages cost it and the first touch time.
     Systems rarely grant those to memory that could be shared between processes, as mmap makes it unless told otherwise.
     """
-    size_bytes = size * np.dtype(dtype).itemsize
-    if size_bytes >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        block = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):  # a system that has none
             block.madvise(mmap.MADV_HUGEPAGE)
-        return np.frombuffer(block, dtype, size)
-    block = np.zeros(size_bytes + ALIGNMENT, np.uint8)
+        return np.frombuffer(block, np.uint8)
+    block = np.zeros(size + ALIGNMENT, np.uint8)
     start = -block.ctypes.data % ALIGNMENT
-    return block[start : start + size_bytes].view(dtype)
+    return block[start : start + size]
+
+
+def aligned(*shape):
+    """A float32 array of aligned_bytes."""
+    return aligned_bytes(nbytes("f32", shape)).view(np.float32).reshape(shape)
 
 
 class Arena:
-    """Named float32 tensors in one contiguous block, in the order given, without padding.
+    """Named tensors in one contiguous block, in the order given, without padding.
 
-    `arena["wte"]` is a view, `arena.flat` the whole block; both are writable and shared. The block is allocated when
-    it is first asked for.
+    `arena["wte"]` is a view, `arena.flat` the whole block as float32, which is what all that is trained is; both are
+    writable and shared. The block is allocated when it is first asked for.
     """
 
     def __init__(self, specs: Sequence[ParamSpec], prefix: str = "") -> None:
         self.specs = tuple(specs)
         self.prefix = prefix  # of the names in program listings: "d" for gradients
-        self.size = sum(spec.size for spec in specs)
-        self._shapes = {spec.name: spec.shape for spec in specs}
-        self._offsets = dict(zip(self._shapes, np.cumsum([0] + [spec.size for spec in specs]).tolist()))
+        self.size = self.nbytes = 0
+        self._places: dict[str, tuple[ParamSpec, int, int]] = {}  # a spec, the numbers before it, their bytes
+        for spec in self.specs:
+            self._places[spec.name] = spec, self.size, self.nbytes
+            self.size += spec.size
+            self.nbytes += nbytes(spec.dtype, spec.shape)
         self._flat: np.ndarray | None = None
 
     def __repr__(self):
@@ -82,39 +90,35 @@ class Arena:
     @property
     def flat(self) -> np.ndarray:
         if self._flat is None:
-            self._flat = aligned(self.size)
+            self._flat = aligned_bytes(self.nbytes).view(np.float32)
         return self._flat
-
-    @property
-    def nbytes(self) -> int:
-        return 4 * self.size
 
     @property
     def allocated(self) -> bool:
         return self._flat is not None
 
     def keys(self) -> KeysView[str]:
-        return self._shapes.keys()
+        return self._places.keys()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
+        return iter(self._places)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        first, shape = self._offsets[name], self._shapes[name]
-        return self.flat[first : first + math.prod(shape)].reshape(shape)
+        return self.buffer(name).array
 
     def range(self, name: str) -> tuple[int, int]:
         """Where a tensor lies in `flat`: (first, last)."""
-        return self._offsets[name], self._offsets[name] + math.prod(self._shapes[name])
+        spec, first, _ = self._places[name]
+        return first, first + spec.size
 
     def buffer(self, name: str, layer: int | None = None, address: bool = True) -> Buffer:
         """A tensor, or one layer of it, as the kernels take it; without an address while only planning."""
-        shape = self._shapes[name]
-        first, label = self._offsets[name], self.prefix + name
+        spec, _, offset = self._places[name]
+        shape, label = spec.shape, self.prefix + name
         if layer is not None:
             shape = shape[1:] or (1,)
-            first, label = first + layer * math.prod(shape), f"{label}[{layer}]"
-        return Buffer(label, shape, self.flat.ctypes.data + 4 * first if address else 0, self._flat)
+            offset, label = offset + nbytes(spec.dtype, (layer, *shape)), f"{label}[{layer}]"
+        return Buffer(label, shape, self.flat.ctypes.data + offset if address else 0, self._flat, spec.dtype)
 
 
 class Pool:
@@ -132,9 +136,9 @@ class Pool:
         self.top = self.peak = 0  # bytes
         self._holes = []  # (offset, size) below top, by offset, none adjacent
 
-    def take(self, shape, name, kind="f"):
-        """A buffer of this shape, float32 or int32 ("i"); what is in it is left over from before."""
-        size = -(-4 * math.prod(shape) // ALIGNMENT) * ALIGNMENT
+    def take(self, shape, name, dtype="f32"):
+        """A buffer of this shape and type; what is in it is left over from before."""
+        size = -(-nbytes(dtype, shape) // ALIGNMENT) * ALIGNMENT
         fitting = [hole for hole in self._holes if hole[1] >= size]
         if fitting:
             offset, room = min(fitting, key=lambda hole: hole[1])
@@ -149,11 +153,11 @@ class Pool:
             self.peak = max(self.peak, self.top)
             if self.slab is not None and self.top > self.slab.nbytes:
                 raise AssertionError("the slab is smaller than planned")
-        return _Piece(self, offset, size, shape, name, kind)
+        return _Piece(self, offset, size, shape, name, dtype)
 
     def give(self, offset, size):
         if self.poison and self.slab is not None:
-            self.slab[offset // 4 : (offset + size) // 4] = np.nan
+            self.slab[offset : offset + size].view(np.float32).fill(np.nan)
         if not self.reuse or not size:
             return
         at = bisect.bisect(self._holes, (offset,))
@@ -169,11 +173,11 @@ class Pool:
 class _Piece(Buffer):
     """A Buffer that goes back to its pool by itself."""
 
-    def __new__(cls, pool, offset, size, shape, name, kind):
+    def __new__(cls, pool, offset, size, shape, name, dtype):
         return Buffer.__new__(cls)
 
-    def __init__(self, pool, offset, size, shape, name, kind):
-        super().__init__(name, shape, pool.base + offset, pool.slab, kind)
+    def __init__(self, pool, offset, size, shape, name, dtype):
+        super().__init__(name, shape, pool.base + offset, pool.slab, dtype)
         self._pool, self._offset, self._size = pool, offset, size
 
     def __del__(self):

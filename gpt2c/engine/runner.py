@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpt2c._core import Buffer, Stream, buffer_of
-from gpt2c.engine.arena import Pool, aligned
+from gpt2c.engine.arena import Pool, aligned, aligned_bytes
 from gpt2c.engine.tape import Tape, Tensor
 from gpt2c.errors import UsageError
 from gpt2c.support.machine import require_memory
@@ -65,7 +65,7 @@ class Runner:
         self.reuse, self.poison, self.context = reuse, poison, context
         self.caches = {}
         self.state, self._flow = {}, {}  # the state, and the gradient that flows back into it
-        self._slab = aligned(0)
+        self._slab = aligned_bytes(0)
         self._passes = {}
         self._chain = deque()  # the passes whose state led here, oldest first
         self._spare = {}  # passes that have left the chain, by Work
@@ -117,7 +117,7 @@ class Runner:
             if planning:
                 return Buffer(name, shape, 0, None)
             if name not in self.caches:
-                self.caches[name] = aligned(int(np.prod(shape))).reshape(shape)
+                self.caches[name] = aligned(*shape)
             return buffer_of(name, self.caches[name])
 
         return cache
@@ -146,9 +146,7 @@ class Runner:
             )
         if {name: a.shape for name, a in self.state.items()} != shapes:
             self._drop_passes()  # they point into the old state
-            self.state, self._flow = (
-                {name: aligned(int(np.prod(shape))).reshape(shape) for name, shape in shapes.items()} for _ in range(2)
-            )
+            self.state, self._flow = ({name: aligned(*shape) for name, shape in shapes.items()} for _ in range(2))
         self.forget_chain()
         for name, array in self.state.items():
             array[...] = 0 if state is None else state[name]
@@ -166,7 +164,7 @@ class Runner:
                 "tokens": done.tokens,
                 "targets": done.targets,
                 "noise": done.noise,
-                "memory": done.slab,
+                "memory": done.memory,
                 "program": done.fingerprint(),
             }
             arrays |= {f"chain.{number}.{name}": array for name, array in parts.items()}
@@ -183,8 +181,8 @@ class Runner:
                     "the checkpoint was made by another version of gpt2c, which lays out its memory differently: "
                     "take its weights with --init-from, or resume with a window of one chunk"
                 )
-            for name, array in (("tokens", done.tokens), ("targets", done.targets), ("noise", done.noise), ("memory", done.slab)):
-                array[...] = parts[name]
+            for name in ("tokens", "targets", "noise", "memory"):
+                getattr(done, name)[...] = parts[name]
 
     def _release(self, done):
         self._spare.setdefault(done.work, []).append(done)
@@ -221,7 +219,7 @@ class Runner:
                 require_memory(size, f"a batch of {work.B} x {work.T} tokens", "try a smaller batch or sequence length")
                 self._passes.clear()  # they point into the old slab
                 self._slab = None
-                self._slab = aligned(size // 4)
+                self._slab = aligned_bytes(size)
             self._passes[work] = Pass(self, work, self._slab)
         return self._passes[work].ready(backward)
 
@@ -232,7 +230,7 @@ class Runner:
         if not self._spare.get(work):
             size = self.plan(work)
             require_memory(size, f"a chunk of {work.B} x {work.T} tokens", "try a smaller window, batch or chunk")
-            self._release(Pass(self, work, aligned(size // 4)))
+            self._release(Pass(self, work, aligned_bytes(size)))
         last = self._spare[work].pop().ready(backward)
         self._chain.append(last)
         return last
@@ -266,7 +264,7 @@ def _input_buffers(work, planning=False):
     """(Batch, position, noise), with memory of their own."""
 
     def ints(name, *shape):
-        return Buffer(name, shape, 0, None, "i") if planning else buffer_of(name, np.zeros(shape, np.int32))
+        return Buffer(name, shape, 0, None, "i32") if planning else buffer_of(name, np.zeros(shape, np.int32))
 
     targets = ints("targets", work.B, work.T) if work.targets else None
     weights = None
@@ -286,7 +284,7 @@ class Pass:
         self.tokens, self.position, self.noise = batch.tokens.array, position.array, noise.array
         self.targets = batch.targets.array if work.targets else None
         self.weights = batch.weights.array if batch.weights else None
-        self._runner, self.slab = runner, slab
+        self._runner, self.slab, self.memory = runner, slab, slab.view(np.float32)
         self.forward_program, self._backward_programs = None, {}
         self._tape = None  # of kernels that run at once
         self._pool = Pool(slab, runner.reuse, runner.poison)

@@ -158,9 +158,9 @@ class Tape:
         if flow is not None:
             self.on_backward(lambda: self.s.copy(last.sink()[0], flow))
 
-    def buffer(self, shape, name, kind="f") -> Buffer:
-        """Memory for one value, without a gradient: float32, or int32 ("i")."""
-        piece = self.pool.take(tuple(shape), name, kind)
+    def buffer(self, shape, name, dtype="f32") -> Buffer:
+        """Memory for one value, without a gradient."""
+        piece = self.pool.take(tuple(shape), name, dtype)
         if self.keep:
             self.kept[name] = piece
         if self._values is not None:

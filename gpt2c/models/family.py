@@ -49,7 +49,7 @@ class Family:
         """All of its options, these as they are given; one that it does not have is an error unless it is off (0)."""
         for name, value in options.items():
             if value and name not in self.options:
-                raise UsageError(f"{name} is {value:g}, but this {self.name} has no such thing: leave it out")
+                raise UsageError(f"{name} is {value:g}, but {self.name} has no such option: leave it out")
         return {name: options.get(name, value) for name, value in self.options.items()}
 
 

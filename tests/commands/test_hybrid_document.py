@@ -113,7 +113,7 @@ def test_metrics_tell_how_experts_are_used(run):
     idle = 6 * 32 * 32
     assert f"parameters: {model.num_parameters}\nactive parameters: {model.num_parameters - idle}\n" in out
     _, err = run("train --model mingru --balanceLoss=0.1 --data data.txt --dim 16 --max-steps=1", code=2)
-    assert "this mingru has no experts" in err
+    assert "balance_loss is 0.1, but mingru has no such option" in err
 
 
 @pytest.mark.parametrize(

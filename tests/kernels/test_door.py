@@ -15,7 +15,7 @@ STRUCTS = generate.structs_of(HEADER)
 
 
 def test_every_function_of_the_header_has_a_door_or_says_how_much_scratch():
-    declared = re.findall(r"^(void|size_t) K\((\w+)\)", HEADER, re.M)
+    declared = re.findall(r"^(void|size_t) FN\((\w+)\)", HEADER, re.M)
     assert {name for result, name in declared if result == "void"} == {*_core.DOORS}
     assert all(name.endswith("_scratch") for result, name in declared if result == "size_t")
     assert [name for _, name in declared] == [*FUNCTIONS]
@@ -49,9 +49,9 @@ def test_parameters_come_in_the_order_of_the_convention(name):
 
 NORM_H = """
 // out = x w, and the rows that are
-void K(norm)(float* out, float* rows, const float* x, const int32_t* at, int64_t R, int64_t C,
+void FN(norm)(float* out, float* rows, const float* x, const int32_t* at, int64_t R, int64_t C,
              int64_t step, float eps, float* scratch);
-size_t K(norm_scratch)(int64_t C, int64_t D);
+size_t FN(norm_scratch)(int64_t C, int64_t D);
 """
 NORM_DEF = """
 norm  out:R,C rows?:R  # two
@@ -83,7 +83,7 @@ def test_members_of_a_struct_are_filled_by_their_names():
             int64_t R;
             float* out;
         } Sum;
-void K(sum)(const Sum* s);
+void FN(sum)(const Sum* s);
 """
     made = generate.calls("sum  out:R | a:R b:R", header)
     assert lines(made) == ['KERNEL(sum, "out:R | a:R b:R", 0, (&(Sum){.b = p[2], .a = p[1], .R = n[0], .out = p[0]}))']
@@ -117,7 +117,7 @@ REFUSED = {
     "a parameter that a scratch function does not have": (
         "def", "(D=C/R)", "(D=C/R, E=C)", "norm: norm_scratch has no parameter named E"),
     "a kernel without a door": (
-        "h", "size_t", "void K(other)(float* out);\nsize_t", "other is in gpt2c.h, but not in kernels.def"),
+        "h", "size_t", "void FN(other)(float* out);\nsize_t", "other is in gpt2c.h, but not in kernels.def"),
     "a door without a kernel": (
         "def", "norm  ", "other  out:R\nnorm  ", "other is in kernels.def, but not in gpt2c.h"),
     "a kernel twice": (

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import gpt2c
-from gpt2c.commands.check_grad import TINY
 from gpt2c.data.lanes import Lanes
 from gpt2c.data.windows import RandomWindows
 from gpt2c.models.files import read
@@ -30,8 +29,8 @@ def trainer_of(family, data, zero, start):
         part = ranks.part if zero else None
         model, run = read(start).build(part)
     else:
-        sizes = TINY | {"vocab_size": VOCABULARY, "dropout": 0.1}
-        model, run = gpt2c.create(family, **{name: value for name, value in sizes.items() if name in fields}), None
+        sizes = {**FAMILIES[family].tiny, "vocab_size": VOCABULARY, **({"dropout": 0.1} if "dropout" in fields else {})}
+        model, run = gpt2c.create(family, **sizes), None
     if family == "mingru":
         loader, val_loader = (Lanes(data, LANES // ranks.size, T, 10, ranks.rank, ranks.size, seed=seed) for seed in (1, 2))
         more = dict(backprop_chunks=2, update_chunks=2)

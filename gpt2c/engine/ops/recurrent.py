@@ -62,7 +62,7 @@ class Mixture:
         S = self.S = 1 + min(top_k, M)
         self.gates, self.y = t.buffer((S, B, T, 4 * H), f"{name}.gates"), t.buffer((S, B, T, H), f"{name}.y")
         self.probs = t.buffer((B, T, M), f"{name}.probs") if router else None
-        self.shares, self.chosen = t.buffer((B, T, S), f"{name}.shares"), t.buffer((B, T, S), f"{name}.chosen", "i")
+        self.shares, self.chosen = t.buffer((B, T, S), f"{name}.shares"), t.buffer((B, T, S), f"{name}.chosen", "i32")
 
     # Arguments of the kernels, by name.
 
