@@ -17,7 +17,7 @@ class UsageError(Gpt2cError, ValueError):
 
 
 class InferenceError(UsageError):
-    """A prompt, or a way to choose tokens, with which nothing can be generated."""
+    """A prompt or sampling settings with which nothing can be generated."""
 
 
 class DivergedError(Gpt2cError, ArithmeticError):
@@ -31,17 +31,17 @@ class GradientError(DivergedError):
 
 
 class InputError(Gpt2cError, ValueError):
-    """A file is missing, or what is in it is not what it should be."""
+    """A file is missing, or its content is invalid."""
 
     exit_code = 4
 
 
 class SerializationError(InputError):
-    """A file with a model is damaged, or is none."""
+    """A model file is damaged, or not a model file."""
 
 
 class TokenizationError(InputError):
-    """A tokenizer file that is none, or text that its vocabulary does not have."""
+    """An invalid tokenizer file, or text that its vocabulary cannot encode."""
 
 
 class DataError(InputError):
@@ -49,7 +49,7 @@ class DataError(InputError):
 
 
 class VersionError(SerializationError):
-    """A file of a newer version than this gpt2c knows: sound, but not to be read."""
+    """A valid file of a newer version than this gpt2c can read."""
 
 
 class ResourceError(Gpt2cError, MemoryError):

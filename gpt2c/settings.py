@@ -1,4 +1,4 @@
-"""What all kernels of this process use: threads, instruction set, precision of products. And what there is to choose from."""
+"""Settings of all kernels of this process: threads, instruction set, precision of matrix products."""
 
 import os
 from typing import Any

@@ -1,4 +1,4 @@
-"""What several ranks cost and gain: measured on those that are there, predicted for more of them.
+"""Data parallel scaling: measured on the present ranks, predicted for more of them.
 
 An update with m batches on each of N ranks, one to a machine, of a model of S bytes takes
 
@@ -6,9 +6,8 @@ An update with m batches on each of N ranks, one to a machine, of a model of S b
     exchange(N) = 2 S (N-1)/N / bandwidth  +  S (N-1)/N / summing  +  latency (N-1) (pieces(N) + 1)
     pieces(N)   = ceil(S / N / 1 MiB)
 
-because each rank sends the parts of all others and receives its own (N-1) times, in pieces, sums what it has received, then
-sends its part to all and receives theirs. Nothing is computed meanwhile. batch, update and summing are measured here, the
-bandwidth (bytes/s, each way) and the latency (s, of one message) are the link's.
+because the exchange is a reduce-scatter in pieces, then an all-gather, and does not overlap with computation. batch, update and
+summing are measured here; bandwidth (bytes/s, each way) and latency (s, of one message) are the link's.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""How fast kernels and models are, beside what this machine can do at most.
+"""The speed of kernels and models, as shares of this machine's peak.
 
 A measurement is a row: a dict of plain values, None where there is nothing to say. machine() has the facts
 that the rows of a session share. Models run in processes of their own (Worker): their peak memory is theirs.
@@ -187,7 +187,7 @@ def generated_token(case):
 
 
 def prefill(case):
-    """Reading a prompt into the cache, up to the logits of the next token."""
+    """Prefill: a prompt into the KV cache, up to the logits of the next token."""
     model = case.create()
     work = Runner(model, context=case.T).prepare(Work(case.B, case.T, targets=False))
     work.tokens[...] = batch(case)[0]

@@ -1,8 +1,8 @@
 """Settings in layers, merged once: defaults < what a program adds < config file < command line.
 
-A command line is a CommandLine from the first look at it (`peek`) to the merge of all layers (`merge`): its words and its
-config file are read once, and whoever needs other settings puts a Layer under or over them instead of writing words. Each
-value knows the layer that it comes from.
+A CommandLine is passed from the first look at it (`peek`) to the merge of all layers (`merge`): its words and its config file
+are read once, and programs that need other settings add a Layer below or above them. Each value knows the layer that it comes
+from.
 """
 
 import itertools
@@ -44,14 +44,14 @@ class CommandLine:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all layers together say."""
+    """The values after the merge of all layers."""
 
     instances: list  # one per dataclass
     given: set  # the names of fields that were given
-    origins: dict  # {(number of the dataclass, field): the layer} of each value that is no plain default
+    origins: dict  # {(number of the dataclass, field): the layer} of each value that is not the default
 
     def explained(self):
-        """A line for each setting that is no plain default: the flag, its value, and where that comes from."""
+        """A line for each setting that is not at its default: the flag, its value, and the layer it comes from."""
         rows = {}
         for (owner, name), origin in self.origins.items():
             flag = "--" + name.replace("_", "-")
@@ -72,7 +72,7 @@ def merge(line, classes, prog, description="", positional=(), layers=(), elsewhe
 
     positional: the fields that take the words without a flag, in order; a repeatable last one takes the rest.
     layers: what goes before the dataclasses' own defaults, the weakest first. A field without any default is None.
-    elsewhere: (a flag, {value of it: a dataclass whose flags count only then}): who uses one all the same is told so.
+    elsewhere: (a flag, {value of it: a dataclass whose flags count only then}): for such a flag the error names that value.
     """
     line = line if isinstance(line, CommandLine) else CommandLine(line)
     layers = [*layers, *line.below]
@@ -103,8 +103,7 @@ def merge(line, classes, prog, description="", positional=(), layers=(), elsewhe
 def peek(line, cls, *names):
     """The values of these fields of `cls`, passing over everything else.
 
-    This tells what must be known before `merge` can have all dataclasses: the model family, whose fields are
-    flags as well.
+    For what must be known before `merge` can have all dataclasses: the model family, whose fields are flags too.
     """
     line = line if isinstance(line, CommandLine) else CommandLine(line)
     flags, words = table([cls, General])

@@ -1,4 +1,4 @@
-"""Command lines without a verb, as the hybrid's document had them once: gpt2c --trainBPE=true, gpt2c --doRL=true."""
+"""Old command lines without a verb, of the program that the hybrid follows: gpt2c --trainBPE=true, gpt2c --doRL=true."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What all programs share: how an error ends them."""
+"""What all programs share: exit codes and error messages."""
 
 import os
 import select
@@ -9,8 +9,8 @@ from gpt2c.errors import Gpt2cError
 
 
 def run_program(name, main: Callable[[list[str]], int | None], argv):
-    """Calls main with the command line and exits with its code; an error for the user is one line on stderr. Where there are
-    several ranks, what ends one before its time ends all."""
+    """Calls main with the command line and exits with its code; an error for the user is one line on stderr. An error on one of
+    several ranks ends all of them."""
     try:
         code = run_and_print(main, argv)
     except Gpt2cError as error:
@@ -27,7 +27,7 @@ def run_program(name, main: Callable[[list[str]], int | None], argv):
 
 
 def fail(text, code):
-    """Tells of an error, if there are words for it, and ends this process, or all ranks where it is one of several."""
+    """Prints an error message, if there is one, and ends this process, or all ranks if it is one of several."""
     if ranks := sys.modules.get("gpt2c.training.ranks"):  # else it is alone: help and version load nothing of training
         ranks.joined().fail(text, code)
     if text:
@@ -48,7 +48,7 @@ def run_and_print(main, argv):
 
 
 def output_is_lost():
-    """Whether who reads the standard output has gone, as head does after some lines. What is left of it is dropped then."""
+    """Whether the reader of standard output has closed it, as head does. The rest of the output is then dropped."""
     output = select.poll()
     output.register(1, 0)
     if not output.poll(0):

@@ -29,7 +29,7 @@ from gpt2c.tokenizers.finding import tokenizer_of_model
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.ranks import world
 
-# The run without arguments and without a checkpoint: a model that learns to write in a minute or two on two cores.
+# Settings of a run without arguments and without gpt2_124M.bin: a small model, trained in a minute or two on two cores.
 STARTER = dict(
     num_layers=4,
     num_heads=4,
@@ -66,8 +66,8 @@ def main(argv):
 
 
 def in_phases(line):
-    """Whether the flags ask for two phases: by name, or, with no other data or model, by a family that is meant for them or
-    by asking to talk to what comes out."""
+    """Whether the flags ask for two phases: by name, or, with no other data or model, by the family that trains so by default,
+    or by --interactive."""
     family, start, resume, out_dir = peek(line, RunConfig, "model", "init_from", "resume", "out_dir")
     *named, interactive = peek(line, PhasesConfig, "pretrain", "instruct", "interactive")
     if any(named):

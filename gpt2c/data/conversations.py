@@ -5,8 +5,8 @@ A record {"prompt", "completion"} or {"messages": [{"role", "content"}, ...]} be
     User: how do mountains form? Assistant: plates collide
     `------------ not counted -----------'`-- counted ----'
 
-and so does a plain string of that form; the end-of-text token follows each answer. A checkpoint notes that its model has
-learned to answer so (Model.turns): then gpt2c chat writes what a user says in the same way.
+and so does a plain string of that form; the end-of-text token follows each answer. A checkpoint records that its model was
+trained on conversations (Model.turns): then gpt2c chat puts the user's input into the same form.
 """
 
 import re

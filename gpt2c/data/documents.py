@@ -1,4 +1,4 @@
-"""Text as people have it: files, folders, JSON, JSON Lines and CSV, read piece by piece in bounded memory.
+"""Text from files, folders, JSON, JSON Lines and CSV, read piece by piece in bounded memory.
 
 Everything is UTF-8, whatever the locale. What cannot be read is named by file and byte, or by file and row.
 """

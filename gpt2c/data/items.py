@@ -1,4 +1,4 @@
-"""Conversations and other short texts as batches: one to a row; of conversations the loss may count answers only."""
+"""Conversations and other short texts as batches: one per row; for conversations the loss may be masked to the answers."""
 
 import itertools
 from typing import NamedTuple

@@ -1,6 +1,6 @@
-"""Batches that go on: each row is a lane of text, and the next batch has what follows in every lane.
+"""Contiguous batches: each row is a lane of text, which the next batch continues.
 
-For recurrent models, which carry a state from one batch to the next.
+For recurrent models, which carry a hidden state from one batch to the next.
 """
 
 import numpy as np
@@ -11,8 +11,8 @@ from gpt2c.errors import DataError
 
 
 class Lanes(Positioned):
-    """Chunks of T tokens along B lanes. In each epoch the lanes begin at new random places and go on for `chunks` chunks,
-    fewer where the text is too short for so many."""
+    """Chunks of T tokens along B lanes. In each epoch the lanes begin at new random places and continue for `chunks` chunks, or
+    as many as the text has."""
 
     SETTINGS = (*Positioned.SETTINGS, "chunks")
 
@@ -35,7 +35,7 @@ class Lanes(Positioned):
 
     @property
     def continues(self):
-        """Whether the next batch goes on in the lanes of the last one."""
+        """Whether the next batch continues the lanes of the last one."""
         return self._batch % self.chunks != 0
 
     def next_batch(self):

@@ -1,4 +1,4 @@
-"""What a run trains on: token files, text, or conversations, as its flags say."""
+"""Data sources of a run: token files, text, or conversations, chosen by flags."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ TASK = "task:"  # before the name of a task whose prompts and answers are the da
 
 @dataclass
 class DataConfig:
-    """Which data, and how they are served."""
+    """Training and validation data, and the order of batches."""
 
     data: str = flag(
         "",
@@ -94,7 +94,7 @@ class TokenSource:
         self.name, self.tokenizer, self.turns = dataset.name, tokenizer, turns
         usual = "lanes" if family.state else "random" if from_text else "shuffled"
         self._dataset, self._order, self._from_text = dataset, config.order or usual, from_text
-        self.lanes = self._order == "lanes"  # whether batches go on from one to the next
+        self.lanes = self._order == "lanes"  # whether each batch continues the last one
         self._config = config
         held_out = from_text or dataset.val
         cut = 1 - config.held_out
@@ -163,7 +163,7 @@ class TokenSource:
 
 
 class ItemSource:
-    """Conversations or other short texts, one to a row; the last of them for validation unless there are others."""
+    """Conversations or other short texts, one per row; without validation data, the last ones are the validation split."""
 
     def __init__(self, name, items, val_items, tokenizer, held_out, answers_only):
         self.name, self.tokenizer, self.turns = name, tokenizer, max((item.turns for item in items), default=0)
@@ -229,7 +229,7 @@ def choose_source(config, reading, folder, model, family):
 
 
 def _task_source(config, reading, model):
-    """Prompts of a task with their answers, one to a row and a line end behind each."""
+    """Prompts of a task with their answers, one pair per row, each with a line end."""
     pairs = task_pairs(config.data.removeprefix(TASK))
     tokenizer = model.tokenizer if model else None
     if tokenizer is None:

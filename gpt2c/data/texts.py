@@ -1,4 +1,4 @@
-"""Straight from text: files are encoded once, and kept in a cache under the digest of all that the ids depend on."""
+"""Training on text files: they are encoded once and cached, under the digest of everything that the ids depend on."""
 
 import hashlib
 import os

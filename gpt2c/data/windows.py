@@ -1,7 +1,6 @@
 """Batches of windows at random places, in any text or inside documents.
 
-Batch number k depends on the seed and on k alone: a position is one number, and a run that goes on sees the batches
-it would have seen.
+Batch number k depends on the seed and on k alone: a position is one number, and a resumed run sees the same batches.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What the training program is told besides what the Trainer takes: flags of gpt2c train."""
+"""Settings of a training run besides the Trainer's: flags of gpt2c train."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ PRETRAINED = "gpt2_124M.bin"
 
 @dataclass
 class RunConfig:
-    """What to train, on what, and where it goes."""
+    """The model to train, its output, and its samples."""
 
     model: str = flag(
         "",

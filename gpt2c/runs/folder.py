@@ -1,18 +1,18 @@
-"""The folder of a run: what is in it, and how it is written.
+"""The output directory of a run: its files, and how they are written.
 
-    config.toml            every flag as it was
+    config.toml            the value of every flag
     metrics.jsonl          one object per update
     main.log               llm.c's log lines
-    samples.txt            what the model wrote on the way
+    samples.txt            samples generated during training
     ckpt_%08d.safetensors  checkpoints, by the number of updates done; best.safetensors
     loss.png               the loss curve, where matplotlib is installed
     left_%d/               checkpoints of an earlier attempt, from later on than where this one began (beside the file to
                            save to, where there is one)
 
-A family whose document has names of its own for some of these (its FILES) gets them as second names of the same files.
+Names that a family has for some of these (its FILES) are added as hard links to the same files.
 
-With a file to save to (--save-path X.bin) the last checkpoint is X.bin, those on the way X_epochN.bin or X_stepN.bin and
-the best one X_best.bin; logs are then kept only if there is a folder as well.
+With --save-path X.bin the last checkpoint is X.bin, those during training X_epochN.bin or X_stepN.bin and the best one
+X_best.bin; logs are then kept only if there is a directory as well.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ from gpt2c.support.files import atomic_write, open_input, remove_leftovers, requ
 
 
 class Run:
-    """Where one run's files go. Lines are written out at once, so an interrupted run keeps them.
+    """The files of one run. Log lines are flushed at once, so an interrupted run keeps them.
 
     `names` are the second names of files in the folder: of the best checkpoint, of one at the end of an epoch, of the last
     one, and the name of the tokenizer's own file.
@@ -63,7 +63,7 @@ class Run:
         return self.save_path or self._numbered(step)
 
     def on_the_way(self, step, epoch=None):
-        """A checkpoint while the run goes on; `epoch` where epochs are counted."""
+        """A checkpoint during training; `epoch` where epochs are counted."""
         if not self.save_path:
             return self._numbered(step)
         return self._beside(f"_step{step}" if epoch is None else f"_epoch{epoch}")
@@ -102,7 +102,7 @@ class Run:
 
     def retain(self, count, step, major=0):
         """Deletes all but the newest `count` checkpoints (0: none) up to `step`, and those of every `major`-th update (0:
-        none). What claims to be from later is a damaged one that was passed over: it does not count."""
+        none). Checkpoints named with a later step are damaged ones that were skipped: they do not count."""
         ours = [(path, done) for path in self.checkpoints() if (done := _step_of(path)) <= step] if count else []
         for path, done in ours[: -count or None]:
             if path != self.save_path and not (major and done % major == 0):
@@ -117,7 +117,7 @@ class Run:
         return None if self.save_path else self._move_aside(later, self.folder, step)
 
     def set_aside_saved(self):
-        """Moves what an earlier run has saved as this one's file to save to, and beside it. Words about it, or None."""
+        """Moves files of an earlier run with the names of --save-path aside. A message about it, or None."""
         if not self.save_path:
             return None
         earlier = [path for path in (*self.checkpoints(), self.best) if path.is_file()]
@@ -139,7 +139,7 @@ class Run:
     # ---- logs
 
     def take(self):
-        """Makes the folder this process's own, and removes what a killed one has left half written."""
+        """Locks the directory for this process, and removes the temporary files of a killed one."""
         if self.folder:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -154,8 +154,8 @@ class Run:
             remove_leftovers(self.save_path.parent, self.save_path.stem)
 
     def begin(self, config_text, step, tokenizer=None):
-        """Writes the configuration and drops what the logs say of updates from `step` on. Words about checkpoints that had
-        to be set aside, or None."""
+        """Writes the configuration and drops log lines of updates from `step` on. A message about checkpoints that were moved
+        aside, or None."""
         if not self.folder:
             return None
         aside = self._set_aside(step)
@@ -181,7 +181,7 @@ class Run:
             return []
 
     def _lock(self):
-        """Holds a lock on the folder until this object or its process is gone, however that ends."""
+        """Holds a lock on the directory for the lifetime of this object or of the process."""
         descriptor = os.open(self.folder, os.O_RDONLY)
         weakref.finalize(self, os.close, descriptor)
         try:
@@ -194,7 +194,7 @@ class Run:
             pass
 
     def forget(self, step):
-        """Drops what the logs say of updates from `step` on."""
+        """Drops log lines of updates from `step` on."""
         if not self.folder:
             return
         self._keep("metrics.jsonl", _step_of_row, step)
@@ -257,7 +257,7 @@ class Run:
 
 
 class Elsewhere(Run):
-    """The run as ranks other than 0 have it: they write nothing."""
+    """The run on ranks other than 0, which write nothing."""
 
     def take(self):
         pass

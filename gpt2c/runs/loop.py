@@ -1,4 +1,4 @@
-"""The loop around a Trainer: validate, sample, update, tell, save, until it is done or has to stop."""
+"""The training loop around a Trainer: validate, sample, update, log, save, until it is done or has to stop."""
 
 import dataclasses
 import math
@@ -15,13 +15,13 @@ from gpt2c.support import pictures
 from gpt2c.support.machine import in_units
 from gpt2c.support.progress import duration
 
-# What is said of an epoch, of a run in epochs that is saved at the end, and of a sample. A family's document may have others.
+# Lines printed at the end of an epoch, for the last checkpoint of a run in epochs, and for a sample. A family may have its own.
 LINES = dict(
     epoch="epoch completed: epoch={epoch} loss={loss:.6f} grad_norm={grad_norm:.4f} learning_rate={lr:.3e} step={step}",
     saved="",
     sample="generating:\n---\n{text}\n---",
 )
-ROLLBACKS = 3  # to one and the same checkpoint; then going back does not help
+ROLLBACKS = 3  # to the same checkpoint; then rolling back does not help
 SILENCE = 10.0  # seconds after which a run that counts in epochs shows a step all the same
 
 
@@ -70,7 +70,7 @@ class Loop:
         return self.finish()
 
     def finish(self):
-        """The last checkpoint, then what is to be seen of it."""
+        """The last checkpoint, then the last validation, sample and picture."""
         trainer, path, why = self.trainer, self.run.last(self.trainer.step), self.trainer.stopped
         if self.flags.save_on_complete or self._leaving:
             trainer.save(path)
@@ -125,7 +125,7 @@ class Loop:
     # ---- before an update
 
     def before_update(self, val_loss):
-        """Tells of a validation, samples and saves where it is time to; False where it is time to leave."""
+        """Reports a validation, samples and saves if they are due; False if the run has to stop."""
         if val_loss is not None:
             self.tell_validation(val_loss)
         if self._due(self.flags.sample_every) and not self.trainer.stopped:
@@ -136,7 +136,7 @@ class Loop:
         return not self._leaving
 
     def tell_validation(self, val_loss):
-        """Says it, logs it where no update follows that would, and keeps the weights if they are the best."""
+        """Prints it, logs it if no update follows that would, and saves the weights if they are the best."""
         trainer = self.trainer
         self._validated = trainer.step
         self.console.info(f"val loss {val_loss:.6f}")
@@ -253,7 +253,7 @@ class Loop:
                 self.run.name_too(path, kind, self.trainer.epochs_done)
 
     def _try_to_save(self, save, path, kind):
-        """True if it worked. A full disk may have room again the next time."""
+        """True if the checkpoint was saved; a failure is a warning, as the disk may have room the next time."""
         start = time.perf_counter()
         try:
             save(path)
@@ -273,7 +273,7 @@ class Loop:
             self.console.warning(f"an old checkpoint stays: {error}")
 
     def roll_back(self, error):
-        """Back to the newest checkpoint, and on from there with the data that follow; the error where that does not help."""
+        """Rolls back to the newest checkpoint and continues with the data that follow; else raises the error."""
         trainer = self.trainer
         if trainer.config.on_anomaly != "rollback":
             raise error

@@ -1,5 +1,5 @@
-"""Training in two phases: on facts, then on questions and answers. Each phase is a run of its own in a folder of its own,
-over one vocabulary made from both files; so each is saved, interrupted and resumed as any run is.
+"""Training in two phases: pretraining on facts, then instruction tuning on questions and answers. Each phase is a run in a
+directory of its own, over one vocabulary made from both files; so each is saved, interrupted and resumed as any run.
 
     OUT/tokenizer.json   OUT/pretrain/   OUT/instruct/
 """
@@ -23,8 +23,8 @@ from gpt2c.support.fields import Layer, flag
 from gpt2c.support.files import shipped_data
 from gpt2c.training.ranks import world
 
-# What a phase starts from where the command line says nothing else: small texts are learned by heart, in a few minutes, by
-# Adam at a constant rate. Numbers that go wrong and files that are far too large end the run.
+# Defaults of a phase: small texts are memorised in a few minutes by Adam at a constant learning rate. Anomalies and files that
+# are far too large end the run.
 USUAL = dict(
     batch_size=2,
     seq_len=80,
@@ -43,7 +43,7 @@ USUAL = dict(
     save_every=0,
     training_text="",
 )
-PHASED = "trm"  # the family that trains so where nothing else is said
+PHASED = "trm"  # the family that trains in phases by default
 SHIPPED = "facts_general.json", "dialogue_general.json", "dialogue_paraphrased.json"
 SHOWN = 5  # questions of each file with their answers
 
@@ -76,7 +76,7 @@ class PhasesConfig:
 
 
 def usual_phase(family):
-    """{flag: value} of a phase where the command line says nothing else; a size for families whose own is another."""
+    """{flag: default} of a phase; with a size for families whose own default is larger."""
     own = family_named(family)
     return {**own.training, **USUAL, **own.phases}
 
@@ -175,7 +175,7 @@ def read_questions(path, reading):
 
 
 def ask_all(model, name, questions, stop, console):
-    """Asks everything, greedily, and tells how many answers are word for word as expected, with a few of each kind."""
+    """Answers all questions greedily and prints how many answers match word for word, with a few right and wrong ones."""
     right, wrong = [], []
     for question, expected in questions:
         if stop:

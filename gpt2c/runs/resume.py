@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, and with which flags."""
+"""Resuming a run: from which checkpoint, and with which flags."""
 
 import dataclasses
 import tomllib
@@ -44,10 +44,10 @@ def shaping_flags(run, data, reading):
 
 
 def recorded_flags(content, *classes):
-    """{flag: value} of these dataclasses as the checkpoint's run had them: what is not given anew stays so. Lanes that go on
-    from batch to batch are shared out among the ranks.
+    """{flag: value} of these dataclasses in the checkpoint's run: flags that are not given again keep them. Lanes are divided
+    over ranks.
 
-    What only attends a run, such as how often it saves, is in config.toml beside the checkpoint, where there is one.
+    Flags that do not affect what the run computes, such as --save-every, are in config.toml beside the checkpoint, if any.
     """
     recorded = content.run.values.get("config")
     if not isinstance(recorded, dict):
@@ -77,7 +77,7 @@ def recorded_flags(content, *classes):
 
 
 def check_flags(content, given, shape, console, run, data, reading, config):
-    """Tells which of the flags that were given have changed; an error where the model would be another."""
+    """Prints which of the given flags have changed; an error if they would change the model."""
     if run.model != content.family:
         raise UsageError(f"{content.path} holds a {content.family} model, not {run.model}: leave out --model")
     for name, new in dataclasses.asdict(shape).items():
@@ -89,7 +89,7 @@ def check_flags(content, given, shape, console, run, data, reading, config):
 
 
 def tell_changes(content, given, now, console):
-    """Tells which of the flags that were given are not as the checkpoint's run had them."""
+    """Prints which of the given flags differ from those of the checkpoint's run."""
     before = content.run.values["config"]
     changes = [f"{name} {before[name]} -> {now[name]}" for name in before if name in given and now.get(name) != before[name]]
     if changes:

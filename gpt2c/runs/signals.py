@@ -1,4 +1,4 @@
-"""Ending a run when asked to, without losing what it did."""
+"""Signals: stopping a run with a checkpoint, and saving one on request."""
 
 import os
 import signal
@@ -11,9 +11,9 @@ TWICE = 0.3  # seconds within which a second signal is the same one: a launcher 
 
 
 class Stop:
-    """Listens to signals while it is entered.
+    """Handles signals inside its `with` block.
 
-    The first SIGINT, SIGTERM or SIGHUP sets `signal`; whoever trains looks at it between steps, saves and leaves. Before
+    The first SIGINT, SIGTERM or SIGHUP sets `signal`; the training loop checks it between steps, saves and exits. Before
     `training` is set there is nothing to save, and the program exits at once, as it does on a second one at any time: a
     thread watches for that, because Python's own handlers wait until a kernel returns. SIGUSR1 sets `save`.
     """
@@ -46,7 +46,7 @@ class Stop:
         return self.signal is not None
 
     def agreed(self, ranks):
-        """(whether to leave, whether to save), of all ranks together: what one of them is told, all do."""
+        """(whether to stop, whether to save), over all ranks: a signal to one of them counts for all."""
         leave, save = ranks.all_reduce_max(self.signal or 0, self.save)
         if leave:
             self.signal = self.signal or int(leave)

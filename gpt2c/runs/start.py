@@ -1,4 +1,4 @@
-"""How a run begins: its model, data and trainer, from settings that are merged already."""
+"""The start of a run: its model, data and trainer, from merged settings."""
 
 import dataclasses
 import os
@@ -21,10 +21,10 @@ from gpt2c.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Start:
-    """A run that can begin. Its model has no parameters yet where there is no `origin`."""
+    """A run ready to begin. A new model (without `origin`) has no parameters yet."""
 
     run: object  # RunConfig
-    chosen: object  # DataConfig, with what its names have come to mean
+    chosen: object  # DataConfig, with names resolved to paths
     reading: object  # Reading
     config: object  # TrainConfig
     model: Model
@@ -37,7 +37,7 @@ class Start:
         return self.run.init_from or (PRETRAINED if self.origin else "scratch")
 
     def memory(self):
-        """Bytes by what for, of one rank."""
+        """{purpose: bytes}, per rank."""
         config = self.config
         memory = self.model.memory(config.batch_size, config.seq_len, config.window(config.seq_len, self.source.lanes))
         if config.zero:
@@ -54,7 +54,7 @@ class Start:
             self.model.initialise(self.config.seed)
 
     def trainer(self):
-        """The Trainer, at the step that its run has come to."""
+        """The Trainer, at the step of the resumed run."""
         config = self.config
         validate = bool(config.val_every and config.val_steps)
         size = config.batch_size, config.seq_len, self.model.config.vocab_size
@@ -115,7 +115,7 @@ def begin(instances, given, old, anew, console):
 
 
 def fit(config, given, model, source):
-    """Batches that the model and the data can take; an error where the length was asked for and is too much."""
+    """(B, T) reduced to what the model and the data allow; an error if a --seq-len that was given is too long."""
     most = max_seq_len(model.config)
     if "seq_len" not in given:
         config.seq_len = min(config.seq_len, most)

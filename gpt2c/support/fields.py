@@ -1,5 +1,5 @@
-"""What a setting may be and what it means: configs say it of themselves in their fields. Command lines, config files and help are
-made from it (gpt2c/commands/flags.py)."""
+"""Dataclass fields that describe themselves: help, spellings, choices. Command lines, config files and help are made from them
+(gpt2c/commands/flags.py)."""
 
 import dataclasses
 import difflib
@@ -28,7 +28,8 @@ def flag(
     names: further spellings, dashes included. deprecated: {spelling: advice}, accepted with a warning.
     group: the title of a section of the help that lasts until the next field with a group.
     default_text: what the help shows as the default where the value itself does not say it.
-    main: one of those that matter first. replaces: other fields, whose defaults do not count where this one is given.
+    main: shown by --help, which leaves the others to --help-all. replaces: other fields, whose defaults do not count where this
+    one is given.
     """
     return dataclasses.field(
         default=default,

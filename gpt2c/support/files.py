@@ -41,7 +41,7 @@ def require_place(path):
 
 @contextmanager
 def atomic_write(path, size=None):
-    """Yield a file to write bytes to, which takes the place of `path` once it is whole and on the disk.
+    """Yield a temporary file to write bytes to, which is fsynced and renamed to `path` once it is complete.
 
     If anything goes wrong before, `path` stays as it was and nothing is left behind. `size` is the number of
     bytes to come, where it is known: a disk without that much room is refused at once.

@@ -1,4 +1,4 @@
-"""What this machine has, as far as this process may use it: cores, memory, and how fast they are."""
+"""The cores and the memory of this machine that this process may use."""
 
 import math
 import os
@@ -51,7 +51,7 @@ def cores(allowed=None):
 
 
 def available_memory():
-    """Bytes that can still be taken: what the system has, within the limits of the control group."""
+    """Bytes that can still be allocated: available memory, within the cgroup's limit."""
     import psutil
 
     available = psutil.virtual_memory().available

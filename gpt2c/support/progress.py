@@ -1,4 +1,4 @@
-"""How far long work has come: one line that is rewritten on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: one line that is rewritten on a terminal, occasional plain lines elsewhere."""
 
 import sys
 import time
