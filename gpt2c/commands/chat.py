@@ -72,7 +72,7 @@ def chat(conversation):
     model = conversation.model
     print(
         f"{model.family}, {model.num_parameters:,} parameters{', ' + model.description if model.description else ''}; "
-        + ("it answers" if model.turns else "it has learned no conversations and continues what you write")
+        + ("it answers" if model.turns else "it was not trained on conversations and continues what you write")
         + "; exit ends",
         file=aside,
         flush=True,
@@ -135,5 +135,5 @@ def reply(conversation, text, terminal):
     except KeyboardInterrupt:
         answer.close()
     except InputError as error:
-        print(f"this cannot be asked: {error}", file=sys.stderr)
+        print(f"this prompt cannot be used: {error}", file=sys.stderr)
     print(flush=True)

@@ -122,7 +122,7 @@ def rlvr(line, stop, console):
         measure(grpo, run, console, "before")
     stop.training = True
     learn(grpo, run, files, stop, console)
-    path = "nowhere, as asked"
+    path = "not saved (--no-save-on-complete)"
     leave, _ = stop.agreed(ranks)
     if run.save_on_complete or leave:
         path = files.last(grpo.step)

@@ -62,7 +62,7 @@ def decoded_blocks(path, reading, begin=0, end=None):
             except UnicodeDecodeError as error:
                 raise DataError(
                     f"{path} is not UTF-8: byte {at + error.start} is 0x{error.object[error.start]:02x}; "
-                    "convert it, or go on with --errors replace"
+                    "convert it, or use --errors replace"
                 ) from None
             if text:
                 yield (text.removeprefix("\ufeff") if at == 0 else text), at
@@ -84,7 +84,7 @@ def decoded_lines(path, reading):
             except UnicodeDecodeError as error:
                 raise DataError(
                     f"{path} is not UTF-8: byte {at + error.start}, in row {row}, is "
-                    f"0x{line[error.start]:02x}; convert it, or go on with --errors replace"
+                    f"0x{line[error.start]:02x}; convert it, or use --errors replace"
                 ) from None
             yield (text.removeprefix("\ufeff") if row == 1 else text), at, row
             at += len(line)

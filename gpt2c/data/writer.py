@@ -13,7 +13,7 @@ SHARD_TOKENS = 100_000_000
 
 
 class DatasetWriter:
-    """Takes ids for the parts train and val. What is written becomes visible when all of it is on the disk."""
+    """Takes ids for the parts train and val. The files become visible together, when all of them are on the disk."""
 
     def __init__(self, staging, name, vocab_size, shard_tokens):
         self.name, self.counts = name, {"train": 0, "val": 0}
@@ -96,7 +96,7 @@ def _publish(staging, folder, name):
 
 
 def _remove_leftovers(folder, name):
-    """What a run that was killed has left."""
+    """Temporary files that a killed run has left."""
     import psutil
 
     for path in folder.glob(f".{name}.*.tmp"):

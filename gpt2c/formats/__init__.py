@@ -1,4 +1,4 @@
-"""The files that a model can be in: one table of who reads and who writes what.
+"""Model file formats: one table of their readers and writers.
 
 weights    what each reader gives and each writer takes
 native     gpt2c's checkpoint
@@ -16,12 +16,12 @@ from gpt2c.formats import json, llmc, native, randygpt
 from gpt2c.formats.weights import Weights
 from gpt2c.support.files import open_input
 
-HEAD = 8  # bytes of a file by which it is told what it is
+HEAD = 8  # first bytes of a file, by which its format is recognised
 
 
 @dataclass(frozen=True)
 class Format:
-    name: str  # what such a file is called
+    name: str  # its name in messages
     begins: Callable[[bytes], bool]  # whether a file that begins with these bytes is one
     read: Callable[[str], Weights]
     write: Callable | None = None  # (path, Weights), and a version where there are several
@@ -34,7 +34,7 @@ NATIVE = Format("a checkpoint of gpt2c", lambda head: True, native.read, native.
 LLMC = Format("a model of llm.c", llmc.is_llmc, llmc.read, llmc.write, ".bin", ("gpt2",), llmc.VERSIONS)
 JSON = Format("a model in JSON", lambda head: head[:1] == b"{", json.read, json.write, ".json")
 RANDYGPT = Format("a checkpoint of randyGPT", randygpt.is_rgpt, randygpt.read)
-# The first that knows how a file begins reads it. The last knows them all: its reader says what is wrong with a stranger.
+# The first one that recognises a file reads it. The last one recognises any: its reader reports what is wrong with it.
 FORMATS = (LLMC, JSON, RANDYGPT, NATIVE)
 
 

@@ -6,8 +6,8 @@ before the name, as far as there are any yet) and whatever else the run carries 
     format     "gpt2c 1"
     family, config (JSON), tokenizer (tokenizer.json, or "")
     step, best_val_loss   of the run that the weights are from, where there was one
-    description, turns    in the words of whoever made it; of conversations, if it has learned any (Model)
-    run        JSON: what a run needs to go on besides its arrays; "" for weights alone
+    description, turns    free text; turns of conversations it was trained on, if any (Model)
+    run        JSON: the state of a run, besides its arrays; "" for weights alone
     sha256     of the tensor table, the metadata above and the data
 """
 
@@ -95,7 +95,7 @@ def read(path):
 
 
 def metadata(path):
-    """What a checkpoint says of itself, without its data being read or checked: {name: value}, and "tensors": the table."""
+    """The metadata of a checkpoint, without reading or checking its data: {name: value}, and "tensors": the table."""
     metadata, _, table = _opened(path)
     return metadata | _parsed(path, metadata) | {"tensors": table}
 

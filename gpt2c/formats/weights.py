@@ -1,4 +1,4 @@
-"""What a file says of a model, in plain values: every reader gives it, every writer takes it. It knows no family."""
+"""Weights: the content of a model file, in plain values, independent of families. Readers return it, writers take it."""
 
 import re
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
-SAID = {"description": str, "turns": int}  # what a file may say of its model, where there is something to say
+SAID = {"description": str, "turns": int}  # optional facts about a model in a file
 
 NUMBER = re.compile(r"(?<= )[0-9]{1,9}(?= |$)")  # in the name of a format: its version
 
@@ -23,7 +23,7 @@ class Unread(NamedTuple):
 
 @dataclass
 class RunState:
-    """What a run carries besides the model: plain values and arrays, by name."""
+    """The state of a run besides the model: plain values and arrays, by name."""
 
     values: dict = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""A small GPT for characters: RMS normalisation without gains, squared ReLU, no biases, dropout, an untied head."""
+"""A small character-level GPT: RMS normalisation without gains, squared ReLU, no biases, dropout, an untied head."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ def size(text):
 
 
 def params(cfg):
-    """What adds up in the residual stream, 2L times, starts smaller."""
+    """Projections into the residual stream, 2L of them, are initialised smaller."""
     L, C, V = cfg.num_layers, cfg.channels, cfg.vocab_size
     weight, position, residual = normal(0.02), normal(0.01), normal(0.02 / (2 * L) ** 0.5)
     tensors = [

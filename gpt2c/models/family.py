@@ -1,4 +1,4 @@
-"""What a model family is: a frozen Family, the last line of the family's file. models/registry.py lists them."""
+"""The contract of a model family: a frozen Family, at the end of the family's file. models/registry.py lists them."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ class Family:
     phases: Mapping[str, Any] = field(default_factory=dict)  # of each of two phases, where they are not training's
     generation: Mapping[str, Any] = field(default_factory=dict)
 
-    # The habits of its document.
+    # Conventions of the program that it follows.
     tokenizer: str = ""  # the kind that is made for it from a text; "": GPT-2's where it is at hand, else characters
     specials: tuple[str, ...] = ()  # the special tokens of a tokenizer that is made of characters
     data: str = ""  # the text in the current folder that is trained on where nothing else is named

@@ -1,4 +1,4 @@
-"""Models out of files and into them: a file's Weights become a Model, and a run's Model becomes a checkpoint."""
+"""Loading and saving models: a file's Weights become a Model, and a run's Model becomes a checkpoint."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from gpt2c.support.files import StrPath
 
 @dataclass(frozen=True)
 class Content:
-    """A file that was found whole: its Weights, and the Config of the model that they fit."""
+    """A file that was found valid: its Weights, and the Config of the model that they fit."""
 
     path: Path
     config: object
@@ -84,7 +84,7 @@ def read(path):
 def newest(paths, warn):
     """The Content of the newest of these checkpoints, oldest first, that is whole; None if there are no checkpoints.
 
-    `warn` is told of each that is damaged. One of a newer version is an error: it must not be passed over.
+    `warn` is called for each damaged one. One of a newer version is an error: it must not be skipped.
     """
     paths = list(paths)
     for path in reversed(paths):
@@ -93,7 +93,7 @@ def newest(paths, warn):
         except VersionError:
             raise
         except InputError as error:
-            warn(f"passed over: {error}")
+            warn(f"skipped: {error}")
     if paths:
         raise SerializationError(f"no checkpoint in {paths[0].parent} is whole: start again in another --out-dir, or remove them")
     return None

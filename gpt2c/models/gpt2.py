@@ -55,7 +55,7 @@ def size(text):
 
 
 def params(cfg):
-    """llm.c's tensors; what adds up in the residual stream, 2L times, starts smaller."""
+    """llm.c's tensors; projections into the residual stream, 2L of them, are initialised smaller."""
     L, C = cfg.num_layers, cfg.channels
     weight, residual, zero, one = normal(0.02), normal(0.02 / (2 * L) ** 0.5), constant(0), constant(1)
 

@@ -4,8 +4,8 @@
     for each layer:  x = blend(x, h) + experts(blend) (+ 0.5 x above the first);  h = x, or the cell's own part of it
     logits = head rms(x)
 
-With carry="layer" the whole result of a layer is what it carries to the next step, so the experts sit inside the
-recurrence; with carry="cell" it is the cell's alone, and the experts see all steps at once.
+With carry="layer" the hidden state is the output of the whole layer, so the experts are inside the recurrence; with
+carry="cell" it is the cell's output alone, and the experts process all steps at once.
 """
 
 from dataclasses import dataclass
@@ -98,7 +98,7 @@ def params(cfg):
 
 
 def idle_parameters(cfg):
-    """Of the experts that a token does not go to."""
+    """Parameters of the experts that a token is not routed to."""
     idle = 0 if cfg.fast_mode else max(0, cfg.num_experts - 1 - cfg.top_k)
     return cfg.num_layers * idle * 6 * cfg.hidden**2
 

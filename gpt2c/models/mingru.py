@@ -1,4 +1,4 @@
-"""A minimal GRU language model: one gate per layer, a recurrence that is linear in its state, and no end to its context.
+"""A minimal GRU language model: one gate per layer, a recurrence linear in its hidden state, unlimited context.
 
 z = sigmoid(gate),  h_t = (1 - z_t) h_{t-1} + z_t g(candidate_t),  g(x) = x + 1/2 for x >= 0, sigmoid(x) below
 """

@@ -1,4 +1,4 @@
-"""The model families by name, and what is asked of one by its name."""
+"""The model families by name, and their configs."""
 
 import dataclasses
 import typing
@@ -13,7 +13,7 @@ FAMILIES: dict[str, Family] = {}
 
 
 def register_family(family: Family) -> None:
-    """Makes a family known by its name, to models, files and flags."""
+    """Registers a family under its name, for models, files and flags."""
     FAMILIES[family.name] = family
 
 

@@ -86,7 +86,7 @@ class Loop:
                     )
                 )
         else:
-            path = "nowhere, as asked"
+            path = "not saved (--no-save-on-complete)"
         pictured = self.look_back()
         why = signal.Signals(self.stop.signal).name if self.stop else why
         self.console.info(

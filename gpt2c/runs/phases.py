@@ -99,7 +99,7 @@ def run_phases(train, line, phases, run, chosen, reading, stop, console):
     """Both phases by `train(line, stop, console)`, then the questions. (the exit code, the model or None)"""
     if isinstance(run.resume, str):
         raise UsageError(
-            "with two phases, --resume goes on in --out-dir; to resume one phase alone, leave out --pretrain and --instruct"
+            "with two phases, --resume continues in --out-dir; to resume one phase alone, leave out --pretrain and --instruct"
         )
     if run.save_path or not run.out_dir and run.resume:
         raise UsageError("two phases need a folder for their runs: use --out-dir, without --save-path")

@@ -4,5 +4,5 @@ NAMES = {"system": "System:", "user": "User:", "assistant": "Assistant:"}
 
 
 def question(text, first):
-    """What a model that has learned conversations reads before it answers."""
+    """The prompt of a model that was trained on conversations."""
     return f"{'' if first else ' '}{NAMES['user']} {text} {NAMES['assistant']}"

@@ -342,7 +342,7 @@ class Grpo:
             self.world.barrier()
 
     def _go_on(self, run):
-        damaged = "the checkpoint's account of its run is damaged ({}): use another checkpoint"
+        damaged = "the run state in the checkpoint is damaged ({}): use another checkpoint"
         self.step, self._t = run.values.get("step"), run.values.get("updates")
         if any(type(count) is not int or count < 0 for count in (self.step, self._t)):
             raise InputError(damaged.format(f"step and updates are {self.step!r} and {self._t!r}"))
@@ -353,7 +353,7 @@ class Grpo:
         if self._reference:
             if run.arrays.get("reference", np.zeros(0)).shape != self.model.params.flat.shape:
                 raise UsageError(
-                    f"kl is {self.config.kl:g}, but the run that goes on had none and did not keep the model at the "
-                    "start: go on without it, or begin anew"
+                    f"kl is {self.config.kl:g}, but the resumed run had no KL term and kept no reference model: resume without "
+                    "it, or start a new run"
                 )
             self._reference.params.flat[...] = run.arrays["reference"]

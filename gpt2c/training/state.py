@@ -113,7 +113,7 @@ def _named(arrays, beginning):
 
 
 def _damaged(error):
-    return InputError(f"the checkpoint's account of its run is damaged ({error}): use another checkpoint")
+    return InputError(f"the run state in the checkpoint is damaged ({error}): use another checkpoint")
 
 
 def _carried(trainer):

@@ -279,7 +279,7 @@ class Trainer:
     def _require_finite(self):
         if not math.isfinite(self._optimizer.parameter_norm()):
             raise DivergedError(
-                f"at step {self.step} {first_bad_tensor(self.model)}: not saved; go on from the last "
+                f"at step {self.step} {first_bad_tensor(self.model)}: not saved; resume from the last "
                 "checkpoint with a lower learning rate, a longer warm-up, or clipped gradients"
             )
 

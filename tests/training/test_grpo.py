@@ -221,10 +221,10 @@ def test_what_a_checkpoint_does_not_hold_is_said(tmp_path):
     grpo.update()
     grpo.save(tmp_path / "x.safetensors")
     model, state = load_run(tmp_path / "x.safetensors")
-    with pytest.raises(UsageError, match="kl is 0.5, but the run that goes on had none"):
+    with pytest.raises(UsageError, match="kl is 0.5, but the resumed run had no KL term"):
         Grpo(model, TASKS["copy"], GrpoConfig(kl=0.5), state)
     for name, value in (("step", -1), ("updates", "x"), ("random", {"state": 3}), ("random", None)):
-        with pytest.raises(InputError, match="account of its run is damaged"):
+        with pytest.raises(InputError, match="run state in the checkpoint is damaged"):
             Grpo(model, TASKS["copy"], GrpoConfig(), RunState(state.values | {name: value}, state.arrays))
 
 
