@@ -1,8 +1,8 @@
 """Measure speed: python -m gpt2c bench [kernels|models] [flags], or gpt2c bench.
 
-Every kernel is verified and then timed, most at the shapes of GPT-2 124M; models are trained, prompted and sampled.
-Shares are of what this machine can do at most, measured just before; arrays that fit in its caches exceed the
-bandwidth of memory. Leave it alone while it runs: whatever else it does is measured too.
+Kernels are verified and then timed, most at the shapes of GPT-2 124M; models are timed in training, prefill and decoding.
+Shares are of the peak FLOP/s or memory bandwidth of this machine, measured just before; arrays that fit in its caches
+can exceed the bandwidth. Run nothing else meanwhile: it would be measured too.
 """
 
 import os
@@ -28,21 +28,27 @@ RIVALS = ("torch", "numpy")
 @dataclass
 class BenchConfig:
     what: str = flag("", "what to measure", choices=("kernels", "models"), default_text="both")
-    filter: str = flag("", "only what has this in its name, such as matmul_forward, T1024 or train-gpt2-t64")
+    filter: str = flag("", "only cases with this in their name, such as matmul_forward, T1024 or train-gpt2-t64")
     isa: tuple[str, ...] = flag((), "instruction set, or all", metavar="NAME", default_text="the best")
-    threads: int = flag(0, "threads to use", default_text="one per core")
-    seconds: float = flag(1.0, "time everything at least so long, and at least five times")
-    compare: tuple[str, ...] = flag((), "torch: training beside PyTorch; numpy: products beside NumPy's", metavar="NAME")
-    torch_python: str = flag("", "the Python that has PyTorch", metavar="PATH", default_text="this one")
-    profile: bool = flag(False, "show instead where the time of a training step goes")
-    shape: str = flag(benchmarks.SHAPES[0], "the model of --profile and --mpi", choices=benchmarks.SHAPES)
-    mpi: bool = flag(
-        False, "show instead what the ranks that mpirun has started cost and gain, and what more of them would, one to a node"
+    threads: int = flag(0, "CPU threads to use", default_text="one per core")
+    seconds: float = flag(1.0, "minimum time to measure each case, in seconds; each is run at least five times")
+    compare: tuple[str, ...] = flag(
+        (), "torch: compare training with PyTorch; numpy: compare matrix products with NumPy", metavar="NAME"
     )
-    batches: int = flag(4, "with --mpi: batches of each rank in an update")
-    link_gbit: float = flag(10.0, "and what the link between nodes carries each way, in Gbit/s")
-    link_us: float = flag(50.0, "and how long a message takes on it, in microseconds")
-    out: str = flag("", "folder for <date>-<machine>.json and .csv", "-o", metavar="DIR", default_text="none is written")
+    torch_python: str = flag("", "Python interpreter that has PyTorch", metavar="PATH", default_text="this one")
+    profile: bool = flag(False, "profile a training step instead: show how its time divides over kernels")
+    shape: str = flag(benchmarks.SHAPES[0], "model for --profile and --mpi", choices=benchmarks.SHAPES)
+    mpi: bool = flag(
+        False,
+        "data-parallel scaling instead: cost and gain of the ranks that mpirun has started, and a prediction "
+        "for more, one per node",
+    )
+    batches: int = flag(4, "with --mpi: batches per rank and update")
+    link_gbit: float = flag(10.0, "with --mpi: bandwidth of the network link between nodes, each way, in Gbit/s")
+    link_us: float = flag(50.0, "with --mpi: latency of the network link between nodes, in microseconds")
+    out: str = flag(
+        "", "output directory for <date>-<machine>.json and .csv", "-o", metavar="DIR", default_text="none is written"
+    )
 
     def __post_init__(self):
         require_at_least(self, seconds=0, batches=1)

@@ -1,8 +1,8 @@
-"""Talk to a model: python -m gpt2c chat CKPT [flags], or gpt2c chat.
+"""Chat with a model: python -m gpt2c chat CKPT [flags], or gpt2c chat.
 
-A model that has learned conversations answers, knowing what was said before as far as its context has room; any other one
-continues each line. `exit` or the end of the input ends the program; Ctrl-C stops an answer, and ends the program where
-nothing is typed. Into a pipe go the answers alone, one to a line.
+A model that was trained on conversations answers, with as many earlier turns as fit in its context; any other one continues
+each line. `exit` or the end of the input ends the program; Ctrl-C stops an answer, and at an empty prompt the program. A
+pipe gets the answers alone, one per line.
 """
 
 import sys
@@ -23,22 +23,24 @@ PROMPT, ANSWER = "Enter prompt: ", "Model output: "
 
 @dataclass
 class ChatConfig:
-    checkpoint: str = flag("", "a gpt2c checkpoint or an llm.c model", "--model", "--load-checkpoint", metavar="CKPT")
-    max_new_tokens: int = flag(256, "tokens of an answer, at most", "-n", "--length", "--gen-length")
+    checkpoint: str = flag(
+        "", "model to use: a gpt2c checkpoint or an llm.c model", "--model", "--load-checkpoint", metavar="CKPT"
+    )
+    max_new_tokens: int = flag(256, "maximum length of an answer, in tokens", "-n", "--length", "--gen-length")
     turns: int = flag(
         0,
-        "questions that the model knows of at a time, the last one included",
+        "turns of the conversation that the model sees, the last question included",
         default_text="as many as the conversations had that it learned from",
     )
     tokenizer: str = flag(
         "",
-        "tokenizer file, for checkpoints that have none of their own",
+        "tokenizer file, for checkpoints without a tokenizer",
         "--vocab",
         "--bpe-load-path",
         metavar="PATH",
         default_text="gpt2_tokenizer.bin here or in data/",
     )
-    threads: int = flag(0, "threads to use", default_text="one per core")
+    threads: int = flag(0, "CPU threads to use", default_text="one per core")
 
     def __post_init__(self):
         require_at_least(self, max_new_tokens=1, turns=0)

@@ -1,8 +1,8 @@
-"""Proof of a model's gradients: python -m gpt2c check-grad [CKPT] [flags], or gpt2c check-grad.
+"""Check a model's gradients by finite differences: python -m gpt2c check-grad [CKPT] [flags], or gpt2c check-grad.
 
-Along random directions in each parameter tensor, what the backward pass gives is compared with differences of the loss.
-Without a checkpoint a tiny model of the family is checked, or one of the size that the flags say. The exit code is 1 where
-a tensor fails.
+Along random directions in each parameter tensor, the gradient of the backward pass is compared with finite differences of
+the loss. Without a checkpoint, a tiny model of the family is checked, or one of the size given by flags. The exit code is 1
+if a tensor fails.
 """
 
 from dataclasses import dataclass
@@ -25,15 +25,15 @@ FLAT = 0.1  # of a slope: with more rounding than this nothing is proved
 
 @dataclass
 class CheckConfig:
-    checkpoint: str = flag("", "a checkpoint to check instead of a new model", "--load-checkpoint", metavar="CKPT")
-    model: str = flag("gpt2", "the family of a new model", choices=tuple(FAMILIES))
-    batch_size: int = flag(2, "sequences", "-b")
-    seq_len: int = flag(8, "tokens of a sequence", "-t")
-    directions: int = flag(8, "directions in each tensor")
-    step: float = flag(0.05, "length of a step, as a part of the tensor's own length")
+    checkpoint: str = flag("", "checkpoint to check instead of a new model", "--load-checkpoint", metavar="CKPT")
+    model: str = flag("gpt2", "model family of a new model", choices=tuple(FAMILIES))
+    batch_size: int = flag(2, "batch size: sequences per batch", "-b")
+    seq_len: int = flag(8, "sequence length: tokens per sequence", "-t")
+    directions: int = flag(8, "random directions per parameter tensor")
+    step: float = flag(0.05, "finite-difference step, as a fraction of the norm of the tensor")
     tolerance: float = flag(0.02, "largest relative error that passes")
-    seed: int = flag(1337, "of the weights, the data and the directions")
-    threads: int = flag(0, "threads to use", default_text="one per core")
+    seed: int = flag(1337, "random seed of the weights, the data and the directions")
+    threads: int = flag(0, "CPU threads to use", default_text="one per core")
 
     def __post_init__(self):
         require_at_least(self, batch_size=1, seq_len=1, directions=1, tolerance=0)

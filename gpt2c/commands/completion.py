@@ -47,7 +47,7 @@ compdef _gpt2c gpt2c
 
 @dataclass
 class CompletionConfig:
-    shell: str = flag("", "whose completion", choices=("", *SHELLS))
+    shell: str = flag("", "shell to complete in", choices=("", *SHELLS))
 
 
 def main(argv):

@@ -1,8 +1,8 @@
-"""A model in another format: python -m gpt2c convert FROM TO, or gpt2c convert.
+"""Convert a model to another format: python -m gpt2c convert FROM TO, or gpt2c convert.
 
 FROM is a checkpoint, an llm.c model, a checkpoint of randyGPT or a model in JSON, told apart by content. The name of TO
-says what is written: .json is JSON, .bin of a gpt2 model is llm.c's format, anything else is a checkpoint. The weights go
-over, not the state of a run.
+says what is written: .json is JSON, .bin of a gpt2 model is llm.c's format, anything else is a checkpoint. Weights and
+tokenizer are converted, optimizer and run state are not.
 """
 
 import os
@@ -21,17 +21,17 @@ from gpt2c.tokenizers.vocabularies import over_characters
 
 @dataclass
 class ConvertConfig:
-    source: str = flag("", "what to convert", metavar="FROM")
-    target: str = flag("", "what to write", metavar="TO")
-    version: int = flag(3, "of llm.c's format: 3 float32, 5 bf16", choices=(3, 5))
-    tokenizer: str = flag("", "a tokenizer file to put into the model", metavar="PATH", default_text="the model's own")
+    source: str = flag("", "file to convert", metavar="FROM")
+    target: str = flag("", "file to write", metavar="TO")
+    version: int = flag(3, "version of llm.c's format: 3 is float32, 5 is bf16", choices=(3, 5))
+    tokenizer: str = flag("", "tokenizer file to embed in the model", metavar="PATH", default_text="the model's own")
     training_text: str = flag(
         "",
-        "for randyGPT's checkpoints, which do not hold their characters: the text that the model was trained on",
+        "text that the model was trained on, for randyGPT's checkpoints, which do not hold their characters",
         "--text",
         metavar="PATH",
     )
-    description: str = flag("", "words about the model", default_text="the model's own")
+    description: str = flag("", "description of the model", default_text="the model's own")
 
 
 def main(argv):

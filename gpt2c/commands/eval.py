@@ -1,7 +1,6 @@
-"""How good a model is on a file: python -m gpt2c eval CKPT --data FILE, or gpt2c eval.
+"""Evaluate a model on a file: python -m gpt2c eval CKPT --data FILE, or gpt2c eval.
 
-For text and token files the loss per token, the perplexity and the bits per byte; for files of multiple choice
-(HellaSwag, MMLU) how many it gets right.
+Text and token files: loss per token, perplexity and bits per byte. Multiple-choice files (HellaSwag, MMLU): accuracy.
 """
 
 import math
@@ -25,19 +24,33 @@ from gpt2c.tokenizers.tokenizer import Tokenizer
 
 @dataclass
 class EvalConfig:
-    checkpoint: str = flag("", "a gpt2c checkpoint or an llm.c model", "--model", "--load-checkpoint", metavar="CKPT")
-    data: str = flag("", "text, token files or a file of multiple choice", "-i", "-j", "--val-data", metavar="PATH")
-    batch_size: int = flag(8, "sequences per batch; a recurrent model reads each file as one sequence, so much at a time", "-b")
-    seq_len: int = flag(0, "tokens per sequence", "-t", default_text="as many as the model takes, at most 1024")
+    checkpoint: str = flag(
+        "", "model to evaluate: a gpt2c checkpoint or an llm.c model", "--model", "--load-checkpoint", metavar="CKPT"
+    )
+    data: str = flag(
+        "",
+        "evaluation data: text, token files or a multiple-choice file (HellaSwag, MMLU)",
+        "-i",
+        "-j",
+        "--val-data",
+        metavar="PATH",
+    )
+    batch_size: int = flag(
+        8,
+        "batch size: sequences per batch; a recurrent model reads each file as one sequence, this many x "
+        "--seq-len tokens at a time",
+        "-b",
+    )
+    seq_len: int = flag(0, "sequence length: tokens per sequence", "-t", default_text="as many as the model takes, at most 1024")
     val_steps: int = flag(-1, "batches to evaluate (-1: all)", "-m", "--val-num-batches")
-    limit: int = flag(0, "examples of multiple choice to evaluate (0: all)")
+    limit: int = flag(0, "multiple-choice examples to evaluate (0: all)")
     tokenizer: str = flag(
         "",
-        "tokenizer file, for checkpoints that have none of their own",
+        "tokenizer file, for checkpoints without a tokenizer",
         metavar="PATH",
         default_text="gpt2_tokenizer.bin here or in data/",
     )
-    threads: int = flag(0, "threads to use", default_text="one per core")
+    threads: int = flag(0, "CPU threads to use", default_text="one per core")
 
     def __post_init__(self):
         require_at_least(self, batch_size=1, seq_len=0, val_steps=-1, limit=0)

@@ -46,7 +46,11 @@ class General:
     """The flags of every program."""
 
     config: str = flag(
-        None, "read flags from a TOML file; the command line goes before it", metavar="FILE", group="general", main=True
+        None,
+        "config file: read flags from a TOML file; the command line takes precedence",
+        metavar="FILE",
+        group="general",
+        main=True,
     )
     help: bool = flag(False, "print this help", "-h", default_text="", main=True)
     help_all: bool = flag(False, "print the help of all flags", default_text="", main=True)

@@ -1,6 +1,6 @@
-"""Text from a checkpoint: python -m gpt2c generate CKPT [flags], or gpt2c generate.
+"""Generate text from a model: python -m gpt2c generate CKPT [flags], or gpt2c generate.
 
-The text alone goes to standard output, as it comes.
+Streams the prompt with its continuation to standard output, and nothing else.
 """
 
 import sys
@@ -19,20 +19,22 @@ from gpt2c.tokenizers.finding import tokenizer_of_model
 
 @dataclass
 class GenerateConfig:
-    checkpoint: str = flag("", "a gpt2c checkpoint or an llm.c model", "--model", "--load-checkpoint", metavar="CKPT")
-    prompt: str = flag("", "what the text begins with", default_text="nothing: the end-of-text token")
-    max_new_tokens: int = flag(256, "tokens to generate", "-n", "--length", "--gen-length")
-    ignore_eot: bool = flag(False, "go on after an end-of-text token")
+    checkpoint: str = flag(
+        "", "model to use: a gpt2c checkpoint or an llm.c model", "--model", "--load-checkpoint", metavar="CKPT"
+    )
+    prompt: str = flag("", "prompt: the text to continue", default_text="nothing: the end-of-text token")
+    max_new_tokens: int = flag(256, "maximum number of tokens to generate", "-n", "--length", "--gen-length")
+    ignore_eot: bool = flag(False, "do not stop at an end-of-text token")
     tokenizer: str = flag(
         "",
-        "tokenizer file, for checkpoints that have none of their own",
+        "tokenizer file, for checkpoints without a tokenizer",
         "--vocab",
         "--bpe-load-path",
         metavar="PATH",
         default_text="gpt2_tokenizer.bin here or in data/",
     )
-    chunk_size: int = flag(CHUNK, "tokens of the prompt that are read at a time")
-    threads: int = flag(0, "threads to use", default_text="one per core")
+    chunk_size: int = flag(CHUNK, "prefill: tokens of the prompt per forward pass")
+    threads: int = flag(0, "CPU threads to use", default_text="one per core")
     device: str = flag("", "", hidden=True, deprecated={"--device-id": "gpt2c runs on the CPU; it changes nothing"})
 
     def __post_init__(self):

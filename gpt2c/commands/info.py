@@ -1,7 +1,7 @@
-"""What is there: python -m gpt2c info [PATH], or gpt2c info.
+"""Show this machine, a model file or a run: python -m gpt2c info [PATH], or gpt2c info.
 
-Without PATH this machine and this build; of a checkpoint, what it holds and whether it is whole; of the folder of a run,
-how far it is and its checkpoints. --json prints the same for programs to read.
+Without PATH: this machine and this build. A model file: its format, sizes and whether it is valid. The directory of a run:
+its progress and its checkpoints. --json prints the same for programs.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from gpt2c.support.machine import available_memory, in_units
 
 @dataclass
 class InfoConfig:
-    path: str = flag("", "a checkpoint, or the folder of a run", metavar="PATH", default_text="this machine")
+    path: str = flag("", "a model file, or the output directory of a run", metavar="PATH", default_text="this machine")
     json: bool = flag(False, "print JSON")
 
 

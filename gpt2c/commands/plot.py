@@ -1,6 +1,6 @@
-"""Draw losses or speeds: python -m gpt2c plot RUN [RUN ...], or gpt2c plot.
+"""Plot loss curves or a roofline: python -m gpt2c plot RUN [RUN ...], or gpt2c plot.
 
-RUN is the folder of a run; several are drawn in one picture. --roofline draws what gpt2c bench --out wrote.
+RUN is the output directory of a run; several are drawn in one picture. --roofline draws what gpt2c bench --out wrote.
 """
 
 import os
@@ -16,10 +16,12 @@ from gpt2c.support.fields import flag
 
 @dataclass
 class PlotConfig:
-    run: tuple[str, ...] = flag((), "the folder of a run", metavar="RUN")
-    roofline: str = flag("", "draw the kernels of a benchmark below the roofs of its machine", metavar="BENCH.json")
+    run: tuple[str, ...] = flag((), "output directory of a run", metavar="RUN")
+    roofline: str = flag(
+        "", "draw the roofline plot of a benchmark: kernels against the peaks of its machine", metavar="BENCH.json"
+    )
     out: str = flag(
-        "", "the picture; its ending tells the format", "-o", metavar="FILE", default_text="loss.png or roofline.png here"
+        "", "output file; its extension is the picture format", "-o", metavar="FILE", default_text="loss.png or roofline.png here"
     )
 
 

@@ -1,8 +1,8 @@
-"""Token files from text: python -m gpt2c prepare FILE... [flags], or gpt2c prepare.
+"""Make token files from text: python -m gpt2c prepare FILE... [flags], or gpt2c prepare.
 
-Takes text, JSON, JSON Lines and CSV files, folders and patterns of them. The end-of-text token goes before each
-document; the last tenth is held out for validation. Memory stays small whatever the size of the input, and an
-interrupted run leaves nothing behind.
+Takes text, JSON, JSON Lines and CSV files, folders and glob patterns. Each document begins with the end-of-text token;
+the last 10 % is the validation split. Memory use does not grow with the input, and an interrupted run leaves nothing
+behind.
 """
 
 import signal
@@ -32,20 +32,20 @@ CHOICES = {"hellaswag": layouts.hellaswag, "mmlu": layouts.mmlu}
 
 @dataclass
 class PrepareConfig:
-    inputs: tuple[str, ...] = flag((), "files, folders or patterns", metavar="FILE", group="what to make")
-    name: str = flag("", "what the data set is called", default_text="the first input's name")
-    out_dir: str = flag("data", "the folder it goes to", "-o", "--output", metavar="DIR")
+    inputs: tuple[str, ...] = flag((), "input files, folders or glob patterns", metavar="FILE", group="what to make")
+    name: str = flag("", "name of the data set", default_text="the first input's name")
+    out_dir: str = flag("data", "output directory", "-o", "--output", metavar="DIR")
     tokenizer: str = flag(
         "",
-        f"{', '.join(KINDS)}, or a tokenizer file",
+        f"tokenizer: {', '.join(KINDS)}, or a tokenizer file",
         metavar="KIND|PATH",
         default_text="gpt2 where gpt2_tokenizer.bin is at hand, else char",
     )
-    layout: str = flag("", "make what llm.c's script of this name makes", choices=("", *LAYOUTS), default_text="")
-    val_fraction: float = flag(0.1, "the part of the text, at its end, that is held out for validation", "--val-frac")
-    shard_tokens: int = flag(SHARD_TOKENS, "the most tokens in one file; more become NAME_train_000001.bin and so on")
-    vocab_size: int = flag(0, "of a word or bpe tokenizer made here", default_text="the kind's own")
-    workers: int = flag(0, "processes that encode", "--threads", default_text="one per core, at most 8")
+    layout: str = flag("", "data set in the layout of the llm.c script of this name", choices=("", *LAYOUTS), default_text="")
+    val_fraction: float = flag(0.1, "validation split: fraction of the text, at its end, that is held out", "--val-frac")
+    shard_tokens: int = flag(SHARD_TOKENS, "maximum tokens per shard (file); further ones become NAME_train_000001.bin and so on")
+    vocab_size: int = flag(0, "vocabulary size of a word or BPE tokenizer that is trained here", default_text="the kind's own")
+    workers: int = flag(0, "worker processes that encode", "--threads", default_text="one per core, at most 8")
 
     def __post_init__(self):
         require_at_least(self, val_fraction=0, shard_tokens=1, vocab_size=0, workers=0)

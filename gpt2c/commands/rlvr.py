@@ -1,6 +1,7 @@
 """Reinforcement learning with verifiable rewards: python -m gpt2c rlvr CKPT [flags], or gpt2c rlvr.
 
-Goes on from a checkpoint that has read text of the task (gpt2c train --data task:copy), of any family, with GRPO.
+Trains a checkpoint of any family with GRPO; it should have been trained on text of the task before (gpt2c train --data
+task:copy).
 """
 
 import dataclasses
@@ -33,32 +34,41 @@ RECORDED = ("checkpoint", "task", "prompt", "gen_length", "temperature", "eval_p
 class RlvrConfig:
     """What to train, on which task, and where it goes."""
 
-    checkpoint: str = flag("", "a gpt2c checkpoint or an llm.c model", "--load-checkpoint", "--init-from", metavar="CKPT")
-    task: str = flag("copy", f"{', '.join(TASKS)}, or a Python file with a task", "--rl-task", metavar="NAME|FILE")
-    out_dir: str = flag("", "the run's folder", "-o", "--output", metavar="DIR", default_text="runs/<date>-<family>")
-    save_path: str = flag("", "the checkpoint at the end, instead of a folder or beside one", metavar="X")
+    checkpoint: str = flag(
+        "", "model to train: a gpt2c checkpoint or an llm.c model", "--load-checkpoint", "--init-from", metavar="CKPT"
+    )
+    task: str = flag("copy", f"task: {', '.join(TASKS)}, or a Python file that defines one", "--rl-task", metavar="NAME|FILE")
+    out_dir: str = flag(
+        "",
+        "output directory of the run: checkpoints and logs",
+        "-o",
+        "--output",
+        metavar="DIR",
+        default_text="runs/<date>-<family>",
+    )
+    save_path: str = flag("", "file for the final checkpoint, instead of or besides a directory", metavar="X")
     resume: bool | str = flag(
         False,
-        "go on from the newest whole checkpoint of --out-dir or --save-path, or from this one; "
-        "flags that are not given stay as they were",
+        "resume training from the newest valid checkpoint of --out-dir or --save-path, or from this "
+        "checkpoint; flags that are not given keep the values of that run",
         "-y",
         metavar="PATH",
     )
     save_every: int = flag(0, "save a checkpoint every N steps (0: only at the end)", "--checkpoint-interval")
-    save_on_complete: bool = flag(True, "save at the end")
-    log_every: int = flag(10, "print every Nth step", "--log-interval")
-    eval_prompts: int = flag(200, "prompts on which the model is measured before and after (0: not at all)")
-    prompt: str = flag("", "also go on with this text after the end")
-    gen_length: int = flag(100, "how far", "--length")
-    temperature: float = flag(0.3, "and at this temperature; rewards are always earned at 1")
+    save_on_complete: bool = flag(True, "save a checkpoint at the end")
+    log_every: int = flag(10, "print the reward every N steps", "--log-interval")
+    eval_prompts: int = flag(200, "evaluate on this many prompts before and after training (0: never)")
+    prompt: str = flag("", "text prompt that the trained model also continues at the end")
+    gen_length: int = flag(100, "length of the continuation of --prompt, in tokens", "--length")
+    temperature: float = flag(0.3, "sampling temperature of the continuation of --prompt; training and evaluation use 1")
     tokenizer: str = flag(
         "",
-        "tokenizer file, for checkpoints that have none of their own",
+        "tokenizer file, for checkpoints without a tokenizer",
         "--bpe-load-path",
         metavar="PATH",
         default_text="gpt2_tokenizer.bin here or in data/",
     )
-    threads: int = flag(0, "threads to use", default_text="one per core")
+    threads: int = flag(0, "CPU threads to use", default_text="one per core")
 
     def __post_init__(self):
         require_at_least(self, save_every=0, log_every=0, eval_prompts=0, gen_length=0, temperature=0)

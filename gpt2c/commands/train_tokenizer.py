@@ -26,28 +26,33 @@ SAMPLE = 1 << 22  # characters that the statistics are made from
 
 @dataclass
 class TrainTokenizerConfig:
-    training_file: tuple[str, ...] = flag((), "UTF-8 text to learn from", "--data", "-i", metavar="FILE")
-    training_text: str = flag("", "text to learn from, instead of a file")
-    bpe_training_file: str = flag("", "the same as FILE, and goes before all others", metavar="FILE")
-    bpe_training_text: str = flag("", "the same as --training-text, and goes before FILE")
-    kind: str = flag("bpe", "what tokens are made of", choices=KINDS)
+    training_file: tuple[str, ...] = flag((), "text file (UTF-8) to train on", "--data", "-i", metavar="FILE")
+    training_text: str = flag("", "text to train on, instead of a file")
+    bpe_training_file: str = flag("", "text file to train on, with precedence over all other sources", metavar="FILE")
+    bpe_training_text: str = flag("", "text to train on, with precedence over FILE")
+    kind: str = flag("bpe", "kind of tokenizer: characters, bytes, words, or byte-pair encoding", choices=KINDS)
     vocab_size: int | None = flag(
         None,
-        "tokens at most, special ones included (bpe and word)",
+        "vocabulary size (bpe and word): maximum number of tokens, special ones included",
         "--bpe-vocab-size",
         default_text="512 for bpe, 50,000 for word",
     )
     min_frequency: int | None = flag(
         None,
-        "a pair or word that is rarer does not become a token (bpe and word)",
+        "minimum frequency (bpe and word): rarer pairs or words do not become tokens",
         "--bpe-min-frequency",
         default_text="2 for bpe, 1 for word",
     )
     special: tuple[str, ...] = flag(
-        (), "a token that text never gives", metavar="TOKEN", default_text="<|endoftext|> for bpe, </s> for word"
+        (),
+        "special token, which ordinary text is never encoded to",
+        metavar="TOKEN",
+        default_text="<|endoftext|> for bpe, </s> for word",
     )
-    unk: bool = flag(False, "have <unk> for characters that the text does not have (char)")
-    save_path: str = flag("./tokenizer.json", "where the tokenizer goes", "--bpe-save-path", "-o", "--output", metavar="FILE")
+    unk: bool = flag(False, "char: add an unknown token <unk> for characters that the text does not contain")
+    save_path: str = flag(
+        "./tokenizer.json", "output file for the tokenizer", "--bpe-save-path", "-o", "--output", metavar="FILE"
+    )
 
 
 def main(argv):

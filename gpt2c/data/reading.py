@@ -16,25 +16,23 @@ class Reading:
 
     split_on: str = flag(
         "",
-        r"begin a new document behind this text, e.g. '\n\n'; it stays at the end of the document",
+        r"document separator in text files, e.g. '\n\n'; it stays at the end of each document",
         metavar="TEXT",
         default_text="a file is one document",
         group="reading text",
     )
     column: str = flag(
         "",
-        "the column of a CSV file with the text: its name, or its number from 1",
+        "column of a CSV file that holds the text: its name, or its number from 1",
         metavar="NAME|N",
         default_text="text, else the first that holds text",
     )
-    csv_header: bool = flag(True, "the first row of a CSV file names its columns")
-    errors: str = flag(
-        "strict", "what to do with bytes that are not UTF-8: stop, or put U+FFFD in their place", choices=("strict", "replace")
-    )
-    max_file_size: float = flag(100.0, "refuse a larger file", metavar="GB")
-    max_line: float = flag(16.0, "refuse a longer line, record, or run of text without white space", metavar="MB")
+    csv_header: bool = flag(True, "the first row of a CSV file holds the column names")
+    errors: str = flag("strict", "invalid UTF-8: strict stops, replace puts U+FFFD in its place", choices=("strict", "replace"))
+    max_file_size: float = flag(100.0, "refuse larger input files", metavar="GB")
+    max_line: float = flag(16.0, "refuse longer lines, records, and runs of text without white space", metavar="MB")
 
-    max_vocab: int = flag(65536, "refuse a text with more different characters, for a char tokenizer")
+    max_vocab: int = flag(65536, "char tokenizer: refuse a text with more distinct characters than this")
 
     @property
     def line_bytes(self):

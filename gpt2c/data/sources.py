@@ -31,8 +31,8 @@ class DataConfig:
 
     data: str = flag(
         "",
-        "text, JSON or CSV, a folder of them, a token file, a pattern, or the name or number of a data set "
-        "below data/; or task:NAME, prompts and answers of a task of rlvr",
+        "training data: text, JSON or CSV, a folder of them, a token file, a glob pattern, or the name or "
+        "number of a data set below data/; or task:NAME, prompts and answers of a task of rlvr",
         "-i",
         "--train-data",
         "--training-file",
@@ -41,38 +41,49 @@ class DataConfig:
         group="data",
         main=True,
     )
-    training_text: str = flag("", "the text itself", default_text="", replaces=("data",))
+    training_text: str = flag("", "training text itself, instead of a file", default_text="", replaces=("data",))
     val_data: str = flag(
         "",
-        "validation text or tokens",
+        "validation data: text or token files",
         "-j",
         metavar="PATH",
-        default_text="the *_val.bin beside the training data, else its last tenth",
+        default_text="the *_val.bin beside the training data, else its --held-out part",
     )
     tokenizer: str = flag(
         "",
-        f"of text: {', '.join(KINDS)}, or a tokenizer file",
+        f"tokenizer for text: {', '.join(KINDS)}, or a tokenizer file",
         "--bpe-load-path",
         "--vocab",
         metavar="KIND|PATH",
         default_text="the one beside token files; for text the family's own",
         main=True,
     )
-    use_bpe: bool = flag(False, "the same as --tokenizer bpe where that is not given")
-    bpe_vocab_size: int = flag(512, "tokens of a bpe tokenizer made from the text")
-    bpe_min_frequency: int = flag(2, "a pair that is rarer does not become one of them")
+    use_bpe: bool = flag(False, "train a BPE tokenizer on the text: the same as --tokenizer bpe, which has precedence")
+    bpe_vocab_size: int = flag(512, "vocabulary size of a BPE tokenizer that is trained on the text")
+    bpe_min_frequency: int = flag(2, "BPE: least number of occurrences for a pair to be merged into a token")
     order: str = flag(
         "",
-        "windows at random places; inside documents; items, one record to a row; lanes that go on from batch "
-        "to batch, for recurrent families; or llm.c's windows, shuffled or not",
+        "how batches are drawn: random windows; documents (random windows inside one document); items (one "
+        "record per row); lanes (contiguous text, each batch continues the last one, for recurrent families); "
+        "shuffled or sequential windows as in llm.c",
         choices=("", *ORDERS),
         metavar="|".join(ORDERS),
         default_text="lanes for recurrent families, random for text, shuffled for token files",
     )
-    max_chunks_per_epoch: int = flag(1000, "batches for which lanes go on before they begin elsewhere, with a state of zeros")
-    context_length: int = flag(0, "the same in tokens", default_text="")
-    held_out: float = flag(HELD_OUT, "part of a text that is kept for validation where there is no --val-data", metavar="X")
-    mask_prompt: bool = flag(False, "train on conversations, one to a row, and count the loss on answers only")
+    max_chunks_per_epoch: int = flag(
+        1000, "with --order lanes: batches per epoch, after which the lanes begin at new places with a hidden state of zeros"
+    )
+    context_length: int = flag(
+        0, "with --order lanes: tokens per lane and epoch, instead of --max-chunks-per-epoch", default_text=""
+    )
+    held_out: float = flag(
+        HELD_OUT,
+        "validation split: fraction of the text that is held out for validation where there is no --val-data",
+        metavar="X",
+    )
+    mask_prompt: bool = flag(
+        False, "instruction tuning: train on conversations, one per row, with the loss masked to the answers"
+    )
     list_datasets: bool = flag(False, "list the data sets below data/ and stop")
 
 

@@ -1,4 +1,4 @@
-"""How much useful arithmetic a kernel call is: what speeds and shares of peak are counted in."""
+"""Useful floating-point operations (FLOPs) of a kernel call, for speeds and shares of peak."""
 
 # Floating-point operations by sizes; a multiply-add is two. Causal attention counts half of the square. Kernels that
 # are bound by memory rather than arithmetic count as none.

@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured with kernels: a share of peak is a share of this."""
+"""The peak FLOP/s and memory bandwidth of this machine, measured with kernels: what shares of peak refer to."""
 
 import numpy as np
 

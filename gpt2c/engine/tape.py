@@ -1,8 +1,8 @@
 """Automatic differentiation by closures.
 
-An op (ops/) calls its forward kernel and leaves a closure that calls its backward kernel. `Tape.backward()` runs
-the closures in reverse. There is no graph: what a closure holds is what stays in memory, and when it has run, the
-buffers that nobody else holds go back to the pool.
+An op (ops/) calls its forward kernel and records a closure that calls its backward kernel. `Tape.backward()` runs the closures
+in reverse. There is no graph: what a closure references stays in memory, and once it has run, buffers without other references
+go back to the pool.
 """
 
 import weakref
@@ -13,10 +13,10 @@ from gpt2c.engine.arena import Pool
 
 
 class Gradient:
-    """What flows back into a tensor: a buffer once something does.
+    """The gradient of a tensor: a buffer, allocated on first use.
 
-    A closure that needs a tensor's gradient and not its value holds this alone, so that the value can go. A parameter
-    comes with the buffer; `fresh` says that what is in it does not count.
+    A closure that needs a tensor's gradient but not its value references this alone, so that the value can be freed. A
+    parameter brings its buffer; `fresh` means that the content of the buffer is to be overwritten.
     """
 
     def __init__(self, tape, name, shape, buffer=None, fresh=False):
@@ -24,14 +24,14 @@ class Gradient:
         self._buffer, self.written = buffer, buffer is not None and not fresh
 
     def read(self) -> Buffer:
-        """For who reads it or adds to it: zeroed if nothing has been written yet."""
+        """The buffer, for reading or adding: zeroed if nothing has been written yet."""
         buffer, add = self.sink()
         if not add:
             self._tape.s.zero(buffer)
         return buffer
 
     def sink(self):
-        """(the buffer, add): where a backward kernel puts its part. The first one stores, the others add."""
+        """(the buffer, add): where a backward kernel writes its part of the gradient. The first one stores, later ones add."""
         add, self.written = int(self.written), True
         if self._buffer is None:
             self._buffer = self._tape.buffer(self._shape, f"d{self._name}")
@@ -63,7 +63,7 @@ class Tensor:
             self._remake = forward
 
     def forget(self):
-        """Gives the value's memory back, if it can be computed again when the backward pass needs it."""
+        """Frees the value's memory, if the backward pass can recompute it."""
         if self._remake and self.tape.grad:
             self._data = None
 
@@ -78,18 +78,18 @@ class Tensor:
 class Tape:
     """What ops write to: the stream that runs or records, the pool, and the closures of the backward pass.
 
-    Without `grad`, nothing is left for a backward pass and values go back to the pool as soon as they are used up.
-    With `keep`, every buffer stays, by name, in `kept`, and ops store what they otherwise fold away. With `pieces`, only
+    Without `grad`, nothing is recorded for a backward pass and values go back to the pool after their last use.
+    With `keep`, every buffer stays, by name, in `kept`, and ops materialise what they otherwise fuse. With `pieces`, only
     the loss and its gradients are asked for: the logits need not exist whole, and a backward pass follows at once, so the
-    loss may be left to it. With `recompute`, memory is saved by computing again in the backward pass: 1 norms and
-    activations, 2 whole blocks. Without `own_loss`, only what flows back through the carried state counts.
+    loss may be left to it. With `recompute` (activation checkpointing), the backward pass recomputes to save memory: 1 norms
+    and activation functions, 2 whole blocks. Without `own_loss`, only the gradient that comes through the carried state counts.
 
-    `caches(name, shape)` gives buffers that live on between calls, for attention that continues where it was (None: it
-    starts anew); `context` is how many positions they hold, `position` holds the sequence's first position.
+    `caches(name, shape)` gives the buffers of the KV cache, which persist between calls (None: no cache); `context` is how
+    many positions they hold, `position` holds the sequence's first position.
     `carried(name, layer)` gives the buffers of a recurrent family's state: see `incoming` and `outgoing`. What a `lasting`
-    forward leaves for its backward is still there afterwards, for another one. `noise` holds the seed and the counter of
+    forward records for its backward is kept afterwards, for another one. `noise` holds the seed and the counter of
     dropout (None: nothing is dropped). `weights` holds the factor of each target's loss in the backward pass (None: all
-    are 1). `options` holds what else the family can be told of its training.
+    are 1). `options` holds the further training options of the family.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Tape:
         return out
 
     def incoming(self, name, layer) -> Tensor:
-        """The state of a layer as the chunk before left it, zeros at the start."""
+        """The hidden state of a layer at the end of the previous chunk, zeros at the start."""
         state, flow = self._carried(name, layer)
         here = self._incoming.get((name, layer))  # a block computed again starts from the same state
         if here is None:
@@ -151,7 +151,7 @@ class Tape:
         return here
 
     def outgoing(self, name, layer, last: Tensor):
-        """Hands the state of a layer on to the next chunk."""
+        """Passes the hidden state of a layer on to the next chunk."""
         state, flow = self._carried(name, layer)
         if not self._again:
             self.s.copy(state, last.data)
@@ -176,7 +176,7 @@ class Tape:
             self._closures.append(closure)
 
     def drop(self):
-        """Lets go of what is held for a backward pass that will not come, and of the state that came in."""
+        """Drops what is held for a backward pass that will not come, and the incoming state."""
         self._closures.clear()
         self._incoming.clear()
 

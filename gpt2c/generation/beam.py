@@ -1,4 +1,4 @@
-"""Beam search: the likeliest continuation that is found by following the few best beginnings at a time."""
+"""Beam search: the most likely continuation found by keeping the few best hypotheses (beams) at each token."""
 
 from typing import NamedTuple
 
@@ -19,9 +19,8 @@ class Beam(NamedTuple):
 def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, eos=None):
     """The new ids of the best continuation: up to max_new_tokens, or up to and without `eos`.
 
-    `width` beginnings are followed at a time. Of those that ended with eos, and those that are still going on at the last
-    token, the best has the highest log probability over length ** length_penalty, eos included: 0 prefers short ones, 1
-    the likeliest per token.
+    It keeps `width` beams. Of those that ended with eos, and those that are unfinished at the last token, the best has the
+    highest log probability over length ** length_penalty, eos included: 0 prefers short ones, 1 the highest mean per token.
     """
     prompt = checked_prompt(model, prompt_ids)
     for name, value, least in ("max_new_tokens", max_new_tokens, 1), ("width", width, 1), ("length_penalty", length_penalty, 0):
@@ -53,8 +52,8 @@ def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, 
 
 
 def _is_settled(ended, chosen, width, longest, length_penalty):
-    """Whether nothing that is still going on can become better than `width` that have ended: probabilities only fall, and
-    the longest length divides them most."""
+    """Whether no unfinished beam can overtake the `width` finished ones: probabilities only fall, and the longest length
+    divides them most."""
     most = max(beam.log_prob for _, beam in chosen) / longest**length_penalty
     return len(ended) == width and ended[-1].score(length_penalty) >= most
 

@@ -1,4 +1,4 @@
-"""A conversation with a model: what was said, as far as its context has room, and the answer as it comes."""
+"""A conversation with a model: earlier turns, as many as fit in its context, and the answer as it is generated."""
 
 from gpt2c.errors import InputError, UsageError
 from gpt2c.generation.sampling import Sampling, pieces
@@ -8,7 +8,7 @@ from gpt2c.tokenizers.turns import NAMES, question
 
 
 class Conversation:
-    """What was said, and the model that answers. `turns`: questions that it knows of at a time (0: as it has learned)."""
+    """Earlier turns, and the model that answers. `turns`: how many it sees at a time (0: as many as in its training data)."""
 
     def __init__(self, model, tokenizer, how: Sampling, max_new_tokens=256, turns=0):
         if isinstance(how.seed, str):
@@ -19,7 +19,7 @@ class Conversation:
         self._past: list[list[int]] = []  # the ids of each question with its answer
 
     def answer(self, text):
-        """Yields the answer as it comes. What was said of it before the caller stops is remembered."""
+        """Streams the answer. If the caller stops early, the part so far is kept in the conversation."""
         if not self.model.turns:
             yield from self._pieces(self.tokenizer.encode(text), self.max_new_tokens)
             return

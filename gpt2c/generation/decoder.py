@@ -1,4 +1,4 @@
-"""Generating: a decoder that keeps what it has read, and the choice of the next token."""
+"""Generation: a decoder with a KV cache or a hidden state, and the sampling of the next token."""
 
 import sys
 from collections.abc import Collection, Iterable, Iterator
@@ -11,13 +11,13 @@ from gpt2c.models.family import max_seq_len
 from gpt2c.models.model import Model
 from gpt2c.support.rng import Xorshift, multinomial
 
-CHUNK = 512  # tokens of a prompt that go through the model at a time
+CHUNK = 512  # prefill: tokens of a prompt per forward pass
 
 
 class Decoder:
-    """Feeds tokens to a model and gives the logits of the next one; what was read before stays in a cache or a state.
+    """Feeds tokens to a model and gives the logits of the next one; earlier tokens stay in the KV cache or the hidden state.
 
-    A transformer whose context is full starts again from the later half of what it holds; a recurrent model has no end.
+    A transformer whose context is full starts again from its later half; the context of a recurrent model is unlimited.
     """
 
     def __init__(self, model, context=None, chunk=CHUNK):

@@ -1,4 +1,4 @@
-"""Text from a model as programs ask for it: the flags that shape it, and its pieces as they come."""
+"""Text generation for programs: the sampling flags, and the text as a stream."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,29 @@ from gpt2c.support.fields import flag, require_at_least
 
 @dataclass
 class Sampling:
-    temperature: float = flag(0.8, "0 always takes the likeliest token; higher is more varied", "--temp", group="sampling")
-    top_k: int = flag(0, "choose among the k likeliest tokens (0: all)")
-    top_p: float = flag(1.0, "choose among the likeliest tokens that together have this probability")
-    min_p: float = flag(0.0, "choose among tokens with at least this part of the likeliest one's probability")
-    repetition_penalty: float = flag(1.0, "above 1: tokens that were there already are less likely", "--repeat-penalty")
-    seed: int | str = flag(1337, "of the random choices: the same seed gives the same text", metavar="N")
-    stop: list[str] = flag((), "end before this text")
-    beams: int = flag(
-        0, "search for the likeliest text along so many beginnings, instead of drawing tokens (0: draw)", "--beam-width"
+    temperature: float = flag(
+        0.8, "sampling temperature (0: greedy, always the most likely token; higher: more varied)", "--temp", group="sampling"
     )
-    length_penalty: float = flag(1.0, "with --beams: 0 prefers short texts, 1 the likeliest per token")
+    top_k: int = flag(0, "top-k sampling: choose among the k most likely tokens (0: off)")
+    top_p: float = flag(
+        1.0, "top-p (nucleus) sampling: choose among the most likely tokens whose probabilities add up to p (1: off)"
+    )
+    min_p: float = flag(
+        0.0, "min-p sampling: drop tokens whose probability is below this fraction of the most likely one's (0: off)"
+    )
+    repetition_penalty: float = flag(
+        1.0,
+        "repetition penalty: above 1, tokens of the prompt and of the text so far become less likely (1: off)",
+        "--repeat-penalty",
+    )
+    seed: int | str = flag(1337, "random seed of sampling: the same seed gives the same text", metavar="N")
+    stop: list[str] = flag((), "stop sequence: end the text before this string")
+    beams: int = flag(0, "beam search with this many beams, instead of sampling (0: sampling)", "--beam-width")
+    length_penalty: float = flag(
+        1.0,
+        "beam search: length penalty, the power of the length that log probabilities are divided by (0 "
+        "prefers short texts, 1 compares the mean per token)",
+    )
 
     def __post_init__(self):
         check_choice(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
@@ -28,8 +40,8 @@ class Sampling:
 
 
 def pieces(model, tokenizer, prompt_ids, max_new_tokens, how: Sampling, rng=None, stop_tokens=(), stop=(), chunk=CHUNK):
-    """Yields a text as it is generated, up to the first stop token or stop string: no half characters, and nothing of a
-    stop string. `rng` takes the place of the seed, to go on from what was drawn before."""
+    """Streams a text as it is generated, up to the first stop token or stop string: no incomplete characters, and nothing of a
+    stop string. `rng` replaces the seed, to continue a stream of random numbers."""
     if isinstance(how.seed, str):
         raise UsageError(f"--seed is {how.seed!r}, expected a whole number")
     if how.beams:

@@ -1,4 +1,4 @@
-"""Completions of many prompts at once, all rows in step through one cache or state."""
+"""Batched generation: completions of many prompts, all rows in step through one KV cache or hidden state."""
 
 import sys
 from collections.abc import Collection, Iterable, Sequence
@@ -14,7 +14,7 @@ from gpt2c.support.rng import Xorshift
 
 
 class BatchSampler:
-    """Keeps what was recorded and the caches from one call to the next of the same size."""
+    """Reuses recorded programs and caches from one call to the next of the same size."""
 
     def __init__(self, model):
         self.model = model

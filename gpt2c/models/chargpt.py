@@ -11,12 +11,12 @@ from gpt2c.support.fields import flag, require_at_least
 
 @dataclass(frozen=True)
 class Config:
-    max_seq_len: int = flag(64, "longest sequence")
-    vocab_size: int = flag(67, "number of tokens")
-    num_layers: int = flag(6, "transformer blocks")
-    num_heads: int = flag(8, "attention heads")
-    channels: int = flag(128, "width")
-    dropout: float = flag(0.1, "part of what attention and the feed-forward layer add that is dropped in training")
+    max_seq_len: int = flag(64, "context length: the longest sequence, in tokens")
+    vocab_size: int = flag(67, "vocabulary size")
+    num_layers: int = flag(6, "transformer layers (blocks)")
+    num_heads: int = flag(8, "attention heads per layer")
+    channels: int = flag(128, "embedding width (hidden size)")
+    dropout: float = flag(0.1, "dropout probability of the outputs of attention and feed-forward layers, in training")
 
     def __post_init__(self):
         require_at_least(self, max_seq_len=1, vocab_size=1, num_layers=1, num_heads=1, channels=1)

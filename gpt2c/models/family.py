@@ -16,8 +16,8 @@ class Family:
     params(cfg) -> list[ParamSpec]    its parameter tensors, in file order
     forward(t, p, batch, cfg)         its forward pass on a tape (engine/tape.py), returning ops.Output;
                                       p(name, layer=None) is a parameter, batch has tokens and targets (or None)
-    state(cfg, B) -> {name: shape}    if it is recurrent: what it carries from chunk to chunk for B lanes, (L, B, width)
-                                      each; its forward takes it from t.incoming(name, layer) and leaves it with
+    state(cfg, B) -> {name: shape}    if it is recurrent: the hidden state carried from chunk to chunk for B lanes, (L, B,
+                                      width) each; its forward takes it from t.incoming(name, layer) and leaves it with
                                       t.outgoing(name, layer, last)
     """
 
@@ -28,11 +28,11 @@ class Family:
     state: Callable | None = None
 
     size: Callable[[str], dict | None] = lambda text: None  # the config fields behind the name of a size; None if it is none
-    idle_parameters: Callable[[Any], int] = lambda cfg: 0  # how many of its parameters a token does not meet
-    options: Mapping[str, float] = field(default_factory=dict)  # what training it can be told besides, read as t.options[name]
-    tiny: Mapping[str, Any] = field(default_factory=dict)  # config fields of a model that is small enough to prove its gradients
+    idle_parameters: Callable[[Any], int] = lambda cfg: 0  # parameters inactive for a token: experts it skips
+    options: Mapping[str, float] = field(default_factory=dict)  # its own training options, read as t.options[name]
+    tiny: Mapping[str, Any] = field(default_factory=dict)  # config fields of a model small enough for a gradient check
 
-    # What its programs start from: defaults of flags.
+    # Defaults of flags.
     training: Mapping[str, Any] = field(default_factory=dict)
     phases: Mapping[str, Any] = field(default_factory=dict)  # of each of two phases, where they are not training's
     generation: Mapping[str, Any] = field(default_factory=dict)

@@ -12,12 +12,12 @@ from gpt2c.support.fields import flag, require_at_least
 
 @dataclass(frozen=True)
 class Config:
-    max_seq_len: int = flag(1024, "longest sequence")
-    vocab_size: int = flag(50257, "number of tokens")
-    num_layers: int = flag(12, "transformer blocks")
-    num_heads: int = flag(12, "attention heads")
-    channels: int = flag(768, "width")
-    padded_vocab_size: int = flag(0, "rows of the token table (0: vocab_size rounded up to a multiple of 128)")
+    max_seq_len: int = flag(1024, "context length: the longest sequence, in tokens")
+    vocab_size: int = flag(50257, "vocabulary size")
+    num_layers: int = flag(12, "transformer layers (blocks)")
+    num_heads: int = flag(12, "attention heads per layer")
+    channels: int = flag(768, "embedding width (hidden size)")
+    padded_vocab_size: int = flag(0, "rows of the token embedding (0: the vocabulary size rounded up to a multiple of 128)")
 
     def __post_init__(self):
         if not self.padded_vocab_size:

@@ -24,17 +24,20 @@ SKIP = 0.5  # of its input that a layer above the first adds to its result
 
 @dataclass(frozen=True)
 class Config:
-    vocab_size: int = flag(256, "number of tokens")
-    hidden: int = flag(32, "width", "--hidden-size")
+    vocab_size: int = flag(256, "vocabulary size")
+    hidden: int = flag(32, "width of the hidden state and of the layers", "--hidden-size")
     num_layers: int = flag(1, "recurrent layers")
-    embed: int = flag(16, "width of the token table", "--embed-size")
-    num_heads: int = flag(4, "groups of channels that start with different decays")
-    num_experts: int = flag(4, "experts of each layer; the first is always on")
-    top_k: int = flag(1, "experts besides the first that a token goes to, at most all of them")
-    fast_mode: bool = flag(False, "leave the experts out")
-    use_rwkv: bool = flag(True, "mix over time as RWKV does")
+    embed: int = flag(16, "token embedding width", "--embed-size")
+    num_heads: int = flag(4, "heads of the time mixing: groups of channels whose time decay starts at different values")
+    num_experts: int = flag(4, "mixture of experts: experts per layer; the first is shared, always on")
+    top_k: int = flag(1, "mixture of experts: experts that each token is routed to besides the shared one, at most all of them")
+    fast_mode: bool = flag(False, "leave out the mixture of experts")
+    use_rwkv: bool = flag(True, "use RWKV's time mixing in the recurrent cell")
     carry: str = flag(
-        "layer", "what a layer carries from step to step: its whole result or that of the cell", choices=("layer", "cell")
+        "layer",
+        "hidden state of a layer, carried from time step to time step: the output of the whole layer, experts "
+        "included, or of the recurrent cell alone",
+        choices=("layer", "cell"),
     )
 
     def __post_init__(self):

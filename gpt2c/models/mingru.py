@@ -14,11 +14,13 @@ from gpt2c.support.fields import flag, require_at_least
 
 @dataclass(frozen=True)
 class Config:
-    vocab_size: int = flag(256, "number of tokens")
-    dim: int = flag(1024, "width", "--model-dim")
+    vocab_size: int = flag(256, "vocabulary size")
+    dim: int = flag(1024, "embedding width (hidden size)", "--model-dim")
     depth: int = flag(3, "layers", "--model-depth")
-    expansion: float = flag(1.5, "width of the recurrent state, in widths", "--model-exp-factor")
-    ff_mult: float = flag(3.0, "width of the feed-forward layers, in widths", "--model-ff-mult")
+    expansion: float = flag(
+        1.5, "expansion factor: width of the recurrent state, as a multiple of the embedding width", "--model-exp-factor"
+    )
+    ff_mult: float = flag(3.0, "width of the feed-forward layers, as a multiple of the embedding width", "--model-ff-mult")
 
     def __post_init__(self):
         require_at_least(self, vocab_size=1, dim=1, depth=1)

@@ -72,11 +72,11 @@ class Model:
 
     @property
     def num_active_parameters(self) -> int:
-        """Those that a token meets: all, but of a mixture of experts the chosen ones alone."""
+        """Active parameters per token: all, but of a mixture of experts only those that a token is routed to."""
         return self.num_parameters - self.definition.idle_parameters(self.config)
 
     def initialise(self, seed: int) -> Self:
-        """Fills the parameters as the family starts them. Each tensor has its own stream of random numbers."""
+        """Initialises the parameters as the family defines. Each tensor has its own stream of random numbers."""
         self.seed = seed
         for number, spec in enumerate(self.params.specs):
             self.params[spec.name][...] = spec.init(np.random.default_rng([seed, number]), spec.shape)
@@ -84,7 +84,7 @@ class Model:
 
     @property
     def state(self) -> Mapping[str, np.ndarray]:
-        """What a recurrent family carries from one forward to the next, by name; a transformer carries nothing."""
+        """The hidden state that a recurrent family carries from one forward to the next, by name; empty for a transformer."""
         return self._runner.state
 
     @state.setter
@@ -103,7 +103,7 @@ class Model:
         return {f"state.{name}": array for name, array in self.state.items()} | self._runner.chain_arrays(window - 1)
 
     def carry(self, arrays):
-        """Goes on from what `carried` gave."""
+        """Continues from what `carried` returned."""
         self.state = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
         self._runner.restore_chain({name: array for name, array in arrays.items() if name.startswith("chain.")})
 
@@ -115,11 +115,10 @@ class Model:
         """The mean loss over the counted targets (a float); without targets, None: see `logits`.
 
         inputs and targets are (B, T) token ids, targets -1 where they do not count. `keep` keeps every activation for
-        `acts`. `train` turns on what acts in training only: dropout, with new masks each time. Gradients and parameters
-        stay as they are.
+        `acts`. `train` turns on dropout, with new masks each time. Gradients and parameters are not changed.
 
-        A recurrent family continues from `state`. The backward of this chunk's loss then reaches back through the last
-        `window` chunks, this one included; the state before them counts as a constant.
+        A recurrent family continues from `state`. The loss of this chunk is then backpropagated through the last `window`
+        chunks, this one included (TBPTT's k2); the state before them is a constant.
         """
         self._run_forward(inputs, targets, window, keep=keep, train=train)
         return None if targets is None else self._loss()

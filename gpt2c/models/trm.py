@@ -21,18 +21,22 @@ from gpt2c.support.fields import flag, require_at_least
 
 @dataclass(frozen=True)
 class Config:
-    vocab_size: int = flag(257, "number of tokens")
-    channels: int = flag(128, "width", "--embed-size")
-    hidden: int = flag(256, "width inside the feed-forward part")
+    vocab_size: int = flag(257, "vocabulary size")
+    channels: int = flag(128, "embedding width (hidden size)", "--embed-size")
+    hidden: int = flag(256, "width of the feed-forward (SwiGLU) layer")
     num_heads: int = flag(8, "attention heads")
-    max_seq_len: int = flag(80, "longest sequence")
-    depth: int = flag(3, "times that the block is applied; with --adaptive, how often at the start of training")
-    cope_max_pos: int = flag(64, "farthest contextual position that is told apart")
-    pos_emb: str = flag("learned", "positions besides the contextual ones", choices=("learned", "none"))
-    adaptive: bool = flag(False, "let each token choose how often the block is applied to it")
-    max_depth: int = flag(10, "with --adaptive: applications at most")
+    max_seq_len: int = flag(80, "context length: the longest sequence, in tokens")
+    depth: int = flag(
+        3, "recursion depth: how many times the block is applied; with --adaptive, how many times at the start of training"
+    )
+    cope_max_pos: int = flag(64, "contextual position embeddings (CoPE): the largest position")
+    pos_emb: str = flag("learned", "position embeddings in addition to the contextual ones (CoPE)", choices=("learned", "none"))
+    adaptive: bool = flag(False, "adaptive computation time: each token learns how many times the block is applied to it")
+    max_depth: int = flag(10, "with --adaptive: maximum recursion depth")
     halt_threshold: float = flag(0.95, "with --adaptive: a token halts when its halting probabilities add up to this")
-    ponder_weight: float = flag(0.05, "with --adaptive: what one application more adds to the loss")
+    ponder_weight: float = flag(
+        0.05, "with --adaptive: weight of the ponder loss, the cost of each further application of the block"
+    )
 
     def __post_init__(self):
         require_at_least(

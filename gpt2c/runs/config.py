@@ -15,7 +15,7 @@ class RunConfig:
 
     model: str = flag(
         "",
-        "the model family, whose sizes are flags too: --model FAMILY --help-all lists them",
+        "model family (architecture); its sizes are flags too: --model FAMILY --help-all lists them",
         choices=("", *FAMILIES),
         metavar="|".join(FAMILIES),
         group="model",
@@ -24,7 +24,7 @@ class RunConfig:
     )
     init_from: str = flag(
         "",
-        "scratch, a checkpoint to take the weights from, or for gpt2 a size such as d12",
+        "initial weights: scratch (random), the checkpoint of a pretrained model to fine-tune, or for gpt2 a size such as d12",
         "-e",
         metavar="scratch|PATH|dN",
         default_text=f"{PRETRAINED} if it is there, else scratch",
@@ -33,7 +33,7 @@ class RunConfig:
 
     out_dir: str = flag(
         "",
-        "the run's folder",
+        "output directory of the run: checkpoints, logs, samples",
         "-o",
         "--output",
         metavar="DIR",
@@ -43,50 +43,71 @@ class RunConfig:
         main=True,
     )
     save_path: str = flag(
-        "", "the checkpoint at the end, instead of a folder or beside one; on the way come X_stepN, and X_best", metavar="X"
+        "",
+        "file for the final checkpoint, instead of or besides a directory; checkpoints during training are X_stepN and X_best",
+        metavar="X",
     )
-    resumable_best: bool = flag(False, "keep in the best checkpoint all that a run needs to go on from it, not its weights alone")
+    resumable_best: bool = flag(
+        False, "make the best checkpoint resumable: save the optimizer and run state in it, not the weights alone"
+    )
     resume: bool | str = flag(
         False,
-        "go on from the newest whole checkpoint of --out-dir or --save-path, or from this one; "
-        "flags that are not given stay as they were",
+        "resume training from the newest valid checkpoint of --out-dir or --save-path, or from this "
+        "checkpoint; flags that are not given keep the values of that run",
         "-y",
         "--load-checkpoint",
         metavar="PATH",
         main=True,
     )
-    description: str = flag("", "words about the model that its checkpoints keep")
+    description: str = flag("", "description of the model, stored in its checkpoints")
     save_every: int = flag(
         0,
-        "save a checkpoint every N updates, or epochs if the run is given in epochs (0: only at the end)",
+        "save a checkpoint every N updates, or every N epochs if the run is given in epochs (0: only at the end)",
         "-n",
         "--checkpoint-interval",
         main=True,
     )
     keep: int = flag(0, "keep only the newest N checkpoints (0: all)", "-nk")
-    keep_major: int = flag(0, "but never delete those of every Nth update (0: none)", "-nm", default_text="")
-    save_on_complete: bool = flag(True, "save at the end; a run that is interrupted is always saved")
-    log_every: int = flag(1, "print every Nth update or epoch (0: only the last)", "--log-interval")
-    report_to: str = flag("none", "write event files for TensorBoard as well", choices=("none", "tensorboard"))
-    dry_run: bool = flag(False, "print what the run would take in memory and where its settings come from, and stop", main=True)
-    explain: bool = flag(False, "print each setting that is not a plain default with where it comes from, and stop", main=True)
+    keep_major: int = flag(
+        0, "with --keep: never delete the checkpoints whose step is a multiple of N (0: none)", "-nm", default_text=""
+    )
+    save_on_complete: bool = flag(True, "save a checkpoint at the end; an interrupted run is always saved")
+    log_every: int = flag(1, "print the loss every N updates or epochs (0: only the last)", "--log-interval")
+    report_to: str = flag("none", "also write event files for TensorBoard", choices=("none", "tensorboard"))
+    dry_run: bool = flag(False, "print the memory that the run needs and where its settings come from, then stop", main=True)
+    explain: bool = flag(
+        False,
+        "print every setting that is not at its default with where it comes from (command line, config file, "
+        "resumed run, family), then stop",
+        main=True,
+    )
     device_id: int = flag(0, "accepted for old command lines: there is one device", hidden=True)
-    threads: int = flag(0, "threads to use, of each rank where there are several", default_text="one per core", main=True)
+    threads: int = flag(0, "CPU threads to use, per rank where there are several", default_text="one per core", main=True)
     recompute: int = flag(
-        0, "save memory by computing again in the backward pass: 1 norms and activations, 2 whole blocks", "-r", choices=(0, 1, 2)
+        0,
+        "save memory by activation checkpointing: recompute activations in the backward pass; 1: norms and "
+        "activation functions, 2: whole blocks, 0: keep all",
+        "-r",
+        choices=(0, 1, 2),
     )
     matmul_precision: str = flag(
-        "fp32", "bf16 rounds the operands of matrix products: faster, nearly the same losses", choices=("fp32", "bf16")
+        "fp32",
+        "precision of matrix products; bf16 rounds their operands to bfloat16: faster, nearly the same losses",
+        choices=("fp32", "bf16"),
     )
 
     sample_every: int = flag(
-        20, "write a sample every N updates and at the end (0: never, -1: only at the end)", "-s", group="samples", main=True
+        20, "generate a sample every N updates and at the end (0: never, -1: only at the end)", "-s", group="samples", main=True
     )
-    sample_len: int = flag(64, "tokens in a sample", "-g", "--gen-length", "--length")
-    prompt: str = flag("", "what samples begin with", default_text="the end-of-text token")
-    temperature: float = flag(1.0, "of samples; 0 always takes the likeliest token")
-    sample_top_k: int = flag(0, "choose among the k likeliest tokens (0: all)", "--top-k")
-    sample_top_p: float = flag(1.0, "choose among the likeliest tokens that together have this probability", "--top-p")
+    sample_len: int = flag(64, "length of a sample, in tokens", "-g", "--gen-length", "--length")
+    prompt: str = flag("", "prompt that samples begin with", default_text="the end-of-text token")
+    temperature: float = flag(1.0, "sampling temperature of samples (0: greedy, always the most likely token)")
+    sample_top_k: int = flag(0, "top-k sampling of samples: choose among the k most likely tokens (0: off)", "--top-k")
+    sample_top_p: float = flag(
+        1.0,
+        "top-p (nucleus) sampling of samples: choose among the most likely tokens whose probabilities add up to p (1: off)",
+        "--top-p",
+    )
 
     def __post_init__(self):
         require_at_least(self, save_every=0, keep=0, keep_major=0, log_every=0, sample_every=-1, sample_len=0)

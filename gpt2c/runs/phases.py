@@ -53,15 +53,26 @@ class PhasesConfig:
     """Two phases instead of one run."""
 
     pretrain: str = flag(
-        "", "first phase: a .json, .jsonl or .csv file of short texts, one to an item", metavar="PATH", group="two phases"
+        "",
+        "pretraining data, for phase 1 of 2: a .json, .jsonl or .csv file of short texts, one per record",
+        metavar="PATH",
+        group="two phases",
     )
-    instruct: str = flag("", "second phase: such a file of questions with their answers", metavar="PATH")
-    pretrain_epochs: float = flag(100.0, "passes over the texts")
-    pretrain_lr: float = flag(5e-4, "the first phase's learning rate")
-    instruct_epochs: float = flag(100.0, "passes over the questions")
-    instruct_lr: float = flag(1e-4, "the second phase's learning rate")
-    test_questions: str = flag("", "questions that are not trained on, asked at the end", metavar="PATH")
-    interactive: bool = flag(False, "talk to the model after training", main=True)
+    instruct: str = flag(
+        "", "instruction tuning data, for phase 2 of 2: a .json, .jsonl or .csv file of questions with answers", metavar="PATH"
+    )
+    pretrain_epochs: float = flag(100.0, "epochs of pretraining (phase 1 of 2)")
+    pretrain_lr: float = flag(5e-4, "learning rate of pretraining (phase 1 of 2)")
+    instruct_epochs: float = flag(100.0, "epochs of instruction tuning (phase 2 of 2)")
+    instruct_lr: float = flag(1e-4, "learning rate of instruction tuning (phase 2 of 2)")
+    test_questions: str = flag(
+        "", "test set for after the two phases: a file of questions that are not trained on", metavar="PATH"
+    )
+    interactive: bool = flag(
+        False,
+        "chat with the model after training; without data of its own, train in two phases on the facts and questions that ship",
+        main=True,
+    )
 
 
 def usual_phase(family):

@@ -1,4 +1,4 @@
-"""Telling that training goes wrong: numbers that are none, or far from what they were."""
+"""Anomaly detection: NaN, infinity, values beyond a limit, and outliers by z-score."""
 
 import math
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from gpt2c.errors import DivergedError, GradientError
 
-SKIPS_IN_A_ROW = 10  # after so many updates left out one after the other, leaving out does not help
-WINDOW = 128  # updates that a z-score looks back on
+SKIPS_IN_A_ROW = 10  # after this many skipped updates in a row, skipping does not help
+WINDOW = 128  # updates of which a z-score takes mean and standard deviation
 
 
 class Window:
@@ -31,7 +31,7 @@ class Window:
 
 
 class Watch:
-    """Judges updates before they are made: those that should be left out, and those after which training should not go on."""
+    """Checks loss and gradients before each update: whether to skip it, or to stop training."""
 
     def __init__(self, config, optimizer, batches):
         self.config, self.optimizer, self.batches = config, optimizer, batches  # gradients are sums over so many batches
@@ -39,7 +39,7 @@ class Watch:
         self.skipped_in_a_row = 0
 
     def judge(self, step, loss, norm):
-        """(the z-scores of loss and norm, why this update should be left out: "" where all is well), or a DivergedError."""
+        """(the z-scores of loss and norm, why to skip this update, or ""); or a DivergedError."""
         loss_z, norm_z = self.losses.push(loss), self.norms.push(norm)
         why, error = self._wrong(loss, norm)
         unusual = "" if why else self._unusual(loss, norm, loss_z, norm_z)

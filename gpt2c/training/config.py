@@ -11,29 +11,48 @@ from gpt2c.training.schedules import SCHEDULES
 
 @dataclass
 class TrainConfig:
-    """What the Trainer needs to know besides the model and the data."""
+    """The Trainer's hyperparameters."""
 
-    batch_size: int = flag(4, "sequences per batch, of each rank where there are several", "-b", group="batches", main=True)
-    seq_len: int = flag(64, "tokens per sequence", "-t", "--seq-length", "--block-size", "--chunk-size", main=True)
+    batch_size: int = flag(
+        4, "batch size: sequences per batch, on each rank where there are several", "-b", group="batches", main=True
+    )
+    seq_len: int = flag(
+        64, "sequence length (block size): tokens per sequence", "-t", "--seq-length", "--block-size", "--chunk-size", main=True
+    )
     total_batch_size: int = flag(
         0,
-        "tokens per update of all ranks together, a multiple of batch size x sequence length; "
-        "gradients of several batches are then averaged (0: one batch of each rank)",
+        "tokens per update over all ranks, for gradient accumulation: a multiple of batch size x sequence "
+        "length; the gradients of several batches are averaged (0: one batch per rank, no accumulation)",
         "-d",
         metavar="TOKENS",
     )
-    update_chunks: int = flag(1, "with lanes: batches per update", metavar="K1")
-    update_tokens: int = flag(0, "the same in tokens of a lane", default_text="")
-    backprop_chunks: int = flag(
-        1, "with lanes: batches that a gradient reaches back through, the newest one included", metavar="K2"
+    update_chunks: int = flag(
+        1,
+        "truncated backpropagation through time, TBPTT(k1, k2), with --order lanes: k1, the chunks (batches) per update",
+        metavar="K1",
     )
-    backprop_tokens: int = flag(0, "the same in tokens of a lane", default_text="")
-    preserve_hidden_states: bool = flag(True, "with lanes: carry the state from batch to batch")
-    overfit: bool = flag(False, "train on the first batch only", "-a", "--overfit-single-batch")
+    update_tokens: int = flag(0, "TBPTT's k1 in tokens per lane, instead of --update-chunks", default_text="")
+    backprop_chunks: int = flag(
+        1,
+        "TBPTT's k2, with --order lanes: the chunks (batches) that the gradient is backpropagated through, the newest included",
+        metavar="K2",
+    )
+    backprop_tokens: int = flag(0, "TBPTT's k2 in tokens per lane, instead of --backprop-chunks", default_text="")
+    preserve_hidden_states: bool = flag(
+        True,
+        "with --order lanes: carry the recurrent hidden state from batch to batch; "
+        "--no-preserve-hidden-states resets it to zeros before each",
+    )
+    overfit: bool = flag(
+        False,
+        "overfit a single batch: train on the first batch only, to check that the model can learn",
+        "-a",
+        "--overfit-single-batch",
+    )
 
     max_steps: int = flag(
         40,
-        "updates in all, counted from the start of training; -1: one epoch",
+        "training steps (updates) in total, counted from the start of training, not from a resume; -1: one epoch",
         "-x",
         "--iters",
         "--max-iters",
@@ -42,73 +61,142 @@ class TrainConfig:
         main=True,
     )
     epochs: float = flag(
-        0.0, "passes over the training data in all, instead of --max-steps", "--num-epochs", default_text="", main=True
+        0.0, "epochs: passes over the training data in total, instead of --max-steps", "--num-epochs", default_text="", main=True
     )
-    max_epochs: float = flag(0.0, "instead of --epochs where a target loss is given", default_text="")
-    max_time: str = flag("", "stop cleanly after this long, e.g. 90s, 10m or 2h", metavar="TIME")
-    target_val_loss: float = flag(0.0, "stop when the validation loss is this low", "--target-valid-loss", default_text="")
-    target_train_loss: float = flag(0.0, "stop when the loss of an update is this low", "--target-test-loss", default_text="")
-    patience: int = flag(0, "stop after this many validations without a better one (0: never)")
+    max_epochs: float = flag(
+        0.0,
+        "the limit on epochs, in place of --epochs, where --target-val-loss or --target-train-loss may end training earlier",
+        default_text="",
+    )
+    max_time: str = flag("", "wall-clock limit: save and stop after this long, e.g. 90s, 10m or 2h", metavar="TIME")
+    target_val_loss: float = flag(
+        0.0, "early stopping: stop when the validation loss is at most this", "--target-valid-loss", default_text=""
+    )
+    target_train_loss: float = flag(
+        0.0, "early stopping: stop when the training loss of an update is at most this", "--target-test-loss", default_text=""
+    )
+    patience: int = flag(
+        0, "early stopping: stop after this many validations in a row without a new best validation loss (0: off)"
+    )
 
-    learning_rate: float = flag(1e-4, "the highest learning rate", "-l", "--lr", group="learning rate", main=True)
-    lr_schedule: str = flag("constant", "how the rate falls", "-k", "--lr-scheduler", choices=SCHEDULES)
+    learning_rate: float = flag(1e-4, "learning rate, the peak of the schedule", "-l", "--lr", group="learning rate", main=True)
+    lr_schedule: str = flag(
+        "constant",
+        "learning rate schedule: how it decays after the warm-up; plateau lowers it when the validation loss stops improving",
+        "-k",
+        "--lr-scheduler",
+        choices=SCHEDULES,
+    )
     lr_unit: str = flag(
         "update",
-        "whether the rate changes with each update, or with each epoch, so that the first epoch "
-        "after the warm-up has the highest rate (epoch) or the last one the lowest (epoch-end)",
+        "when the schedule changes the learning rate: at every update, or once per epoch, so that the first "
+        "epoch after the warm-up has the peak rate (epoch) or the last epoch has the final rate (epoch-end)",
         choices=("update", "epoch", "epoch-end"),
     )
-    warmup_steps: int = flag(0, "updates over which the rate rises to its highest", "-u", "--warmup-iters")
-    warmup_epochs: float = flag(0.0, "the same in epochs", default_text="")
-    final_lr_frac: float = flag(1.0, "where a falling rate ends, as a part of the highest", "-q", "--min-lr-factor")
-    plateau_patience: int = flag(30, "validations without a better one after which the schedule plateau lowers the rate")
-    plateau_factor: float = flag(0.5, "what it multiplies the rate with")
-    plateau_falls: int = flag(3, "how often, at most")
-
-    optimizer: str = flag("adamw", "how gradients become updates", choices=OPTIMIZERS, group="optimizer")
-    weight_decay: float = flag(
-        0.0, "decay of matrices: beside the step of adamw, in the gradients of the others", "-c", main=True
+    warmup_steps: int = flag(0, "learning rate warm-up: updates over which it rises to its peak", "-u", "--warmup-iters")
+    warmup_epochs: float = flag(
+        0.0, "learning rate warm-up in epochs, instead of --warmup-steps: epochs over which it rises to its peak", default_text=""
     )
-    decay_all: bool = flag(False, "let weights of all shapes decay, biases and norms too")
-    beta1: float = flag(0.9, "Adam's decay of the mean of gradients", "--adam-beta1")
-    beta2: float = flag(0.999, "Adam's decay of the mean of their squares", "--adam-beta2")
-    eps: float = flag(1e-8, "Adam's epsilon", "--adam-epsilon")
-    momentum: float = flag(0.0, "of sgd")
-    dampening: float = flag(0.0, "of sgd's momentum")
-    nesterov: bool = flag(False, "look one step ahead along sgd's momentum")
-    grad_clip: float = flag(0.0, "largest L2 norm of all gradients together (0: no limit)", "--max-grad-norm")
-    clip_value: float = flag(0.0, "largest magnitude of each gradient element, applied first (0: no limit)", "--grad-clip-value")
-    tensor_rates: str = flag("", "learning rates of single tensors, whatever the schedule says", metavar="NAME=RATE,...")
-    tensor_bounds: str = flag("", "bounds that each update keeps the elements of single tensors in", metavar="NAME=LOW:HIGH,...")
+    final_lr_frac: float = flag(1.0, "learning rate at the end of the decay, as a fraction of the peak", "-q", "--min-lr-factor")
+    plateau_patience: int = flag(
+        30, "--lr-schedule plateau: validations without a new best loss after which the learning rate is lowered"
+    )
+    plateau_factor: float = flag(0.5, "--lr-schedule plateau: factor that the learning rate is multiplied by each time")
+    plateau_falls: int = flag(3, "--lr-schedule plateau: how many times the learning rate is lowered at most")
 
-    zero: int = flag(0, "1: of several ranks each keeps and updates its part of the optimizer's moments", "-z", choices=(0, 1))
+    optimizer: str = flag(
+        "adamw", "optimizer: AdamW, Adam, or SGD (with --momentum, --nesterov)", choices=OPTIMIZERS, group="optimizer"
+    )
+    weight_decay: float = flag(
+        0.0, "weight decay of matrices: decoupled with adamw, an L2 term in the gradient with adam and sgd", "-c", main=True
+    )
+    decay_all: bool = flag(False, "apply weight decay to all parameters, biases and norms included")
+    beta1: float = flag(0.9, "Adam: beta1, the decay rate of the first moment (running mean of gradients)", "--adam-beta1")
+    beta2: float = flag(
+        0.999, "Adam: beta2, the decay rate of the second moment (running mean of squared gradients)", "--adam-beta2"
+    )
+    eps: float = flag(1e-8, "Adam: epsilon, added to the denominator for numerical stability", "--adam-epsilon")
+    momentum: float = flag(0.0, "SGD: momentum")
+    dampening: float = flag(0.0, "SGD: dampening of the momentum")
+    nesterov: bool = flag(False, "SGD: Nesterov momentum")
+    grad_clip: float = flag(
+        0.0, "gradient clipping by global L2 norm: the largest norm of all gradients together (0: off)", "--max-grad-norm"
+    )
+    clip_value: float = flag(
+        0.0,
+        "gradient clipping by value: the largest magnitude of each gradient element, applied before --grad-clip (0: off)",
+        "--grad-clip-value",
+    )
+    tensor_rates: str = flag(
+        "", "fixed learning rates for single parameter tensors, which then ignore the schedule", metavar="NAME=RATE,..."
+    )
+    tensor_bounds: str = flag(
+        "",
+        "bounds for single parameter tensors: after each update their elements are clamped to [LOW, HIGH]",
+        metavar="NAME=LOW:HIGH,...",
+    )
+
+    zero: int = flag(
+        0,
+        "data parallel over several ranks: 1 is ZeRO stage 1, which shards the optimizer state (moments) over "
+        "them; 0: every rank keeps it all",
+        "-z",
+        choices=(0, 1),
+    )
 
     on_anomaly: str = flag(
         "auto",
-        "what to do when numbers go wrong: stop, skip the update, or roll back to the last "
-        "checkpoint and go on with the data that follow; auto stops, but skips for a z-score alone",
+        "what to do on a NaN, an infinity, or a loss or gradient beyond the limits below: stop, skip the "
+        "update, or roll back to the last checkpoint and continue with the data that follow; auto stops, but "
+        "skips the update for --skip-loss-z and --skip-grad-z",
         choices=("auto", "stop", "skip", "rollback"),
-        group="when numbers go wrong",
+        group="anomalies",
     )
-    max_loss: float = flag(0.0, "a loss beyond this is wrong (0: any finite one is right)")
+    max_loss: float = flag(0.0, "treat a loss above this as an anomaly (0: off; NaN and infinity always are)")
     max_grad_value: float = flag(
-        0.0, "a gradient element of a larger magnitude is wrong (0: any finite one is right)", "--grad-threshold"
+        0.0,
+        "treat a gradient element of a larger magnitude as an anomaly (0: off; NaN and infinity always are)",
+        "--grad-threshold",
     )
-    skip_loss_z: float = flag(0.0, "so is a loss with a higher z-score among the last 128 (0: never)", "-sl", default_text="")
-    skip_grad_z: float = flag(0.0, "and a gradient norm with a higher one (0: never)", "-sg", default_text="")
+    skip_loss_z: float = flag(
+        0.0,
+        "treat a loss more than Z standard deviations above the mean of the last 128 updates as an anomaly (0: off)",
+        "-sl",
+        default_text="",
+    )
+    skip_grad_z: float = flag(
+        0.0,
+        "treat a gradient norm more than Z standard deviations above the mean of the last 128 updates as an anomaly (0: off)",
+        "-sg",
+        default_text="",
+    )
 
     val_every: int = flag(
-        10, "validate before every Nth update (0: never)", "-v", "--eval-interval", group="validation", main=True
+        10,
+        "validate every N updates: measure the loss on the held-out validation split (0: never)",
+        "-v",
+        "--eval-interval",
+        group="validation",
+        main=True,
     )
-    val_steps: int = flag(10, "batches per validation (-1: all, 0: never validate)", "-m", "--val-num-batches", "--eval-iters")
+    val_steps: int = flag(
+        10,
+        "batches per validation (-1: the whole validation split, 0: never validate)",
+        "-m",
+        "--val-num-batches",
+        "--eval-iters",
+    )
 
     balance_loss: float = flag(
-        0.0,
-        "weight of the balance loss of a mixture of experts: what uneven use of them costs (0: it is not counted)",
-        group="experts",
+        0.0, "mixture of experts: weight of the auxiliary load-balancing loss (0: off)", group="mixture of experts"
     )
 
-    seed: int = flag(1337, "of the initial weights, of dropout and of sampling", group="randomness", main=True)
+    seed: int = flag(
+        1337,
+        "random seed of the initial weights, dropout, sampling, and the data order (shuffled has llm.c's own)",
+        group="randomness",
+        main=True,
+    )
 
     def __post_init__(self):
         require_at_least(
@@ -156,15 +244,15 @@ class TrainConfig:
 
     @property
     def options(self):
-        """What a family may be told of its training besides (Family.options)."""
+        """Training options that only some families have (Family.options)."""
         return {"balance_loss": self.balance_loss}
 
     def carries(self, lanes):
-        """Whether the state goes on from batch to batch, where the data do (`lanes`)."""
+        """Whether the hidden state is carried from batch to batch, where the data are contiguous (`lanes`)."""
         return lanes and self.preserve_hidden_states and not self.overfit
 
     def window(self, T, lanes):
-        """The chunks of T tokens that a gradient reaches back through."""
+        """TBPTT's k2: the chunks of T tokens that a gradient is backpropagated through."""
         return math.ceil(self.backprop_tokens / T) or self.backprop_chunks if self.carries(lanes) else 1
 
 

@@ -1,4 +1,4 @@
-"""The gradients of one update: summed over its batches, on whichever ranks they are computed."""
+"""Gradient accumulation: the gradients of one update, summed over its batches on all ranks."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def accumulate(model, loader, length, ranks, window=1, carries=False, only_batch
         if not (carries and loader.continues):
             model.reset_state()
         x, y = only_batch or loader.next_batch()
-        model.dropout_counter = dropout + number  # masks do not depend on who computes the batch
+        model.dropout_counter = dropout + number  # masks do not depend on the rank that computes the batch
         loss = model.loss_and_grad(x, y, add=bool(told), window=window, train=True)
         told[number] = {"loss": loss} | model.metrics
     model.dropout_counter = dropout + batches

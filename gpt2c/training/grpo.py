@@ -1,5 +1,5 @@
-"""GRPO, group relative policy optimization: a model writes a group of answers to each prompt, and those that earn more
-than their group's mean become likelier.
+"""GRPO, group relative policy optimization: a model samples a group of completions of each prompt, and the probability of those
+with a reward above their group's mean is raised.
 
 With rewards r of a group, A = (r - mean) / std, ratio = pi / pi_old of a token, and D = log pi_ref - log pi, the loss is
 minus the mean over completions of the mean over their tokens of
@@ -41,22 +41,30 @@ class GrpoConfig:
     """How to learn from rewards."""
 
     steps: int = flag(
-        100, "batches of completions in all", "--rl-steps", "--rl-episodes", "--max-steps", "-x", group="reinforcement learning"
+        100,
+        "GRPO steps in total: batches of completions",
+        "--rl-steps",
+        "--rl-episodes",
+        "--max-steps",
+        "-x",
+        group="reinforcement learning",
     )
-    prompts: int = flag(8, "prompts in a batch")
-    group_size: int = flag(4, "completions of each prompt")
-    max_new_tokens: int = flag(20, "the most tokens in a completion", "-n")
-    updates: int = flag(1, "updates with each batch of completions")
-    learning_rate: float = flag(1e-4, "the learning rate", "--rl-learning-rate", "-l", "--lr")
-    weight_decay: float = flag(0.001, "AdamW's decay of matrices", "-c")
-    grad_clip: float = flag(1.0, "largest L2 norm of all gradients together (0: no limit)", "--max-grad-norm")
-    clip: float = flag(
-        0.2, "how far a token's probability may move from where it was, as a part of it, before it is no longer pushed on"
+    prompts: int = flag(8, "prompts per step")
+    group_size: int = flag(4, "group size: completions per prompt, whose rewards are compared")
+    max_new_tokens: int = flag(20, "maximum length of a completion, in tokens", "-n")
+    updates: int = flag(1, "optimizer updates per batch of completions")
+    learning_rate: float = flag(1e-4, "learning rate", "--rl-learning-rate", "-l", "--lr")
+    weight_decay: float = flag(0.001, "AdamW: weight decay of matrices", "-c")
+    grad_clip: float = flag(
+        1.0, "gradient clipping by global L2 norm: the largest norm of all gradients together (0: off)", "--max-grad-norm"
     )
-    kl: float = flag(0.0, "weight of the divergence from the model at the start")
-    entropy: float = flag(0.0, "weight of the entropy bonus")
-    trailing: bool = flag(False, "reward an answer whatever follows it")
-    seed: int = flag(1337, "of prompts and completions")
+    clip: float = flag(0.2, "clipping range (epsilon) of the probability ratio between the new and the old policy, as in PPO")
+    kl: float = flag(
+        0.0, "KL coefficient (beta): weight of the divergence from the reference model, which is the model at the start (0: off)"
+    )
+    entropy: float = flag(0.0, "entropy coefficient: weight of the entropy bonus (0: off)")
+    trailing: bool = flag(False, "reward a completion that begins with the right answer, whatever follows it")
+    seed: int = flag(1337, "random seed of prompts and completions")
 
     def __post_init__(self):
         require_at_least(
@@ -94,7 +102,7 @@ class Step(NamedTuple):
     kl: float  # mean over tokens of the divergence from the model at the start; 0 where it is not asked for
     entropy: float  # mean over tokens of -log pi
     grad_norm: float  # before clipping
-    clipped: float  # the part of tokens that the last update no longer pushed
+    clipped: float  # the fraction of tokens whose ratio was clipped in the last update
     skipped: int  # groups of equal rewards
     tokens: int  # written
     best: Completion | None
@@ -102,14 +110,14 @@ class Step(NamedTuple):
 
 
 def advantages(rewards):
-    """(P, G) rewards -> how far each is above its group's mean, in deviations; 0 in groups of equal rewards."""
+    """(P, G) rewards -> advantages: (r - mean) / standard deviation of the group; 0 in groups of equal rewards."""
     off = rewards - rewards.mean(axis=1, keepdims=True)
     std = off.std(axis=1, keepdims=True)
     return np.where(std > SAME, off / np.maximum(std, SAME), 0.0)
 
 
 def objective(logp, old, ref, advantage, config):
-    """What is to be raised, of each token, its derivative by logp, and whether clipping has flattened it."""
+    """The objective of each token, its derivative by logp, and whether the ratio was clipped."""
     ratio = np.exp(logp - old)
     free, bound = ratio * advantage, np.clip(ratio, 1 - config.clip, 1 + config.clip) * advantage
     value, slope = np.minimum(free, bound), np.where(free <= bound, free, 0.0)
@@ -123,7 +131,7 @@ def objective(logp, old, ref, advantage, config):
 
 
 class Coins(NamedTuple):
-    """A generator's numbers for some rows of a batch: what a row gets does not depend on who completes it."""
+    """Random numbers for some rows of a batch, drawn before: a row's do not depend on the rank that completes it."""
 
     rows: np.ndarray  # (rows, numbers)
 
@@ -137,7 +145,7 @@ class Grpo:
 
     Where MPI has started several ranks, they take the prompts in turn, and all have the same parameters after each update.
 
-    With the RunState of a checkpoint that `save` wrote, it goes on where that was, with the same bits.
+    With the RunState of a checkpoint that `save` wrote, it resumes there, bit-identically.
     """
 
     def __init__(self, model, task: Task, config=None, run: RunState | None = None):
@@ -316,7 +324,7 @@ class Grpo:
     # ---- checkpoints
 
     def save(self, path):
-        """A checkpoint from which a Grpo with its RunState goes on with the same bits."""
+        """A checkpoint from which a Grpo with its RunState resumes bit-identically."""
         if not math.isfinite(self._optimizer.parameter_norm()):
             raise DivergedError(f"at step {self.step} the parameters are not finite: not saved; lower the learning rate")
         values = {

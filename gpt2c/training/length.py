@@ -1,4 +1,4 @@
-"""How long a training run is: batches of an update, updates of an epoch, updates in all."""
+"""The length of a training run: batches per update, updates per epoch, updates in total."""
 
 import math
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ class Length:
     """Counts of one run. A loader of world 1 beside several ranks is `dealt`: the ranks take its batches in turn."""
 
     dealt: bool
-    micro_steps: int  # of the loader's batches in an update
-    batches: int  # of all ranks in an update
+    micro_steps: int  # gradient accumulation: the loader's batches per update
+    batches: int  # per update, over all ranks
     tokens_per_step: int
     batches_per_epoch: int  # of the loader
     epochs: float  # asked for; 0 where updates are counted
     total_steps: int
 
     def steps_in(self, epochs):
-        """The updates after which so many epochs are over, to the nearest whole one."""
+        """The number of updates in this many epochs, rounded to a whole one."""
         return math.floor(epochs * self.batches_per_epoch / self.micro_steps + 0.5)
 
     def epochs_done(self, step):
-        """Whole epochs behind: the most whose end (`steps_in`) is no later than after `step` updates."""
+        """Completed epochs: the most whose end (`steps_in`) is at most `step` updates."""
         return ((2 * step + 1) * self.micro_steps - 1) // (2 * self.batches_per_epoch)
 
     @property

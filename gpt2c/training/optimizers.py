@@ -20,12 +20,12 @@ class Optimizer:
     adam    decay is added to the gradient, before the moments
     sgd     likewise; with `momentum` the model's m is its buffer
 
-    A tensor in `rates` has that learning rate in the place of the one that `update` is given; one in `bounds` is brought back
-    between its (low, high) after each update.
+    A tensor in `rates` has that learning rate instead of the one given to `update`; one in `bounds` is clamped to its (low,
+    high) after each update.
 
-    With several ranks, `reduce` comes before all else: it sums their gradients, and of the sum each rank has its own part.
-    Then `update` brings all of it to every rank, or with `sharded` each updates its part of the parameters, which are
-    brought to all instead: a rank keeps and touches its part of the moments alone. Both give the same bits.
+    With several ranks, `reduce_gradients` comes first: a reduce-scatter, after which each rank has its part of the summed
+    gradients. Then `update` all-gathers them; or with `sharded` (ZeRO stage 1) each rank updates its part of the parameters,
+    which are all-gathered instead, and keeps only its part of the moments. Both give the same bits.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class Optimizer:
             self._ranges.append((first, last, treatment))
 
     def reduce_gradients(self):
-        """Sums the gradients of all ranks."""
+        """Sums the gradients of all ranks (reduce-scatter)."""
         self.world.reduce_scatter(self.model.grads.flat)
 
     def gather_gradients(self):
-        """Brings the sums to every rank."""
+        """Brings the sums to every rank (all-gather)."""
         self.world.all_gather(self.model.grads.flat)
 
     def norm(self):
-        """The L2 norm of all gradients together."""
+        """The global L2 norm of the gradients."""
         squares = np.zeros(self.world.size)
         squares[self.world.rank] = self._norm_of(self.model.grads.flat[self._own]) ** 2
         return math.sqrt(sum(self.world.all_reduce(squares).tolist()))
@@ -88,7 +88,7 @@ class Optimizer:
         return self.world.all_reduce_max(largest(self.model.grads.flat[self._own]))[0]
 
     def parameter_norm(self):
-        """The L2 norm of all parameters together: finite exactly where the model is still sound."""
+        """The L2 norm of all parameters: finite if and only if all of them are."""
         return self._norm_of(self.model.params.flat)
 
     def _norm_of(self, flat):
@@ -96,7 +96,7 @@ class Optimizer:
         return float(self._norm[0])
 
     def clamp(self, limit):
-        """Each element of the gradients to at most `limit`, in either direction."""
+        """Gradient clipping by value: each element to a magnitude of at most `limit`."""
         self.model.stream.clamp(self.model.grads.flat[self._own], limit)
 
     def update(self, lr, t, scale=1.0):
@@ -111,7 +111,7 @@ class Optimizer:
             np.clip(self.model.params[name], low, high, out=self.model.params[name])
 
     def moments(self):
-        """The model's m and v for a checkpoint, which rank 0 writes: whole there, wherever their parts are kept."""
+        """The model's m and v for a checkpoint, which rank 0 writes: gathered there if they are sharded."""
         arenas = [arena for arena in (self.model.m, self.model.v) if arena.allocated]
         return [self._whole(arena) for arena in arenas] if self.sharded else arenas
 

@@ -1,11 +1,11 @@
-"""The processes that train one model together, and what they tell each other.
+"""Data parallel training: the processes (ranks) that train one model together, and their collective operations.
 
 An MPI launcher (mpirun, srun) starts them; each is a rank from 0 to size - 1. A process that no launcher has started is a
 world of its own, and nothing of MPI is imported.
 
-A flat block of floats is cut into one part for each rank. `reduce_scatter` leaves the sum over all ranks in this rank's
-part, `all_gather` brings the parts of all ranks to each: both together are an all-reduce. Sums are taken in the order of
-ranks, whichever MPI carries the numbers, so a run that is repeated on as many ranks has the same bits.
+A flat block of floats is cut into one part for each rank. `reduce_scatter` leaves the sum over all ranks in this rank's part,
+`all_gather` brings the parts of all ranks to each: both together are an all-reduce. Sums are taken in the order of ranks, with
+any MPI, so a run that is repeated on as many ranks is bit-identical.
 """
 
 import functools
@@ -21,15 +21,15 @@ from gpt2c.errors import UsageError
 from gpt2c.support.machine import allowed_cores, cores
 
 LAUNCHERS = {"OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE", "PMI_RANK": "PMI_SIZE", "PMIX_RANK": ""}  # as they say it
-CHUNK = 1 << 18  # floats of each rank that travel at once: what is received stays in the cache until it is summed
+CHUNK = 1 << 18  # floats per rank and message: small enough that what is received is still in the cache when it is summed
 LINE = 16  # floats: parts begin at cache lines
 MOST_CORES = 1 << 14  # of one machine
-EAGER, NAP, TRAVEL = 2e-4, 2e-5, 4e-9  # seconds; the last for each float that travels
-GRACE = 1.0  # seconds that a rank with an error waits for rank 0, which as a rule has the same and tells it
+EAGER, NAP, TRAVEL = 2e-4, 2e-5, 4e-9  # seconds; the last for each float sent
+GRACE = 1.0  # seconds that a rank with an error waits for rank 0, which usually has the same error and prints it
 
 
 class World:
-    """One process alone, and the names that several ranks have as well."""
+    """A single process; the interface of several ranks too."""
 
     rank, size, neighbours = 0, 1, 1  # neighbours: the ranks on this machine
 
@@ -46,7 +46,7 @@ class World:
         return tuple(self.bounds(n)[self.rank : self.rank + 2].tolist())
 
     def reduce_scatter(self, flat):
-        """Puts the sum over all ranks into this rank's part of `flat`; what is elsewhere in it no longer counts."""
+        """Puts the sum over all ranks into this rank's part of `flat`; the rest of it is undefined afterwards."""
 
     def all_gather(self, flat):
         """Fills `flat` with the parts of all ranks."""
@@ -72,14 +72,14 @@ class World:
         return array[None]
 
     def broadcast(self, words):
-        """The text that rank 0 has."""
+        """The text of rank 0, on every rank."""
         return words
 
     def barrier(self):
-        """Until all ranks are here."""
+        """Waits until all ranks have called it."""
 
     def rank_0_first(self, work):
-        """work(), on rank 0 before the others, which then find what it has made."""
+        """work(), on rank 0 before the other ranks, which then find its files."""
         if self.rank:
             self.barrier()
         done = work()
@@ -88,7 +88,7 @@ class World:
         return done
 
     def cores(self):
-        """Cores for this rank: those it may run on, each divided among the ranks that may run there too."""
+        """Cores for this rank: those in its affinity mask, each divided among the ranks that share it."""
         sets = self._allowed_cores()
         share = sum(1 / sum(core in allowed for allowed in sets) for core in allowed_cores())
         return max(1, min(int(share + 1e-6), cores(set.union(*sets)) // self.neighbours))
@@ -105,12 +105,12 @@ class World:
         settings.set_isa(about["isas"][-int(self.all_reduce_max(-about["isas"].index(about["isa"]))[0])])
 
     def quiet(self):
-        """Ranks other than 0 say nothing from here on, but for errors, unless GPT2C_ALL_RANKS is set."""
+        """Ranks other than 0 print only errors from here on, unless GPT2C_ALL_RANKS is set."""
         if self.rank and not os.environ.get("GPT2C_ALL_RANKS"):
             sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
 
     def fail(self, text, code):
-        """Tells of an error, if there are words for it, and ends all ranks."""
+        """Prints an error message, if there is one, and ends all ranks."""
         if text:
             print(text, file=sys.stderr)
         sys.exit(code)
@@ -134,8 +134,8 @@ class MpiWorld(World):
         sys.excepthook = self._unexpected
 
     def _finish(self, request, floats=0):
-        """Waits: eagerly while so many floats travel, then in naps, because where there are more ranks than cores, those that
-        wait must leave the core to the others."""
+        """Waits: spins for the time that this many floats take, then sleeps in between, because with more ranks than cores a
+        waiting rank must leave its core to the others."""
         eager = time.perf_counter() + EAGER + floats * TRAVEL
         while not request.Test():
             if time.perf_counter() > eager:

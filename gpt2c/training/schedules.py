@@ -1,4 +1,4 @@
-"""Learning rate schedules: pure functions of the update's number."""
+"""Learning rate schedules: pure functions of the step."""
 
 import math
 
@@ -8,13 +8,13 @@ SCHEDULES = ("constant", "cosine", "linear", "wsd", "randygpt", "plateau")
 
 
 def learning_rate(step, total, base, schedule, warmup=0, final_frac=1.0):
-    """The rate of update `step` (from 0) of `total`; `final_frac` of base is where a falling schedule ends.
+    """The learning rate of update `step` (from 0) of `total`; a decaying schedule ends at `final_frac` of base.
 
-    constant         base, after a rise over `warmup` updates
-    cosine, linear   rise, then fall to the end
-    wsd              rise, stay, and fall with 1 - sqrt over the last fifth
-    randygpt         rise from a tenth, stay, and fall along a cosine over the last fifth
-    plateau          base, after the rise; the Trainer lowers it when validation no longer improves
+    constant         base, after a linear warm-up over `warmup` updates
+    cosine, linear   warm-up, then decay to the end
+    wsd              warm-up, stable, then decay with 1 - sqrt over the last fifth
+    randygpt         warm-up from a tenth, stable, then decay along a cosine over the last fifth
+    plateau          base, after the warm-up; the Trainer lowers it when the validation loss stops improving
     """
     low = base * final_frac
     if step < warmup:
@@ -44,6 +44,6 @@ def _half_cosine(progress):
 
 
 def rate_of_epoch(epoch, epochs, base, schedule, warmup=0, final_frac=1.0):
-    """The rate of a whole epoch, from 1 to `epochs`: the last one ends a falling schedule, `warmup` counts epochs."""
+    """The learning rate of an epoch, from 1 to `epochs`: a decaying schedule ends with the last one, `warmup` counts epochs."""
     step = epoch - 1 if epoch <= warmup else epoch
     return learning_rate(step, epochs, base, schedule, warmup, final_frac)

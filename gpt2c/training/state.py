@@ -1,4 +1,4 @@
-"""What a checkpoint says of a training run besides the weights, and how a Trainer goes back to it."""
+"""The training state in a checkpoint, besides weights and moments, and how a Trainer restores it."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from gpt2c.training.validation import Validations
 
 @dataclass(frozen=True)
 class Epoch:
-    """Sums over the updates of the epoch that is going on."""
+    """Sums over the updates of the current epoch."""
 
     updates: int = 0
     loss: float = 0.0
@@ -42,8 +42,8 @@ def snapshot(trainer):
 
 
 def recorded(trainer, done):
-    """The RunState of a Trainer as it was at the Snapshot `done`: its values and arrays go on from there with the same bits, on
-    any number of ranks."""
+    """The RunState of a Trainer as it was at the Snapshot `done`: from its values and arrays the run resumes bit-identically,
+    on any number of ranks."""
     loader, watch, model = trainer.loader.state(), trainer.watch, trainer.model
     arrays = {f"loader.{name}": value for name, value in loader.items() if not isinstance(value, int)}
     if trainer.carries and trainer.loader.continues:
@@ -117,7 +117,7 @@ def _damaged(error):
 
 
 def _carried(trainer):
-    """What the model takes over from one update to the next, of all ranks: their lanes side by side."""
+    """The recurrent state that the model carries from one update to the next, over the lanes of all ranks."""
     carried, ranks = trainer.model.carried(trainer.window), trainer.world
     if ranks.size == 1:
         return carried
@@ -127,8 +127,7 @@ def _carried(trainer):
 
 
 def _carry(trainer, carried):
-    """Goes on from `_carried`, of any number of ranks. A window that reaches back into chunks that other ranks have
-    computed begins anew."""
+    """Goes on from `_carried`, of any number of ranks. A TBPTT window over chunks that other ranks have computed starts empty."""
     rank, size, B = trainer.world.rank, trainer.world.size, trainer.loader.B
     states = {name: array[:, rank * B : (rank + 1) * B] for name, array in carried.items() if name.startswith("state.")}
     ours = "chain." if size == 1 else "ranks.chain."

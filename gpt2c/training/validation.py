@@ -1,4 +1,4 @@
-"""Validation: the mean loss over batches that are always the same, and the account of it."""
+"""Validation: the mean loss over fixed batches, the best so far, and how long ago it was."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ import numpy as np
 
 @dataclass
 class Validations:
-    """What the validations so far amount to."""
+    """The history of validations, for the best checkpoint, early stopping and the plateau schedule."""
 
     best: float | None = None
     best_step: int | None = None
     since_best: int = 0
-    waited: int = 0  # since the best or the last fall of the rate
+    waited: int = 0  # validations since the best, or since the plateau schedule last lowered the learning rate
     falls: int = 0
 
     def note(self, step, loss, config):
@@ -28,7 +28,7 @@ class Validations:
 
 
 def own_turns(loader, batches, ranks):
-    """The numbers of this rank's among so many batches; the loader leaves out the others."""
+    """The numbers of this rank's batches among this many; the loader skips the others."""
     for number in range(batches):
         if number % ranks.size == ranks.rank:
             yield number
@@ -39,7 +39,8 @@ def own_turns(loader, batches, ranks):
 def evaluate(model, loader, batches, ranks, carries, should_stop):
     """The mean loss over the first so many batches of a loader (-1: all); None where it was abandoned.
 
-    Where the state `carries` on from batch to batch, a rank that has lanes of its own evaluates these, else rank 0 all.
+    If the hidden state is carried from batch to batch (`carries`), each rank evaluates its own lanes if it has any, else rank 0
+    all.
     """
     loader.reset()
     batches, abandoned = loader.num_batches if batches < 0 else min(loader.num_batches, batches), False

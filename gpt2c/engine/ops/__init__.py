@@ -1,6 +1,6 @@
 """The differentiable operations: one function each, forward and backward in one scope, one module per kind.
 
-Each takes the tape first, calls its forward kernel, and leaves a closure with its backward kernel. Formulas and shapes
+Each takes the tape first, calls its forward kernel, and records a closure with its backward kernel. Formulas and shapes
 are in kernels/gpt2c.h under the kernels' names. The first backward kernel to reach a tensor stores its gradient and the
 others add, so a tensor used twice gets both.
 """

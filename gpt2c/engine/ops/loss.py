@@ -62,8 +62,8 @@ LOGIT_ROWS = 1024
 def _classifier_in_pieces(t, x, w, targets, vocab_size):
     """The classifier where only the loss and its gradients are asked for: the logits never exist all at once.
 
-    They can be the largest thing in memory. Each piece of at most LOGIT_ROWS rows gets its logits, their gradient and what
-    flows back from it before the next piece. With a backward pass all of this happens there, the loss included.
+    They can be the largest thing in memory. Each piece of at most LOGIT_ROWS rows gets its logits, their gradient and its
+    backward products before the next piece. With a backward pass all of this happens there, the loss included.
     """
     loss, count = t.buffer((1,), "loss"), t.buffer((1,), "count")
     losses = t.buffer(targets.shape, "losses")

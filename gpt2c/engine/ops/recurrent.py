@@ -1,4 +1,4 @@
-"""The hybrid's operations: the recurrent layer, and experts outside of a recurrence.
+"""The hybrid's operations: the recurrent layer, and the mixture of experts outside of a recurrence.
 
 Like those beside it; the formulas are in kernels/gpt2c.h. A layer's weights come as a function of their names that gives
 None for those the model does not have.
@@ -51,7 +51,7 @@ class Gauge:
 
 
 class Mixture:
-    """A layer's experts and what their forward keeps for their backward. A row goes to expert 0 and to `top_k` others."""
+    """A layer's experts and what their forward keeps for their backward. Each row is routed to expert 0 and to `top_k` others."""
 
     def __init__(self, t: Tape, weights, B, T, H, top_k, gauge, *, name):
         self.t, self.name, self.gauge = t, name, gauge
@@ -121,7 +121,7 @@ def mixture(t, n: Tensor, weights, top_k, gauge, *, name):
 
 
 def _add_weight_gradients(t, own, deltas, kept):
-    """The gradients of the layer's matrices: of each the product of its result's with what went into it."""
+    """The gradients of the layer's matrices: for each, the gradient of its output times its input."""
     products = [("uz", "dz", "hn"), ("ur", "dr", "hn"), ("uh", "dc", "rh")]
     if "wk" in own:
         products += zip(MATRICES, ("dk", "dv", "dc2", "ddecay", "dfirst"), ("shift_k", "shift_v", "gated", "c", "c"))
@@ -133,7 +133,7 @@ def _add_weight_gradients(t, own, deltas, kept):
 def gru(t, inputs, xr, weights, top_k, gauge, *, layer, skip=0.0, name):
     """The recurrent layer: inputs az, ar, ah (B, T, H) and, where they are given, xr and the experts -> (B, T, H).
 
-    Each of the inputs is used here alone. The layer continues from the state that came in and leaves it as it is at the end.
+    Each of the inputs is used here alone. The layer starts from the incoming hidden state and leaves its state at the end.
     """
     az, ar, ah = inputs
     B, T, H = az.shape

@@ -62,9 +62,10 @@ def scaled_residual(t, x, y, scale, depth=None, step=1, *, name):
 
 
 class Halting:
-    """Adaptive depth: tokens halt one by one, and what comes out is a mixture of what they were after each step.
+    """Adaptive depth (adaptive computation time): tokens halt one by one; the output is a mixture of their states after each
+    step.
 
-    `depth` says, before step n, which tokens take part in it: those with n or more.
+    Before step n, the tokens whose `depth` is at least n take part in it.
     """
 
     def __init__(self, t, w, b, shape, threshold, most_steps):
@@ -90,7 +91,7 @@ class Halting:
         t.on_backward(backward)
 
     def ponder(self, targets, weight):
-        """After the last step: how long the counted tokens pondered (steps and remainder), as a term of the loss."""
+        """After the last step: the ponder loss of the counted tokens (steps and remainder), as a term of the loss."""
         t = self.t
         ponder, mean_depth, count = (t.buffer((1,), name) for name in ("ponder", "mean_depth", "halt_count"))
         t.s.ponder_forward(ponder, mean_depth, count, self.depth, self.total, targets)

@@ -6,7 +6,7 @@ from gpt2c.engine.tape import Tape, Tensor
 def mingru(t: Tape, x: Tensor, h0: Tensor, *, name: str) -> tuple[Tensor, Tensor]:
     """The minimal GRU's recurrence: x (B, T, 2I), candidate and gate, from the state h0 (B, I) -> (h (B, T, I), last).
 
-    `last` is the state after the last step; what flows back into it goes on to h0, which nothing else may use.
+    `last` is the state after the last step; its gradient goes on to h0, which nothing else may use.
     """
     (B, T), I = x.shape[:2], x.shape[2] // 2
     h, last = t.new((B, T, I), name), t.new((B, I), f"{name}_last")
