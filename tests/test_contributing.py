@@ -71,7 +71,7 @@ def test_a_verb_is_a_file_and_a_line(copy, tmp_path):
 def test_a_flag_is_a_field(copy, tmp_path):
     add_line(
         tmp_path / "gpt2c/training/config.py",
-        '    """What the Trainer needs to know',
+        '    """The Trainer',
         '    shade: float = flag(0.5, "how dark it is meanwhile", choices=(0.5, 0.75))',
     )
     size = ["--num-layers", "1", "--channels", "8", "--num-heads", "1", "-b", "1", "-t", "8", "-v", "0", "-s", "0", "-x", "1"]

@@ -23,11 +23,12 @@ class CommandLine:
     def __init__(self, argv, below=(), above=()):
         self.argv, self.below, self.above = list(argv), tuple(below), tuple(above)
         self._files = {}
+        self.warned = set()  # deprecated spellings that a warning was printed of
 
     def between(self, below=(), above=()):
         """The same words with further layers under and over those that are there."""
         line = CommandLine(self.argv, [*self.below, *below], [*self.above, *above])
-        line._files = self._files
+        line._files, line.warned = self._files, self.warned
         return line
 
     def file(self, path):
@@ -78,7 +79,7 @@ def merge(line, classes, prog, description="", positional=(), layers=(), elsewhe
     layers = [*layers, *line.below]
     flags, words = table([*classes, General])
     _print_help(line, words, prog, description, classes, positional, layers)
-    values, rest, typed = _from_words(line.argv, words, prog, *elsewhere or ())
+    values, rest, typed = _from_words(line, words, prog, *elsewhere or ())
     _from_rest(rest, named(positional, flags), values, prog)
     config = values.pop((len(classes), "config"), None)
     ours = {key: f for key, f in words.items() if f.owner < len(classes)}
@@ -108,7 +109,7 @@ def peek(line, cls, *names):
     line = line if isinstance(line, CommandLine) else CommandLine(line)
     flags, words = table([cls, General])
     words = {key: f for key, f in words.items() if f.name in (*names, "config")}
-    values = _from_words(line.argv, words)[0]
+    values = _from_words(line, words)[0]
     config = values.pop((1, "config"), None)
     values = (values_of(line.file(config), config, words, strict=False) if config else {}) | values
     by_name = {name: value for layer in line.below for name, value in layer.values.items()}
@@ -173,10 +174,10 @@ def _put(values, f, value):
     values[at] = f.many([*values.get(at, ()), value]) if f.many else value
 
 
-def _from_words(argv, words, prog=None, chooser="", elsewhere=None):
+def _from_words(line, words, prog=None, chooser="", elsewhere=None):
     """({(owner, name): value}, the words that belong to no flag, {(owner, name): the flag as typed}); without `prog` skips
     unknown flags."""
-    values, rest, typed, queue = {}, [], {}, list(argv)
+    values, rest, typed, queue = {}, [], {}, list(line.argv)
     while queue:
         word = queue.pop(0)
         if word == "--":
@@ -199,7 +200,8 @@ def _from_words(argv, words, prog=None, chooser="", elsewhere=None):
         _put(values, f, checked(text, f.kinds, f, spelling))
         typed[f.owner, f.name] = spelling
         advice = {key_of(old): advice for old, advice in f.meta["deprecated"].items()}.get(key)
-        if advice and prog:
+        if advice and prog and key not in line.warned:
+            line.warned.add(key)
             print(f"{prog}: {spelling} is deprecated: {advice}", file=sys.stderr)
     return values, rest, typed
 

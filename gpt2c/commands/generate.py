@@ -7,13 +7,13 @@ import sys
 from dataclasses import dataclass
 
 from gpt2c import settings
-from gpt2c.commands.command_line import parse
+from gpt2c.commands.command_line import CommandLine, merge
 from gpt2c.data import VocabularySource
 from gpt2c.errors import UsageError
 from gpt2c.generation.decoder import CHUNK
 from gpt2c.generation.sampling import Sampling, pieces
 from gpt2c.models.files import load
-from gpt2c.support.fields import flag, require_at_least
+from gpt2c.support.fields import Layer, flag, require_at_least
 from gpt2c.tokenizers.finding import tokenizer_of_model
 
 
@@ -42,22 +42,18 @@ class GenerateConfig:
 
 
 def main(argv):
-    def parsed(**defaults):
-        return parse(
-            argv,
-            [GenerateConfig, Sampling, VocabularySource],
-            "gpt2c generate",
-            __doc__.partition("\n\n")[2],
-            ["checkpoint"],
-            defaults,
-        )[0]
+    line, about = CommandLine(argv), __doc__.partition("\n\n")[2]
 
-    config, how, _ = parsed()
+    def merged(*layers):
+        classes = [GenerateConfig, Sampling, VocabularySource]
+        return merge(line, classes, "gpt2c generate", about, ["checkpoint"], layers).instances
+
+    config, how, _ = merged()
     if not config.checkpoint:
         raise UsageError("name a checkpoint: gpt2c generate CKPT [flags]")
     model = load(config.checkpoint)
     if usual := model.definition.generation:
-        config, how, _ = parsed(**usual)
+        config, how, _ = merged(Layer(f"the family {model.family}", dict(usual)))
     if isinstance(how.seed, str):
         print(f"warning: --seed {how.seed!r} is taken as the prompt; use --prompt for that", file=sys.stderr)
         config.prompt, how.seed = config.prompt or how.seed, Sampling.seed

@@ -76,36 +76,66 @@ def restore(trainer, run, data_position=True):
             f"--optimizer {optimizer}, or take its weights alone with --init-from"
         )
     watch = trainer.watch
+    _check_account(values, arrays, trainer)
+    validations, epoch = Validations(**values["validations"]), Epoch(**values["epoch"])
+    sampling, (seed, counter) = Xorshift(values["sampling"]), values["dropout"]
+    if data_position:
+        trainer.loader.restore(values["loader"] | _named(arrays, "loader."))
     try:
-        step, tokens = values["step"], values["tokens"]
-        validations, epoch = Validations(**values["validations"]), Epoch(**values["epoch"])
-        sampling, skipped = Xorshift(values["sampling"]), values["skipped_in_a_row"]
-        seed, counter = map(int, values["dropout"])
-        if min(step, tokens, skipped, counter, *values["windows"]) < 0:
-            raise ValueError
-        windows = [
-            (count, np.array(arrays[f"window.{name}"], np.float64).reshape(watch.losses.values.shape))
-            for count, name in zip(values["windows"], ("loss", "norm"))
-        ]
-        position = values["loader"] | _named(arrays, "loader.")
-        for name, now in trainer.loader.state().items():
-            if isinstance(position.get(name, now), int) != isinstance(now, int):
-                raise ValueError(f"the loader's {name} is of another kind")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # of what was read: nothing of ours is called here
-        raise _damaged(error) from None
-    try:
-        if data_position:
-            trainer.loader.restore(position)
         _carry(trainer, _named(arrays, "carried."))
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError) as error:  # arrays that are missing or of another shape
         if isinstance(error, (UsageError, InputError)):
             raise
         raise _damaged(error) from None
-    trainer.step, trainer.tokens, trainer.validations, trainer.epoch = step, tokens, validations, epoch
-    trainer.sampling, watch.skipped_in_a_row = sampling, skipped
+    trainer.step, trainer.tokens, trainer.validations, trainer.epoch = values["step"], values["tokens"], validations, epoch
+    trainer.sampling, watch.skipped_in_a_row = sampling, values["skipped_in_a_row"]
     trainer.model.seed, trainer.model.dropout_counter = seed, counter
-    for window, (count, past) in zip((watch.losses, watch.norms), windows):
-        window.count, window.values = count, past
+    for window, count, name in zip((watch.losses, watch.norms), values["windows"], ("loss", "norm")):
+        window.count, window.values = count, np.array(arrays[f"window.{name}"], np.float64)
+
+
+COUNT, NUMBER, UNKNOWN = (int,), (int, float), (int, float, type(None))
+KINDS = dict(
+    step=COUNT,
+    tokens=COUNT,
+    skipped_in_a_row=COUNT,
+    sampling=COUNT,
+    validations=dict(best=UNKNOWN, best_step=UNKNOWN, since_best=COUNT, waited=COUNT, falls=COUNT),
+    epoch=dict(updates=COUNT, loss=NUMBER, grad_norm=NUMBER),
+    windows=[COUNT, COUNT],
+    dropout=[COUNT, COUNT],
+    loader={},
+)
+
+
+def _check_account(values, arrays, trainer):
+    """An error unless everything that a run goes on from is there and of its kind."""
+    for name, kind in KINDS.items():
+        if not _is_kind(values.get(name), kind):
+            raise _damaged(f"{name} is {values.get(name)!r}")
+    counts = [values["step"], values["tokens"], values["skipped_in_a_row"], values["dropout"][1], *values["windows"]]
+    if min(counts) < 0 or not 0 < values["sampling"] < 2**64:
+        raise _damaged("a count is negative, or the state of sampling is none")
+    for name in "loss", "norm":
+        array = arrays.get(f"window.{name}")
+        if array is None or array.shape != trainer.watch.losses.values.shape:
+            raise _damaged(f"the last {name} values are missing")
+    position = values["loader"] | _named(arrays, "loader.")
+    for name, now in trainer.loader.state().items():
+        was = position.get(name, now)
+        if isinstance(was, int) != isinstance(now, int) or not isinstance(now, int) and was.dtype.kind != now.dtype.kind:
+            raise _damaged(f"the loader's {name} is of another kind")
+
+
+def _is_kind(value, kind):
+    """Whether what was read is one of these types; of a list or dict, whether its parts are. {}: any dict."""
+    if isinstance(kind, tuple):
+        return type(value) in kind
+    if type(value) is not type(kind):
+        return False
+    if isinstance(kind, list):
+        return len(value) == len(kind) and all(map(_is_kind, value, kind))
+    return not kind or value.keys() == kind.keys() and all(_is_kind(value[name], kind[name]) for name in kind)
 
 
 def _named(arrays, beginning):
