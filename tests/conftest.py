@@ -13,7 +13,7 @@ import gpt2c
 from gpt2c import _core
 
 HERE = [str(Path(gpt2c.__file__).parents[1])]  # programs that are started find this gpt2c, whichever one is installed
-os.environ["PYTHONPATH"] = os.pathsep.join(HERE + [os.environ["PYTHONPATH"]] * ("PYTHONPATH" in os.environ))
+os.environ["PYTHONPATH"] = os.pathsep.join([*HERE, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 for number, usual in (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL):
     if signal.getsignal(number) == signal.SIG_IGN:  # as nohup and a shell's & leave it, and every program started from here too
