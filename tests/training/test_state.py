@@ -32,7 +32,7 @@ def test_an_account_of_a_run_that_lies_is_an_error_of_the_file(name, tmp_path):
     _, run = load_run(tmp_path / "run.safetensors")
     trainer.restore(run)
     for damaged in (run.values | {name: DAMAGES[name]}, {key: value for key, value in run.values.items() if key != name}):
-        with pytest.raises(InputError, match="account of its run is damaged"):
+        with pytest.raises(InputError, match="run state in the checkpoint is damaged"):
             trainer.restore(RunState(damaged, run.arrays))
-    with pytest.raises(InputError, match="account of its run is damaged"):
+    with pytest.raises(InputError, match="run state in the checkpoint is damaged"):
         trainer.restore(RunState(run.values, {key: array for key, array in run.arrays.items() if key != "window.loss"}))
