@@ -25,6 +25,11 @@ class CommandLine:
         self._files = {}
         self.warned = set()  # deprecated spellings that a warning was printed of
 
+    @classmethod
+    def of(cls, argv):
+        """The CommandLine of these words, or what is one already."""
+        return argv if isinstance(argv, cls) else cls(argv)
+
     def between(self, below=(), above=()):
         """The same words with further layers under and over those that are there."""
         line = CommandLine(self.argv, [*self.below, *below], [*self.above, *above])
@@ -75,7 +80,7 @@ def merge(line, classes, prog, description="", positional=(), layers=(), elsewhe
     layers: what goes before the dataclasses' own defaults, the weakest first. A field without any default is None.
     elsewhere: (a flag, {value of it: a dataclass whose flags count only then}): for such a flag the error names that value.
     """
-    line = line if isinstance(line, CommandLine) else CommandLine(line)
+    line = CommandLine.of(line)
     layers = [*layers, *line.below]
     flags, words = table([*classes, General])
     _print_help(line, words, prog, description, classes, positional, layers)
@@ -106,7 +111,7 @@ def peek(line, cls, *names):
 
     For what must be known before `merge` can have all dataclasses: the model family, whose fields are flags too.
     """
-    line = line if isinstance(line, CommandLine) else CommandLine(line)
+    line = CommandLine.of(line)
     flags, words = table([cls, General])
     words = {key: f for key, f in words.items() if f.name in (*names, "config")}
     values = _from_words(line, words)[0]
@@ -146,11 +151,10 @@ def _made(cls, fields, typed):
         return cls(**fields)
     except UsageError as error:
         flags = {name: "--" + name.replace("_", "-") for name in fields}
-        flags |= {word.strip("-").replace("-", "_"): word for word in typed.values()} | typed
-        names = [
-            name for name in flags if "_" in name or re.search(rf"(?<![\w-]){name} (is |\()", str(error))
-        ]  # "data" may be a word
-        pattern = rf"(?<![\w-])({'|'.join(names)})\b" if names else "$^"
+        flags |= {word[2:].replace("-", "_"): word for word in typed.values() if word.startswith("--")} | typed
+        certain = "|".join(name for name in flags if "_" in name) or "$^"
+        perhaps = "|".join(name for name in flags if "_" not in name) or "$^"  # just a word, unless its value follows
+        pattern = rf"(?<![\w-])(?:(?:{certain})\b|(?:{perhaps})(?= is | \())"
         raise type(error)(re.sub(pattern, lambda found: flags[found[0]], str(error))) from None
 
 

@@ -77,7 +77,7 @@ class RlvrConfig:
 def main(argv):
     """argv: words, or a CommandLine."""
     world().quiet()
-    line = argv if isinstance(argv, CommandLine) else CommandLine(argv)
+    line = CommandLine.of(argv)
     with Stop() as stop:
         return rlvr(line, stop, Console())
 

@@ -55,7 +55,7 @@ STARTER = dict(
 
 def main(argv):
     world().quiet()
-    line = argv if isinstance(argv, CommandLine) else CommandLine(argv)
+    line = CommandLine.of(argv)
     (interactive,) = peek(line, PhasesConfig, "interactive")
     with Stop() as stop:
         code, model = (train_in_phases if in_phases(line) else train)(line, stop, Console())

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from gpt2c.errors import TokenizationError
 from gpt2c.tokenizers.byte_level import utf8, visible
-from gpt2c.tokenizers.library import refusals
+from gpt2c.tokenizers.refusals import refusals
 from gpt2c.tokenizers.vocabularies import BOS_NAMES, EOT_NAMES, LINES, over_bytes
 
 

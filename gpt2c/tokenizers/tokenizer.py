@@ -20,7 +20,7 @@ from gpt2c.support.files import StrPath, atomic_write, find_file, open_input
 from gpt2c.tokenizers import byte_list
 from gpt2c.tokenizers import llmc as llmc_tokenizer
 from gpt2c.tokenizers.byte_level import BYTES, GPT2_BYTES, raw, recover_merges, utf8, visible
-from gpt2c.tokenizers.library import refusals
+from gpt2c.tokenizers.refusals import refusals
 
 KINDS = ("char", "byte", "word", "bpe", "gpt2")
 GPT2_FILE = "gpt2_tokenizer.bin"
