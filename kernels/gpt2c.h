@@ -211,10 +211,10 @@ void FN(zero)(float* x, int64_t R);
 //                                                                      logits (R,P), P >= V  targets, losses, lse (R)
 void FN(crossentropy_forward)(float* losses, float* lse, const float* logits, const int32_t* targets,
                               int64_t R, int64_t P, int64_t V);
-// Stores dlogits = weights_r / count (exp(logits - lse) - 1[v = target]), every weight 1 where there are none; 0 in
+// Stores dlogits = scale weights_r / count (exp(logits - lse) - 1[v = target]), every weight 1 where there are none; 0 in
 // ignored rows and in columns V..P-1. dlogits may be logits itself.                                       weights (R)
 void FN(crossentropy_backward)(float* dlogits, const float* logits, const float* lse, const int32_t* targets,
-                               const float* count, const float* weights, int64_t R, int64_t P, int64_t V);
+                               const float* count, const float* weights, int64_t R, int64_t P, int64_t V, float scale);
 // count = number of targets that are not -1                                                    count (1)  targets (R)
 void FN(count_targets)(float* count, const int32_t* targets, int64_t R);
 // loss = sum_r losses_r / count, 0 if count is                                            loss, count (1)  losses (R)
@@ -249,22 +249,24 @@ size_t FN(moe_scratch)(int64_t H);
 void FN(moe_forward)(float* out, float* gates, float* y, float* probs, float* weights, int32_t* chosen, const float* n,
                      const float* expert_g, const float* expert_u, const float* expert_d, const float* router,
                      int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float* scratch);
-// dp_chosen[s] = (dout y_s - dout out) w_0, 0 for experts not chosen; + balance M fraction / R where fraction is given
+// dp_chosen[s] = (dout y_s - dout out) w_0, 0 for experts not chosen; + balance M fraction / (B (T - first_new)) where
+// fraction is given, from position first_new on
 // dlogits = p (dp - sum p dp),  dy_s = w_s dout,  dhidden = dy_s d,  dgates = dhidden u silu'(g) | dhidden silu(g)
 // Stores dn = dlogits router + sum_s dgates (g | u)                 dn (B,T,H)  dgates (S,B,T,4H)  dlogits (B,T,M)
 void FN(moe_backward)(float* dn, float* dgates, float* dlogits, const float* dout, const float* gates, const float* y,
                       const float* probs, const float* weights, const int32_t* chosen, const float* expert_g,
                       const float* expert_u, const float* expert_d, const float* router, const float* fraction,
-                      int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float balance, float* scratch);
+                      int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float balance, int64_t first_new,
+                      float* scratch);
 // dg_j += sum dgates_g^T n,  du_j += sum dgates_u^T n,  dd_j += sum (w_s dout)^T (silu(g) u), over the rows that chose j
 size_t FN(moe_backward_w_scratch)(int64_t H);
 void FN(moe_backward_w)(float* dexpert_g, float* dexpert_u, float* dexpert_d, const float* dout, const float* dgates,
                         const float* gates, const float* n, const float* weights, const int32_t* chosen,
                         int64_t B, int64_t T, int64_t H, int64_t S, int64_t N, int64_t add, float* scratch);
-// fraction_j = share of the rows that chose expert 1 + j,  balance = M sum_j fraction_j mean(p_j)
-//                                                       balance (1)  fraction (M)  probs (R,M)  chosen (R,S)
-void FN(balance_forward)(float* balance, float* fraction, const float* probs, const int32_t* chosen, int64_t R, int64_t M,
-                         int64_t S);
+// Over the rows from position first_new on: fraction_j = share of those that chose expert 1 + j,
+// balance = M sum_j fraction_j mean(p_j)                balance (1)  fraction (M)  probs (B,T,M)  chosen (B,T,S)
+void FN(balance_forward)(float* balance, float* fraction, const float* probs, const int32_t* chosen, int64_t B, int64_t T,
+                         int64_t M, int64_t S, int64_t first_new);
 
 // gru.c ---------------------------------------------------------------------------------------------------------
 // The recurrent layer of the hybrid. What comes from the layer's input is ready: az, ar, ah = x_n w^T + b and xr. From
@@ -310,7 +312,7 @@ typedef struct {
     const float *moe_norm, *expert_g, *expert_u, *expert_d, *router, *fraction;
     int64_t B, T, H, S, M, N;
     float eps, skip, balance;
-    int64_t add;
+    int64_t first_new, add;
 } GruBackward;
 size_t FN(gru_backward_scratch)(int64_t B, int64_t H);
 void FN(gru_backward)(const GruBackward* a, float* scratch);

@@ -277,8 +277,8 @@ static void blend_back(const Work* w, const Step* s) {
             vf_store_n(dout[i] + c, vf_load_n(a->dout + s->at[i] * H + c, left) + vf_load_n(temporary(w, i, DH) + c, left), left);
     }
     if (w->e.N)
-        experts_backward(dn, a->dgates, a->dlogits, (const float* const*)dout, s->at, s->rows, &w->e, &w->kept, a->balance,
-                         a->fraction, w->experts);
+        experts_backward(dn, a->dgates, a->dlogits, (const float* const*)dout, s->at, s->rows, &w->e, &w->kept,
+                         (Balance){a->fraction, a->balance, a->T, a->first_new}, w->experts);
     FOR_ROWS(i, s) {
         float* dblend = temporary(w, i, DBLEND);
         if (w->e.N)

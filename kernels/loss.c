@@ -33,7 +33,7 @@ void FN(crossentropy_forward)(float* losses, float* lse, const float* logits, co
 }
 
 void FN(crossentropy_backward)(float* dlogits, const float* logits, const float* lse, const int32_t* targets,
-                               const float* count, const float* weights, int64_t R, int64_t P, int64_t V) {
+                               const float* count, const float* weights, int64_t R, int64_t P, int64_t V, float scale) {
     PARALLEL_FOR(8 * R * V)
     for (int64_t r = 0; r < R; r++) {
         float* d = dlogits + r * P;
@@ -41,10 +41,10 @@ void FN(crossentropy_backward)(float* dlogits, const float* logits, const float*
         memset(d + v, 0, (P - v) * sizeof(float));
         if (v == 0) continue;
         const float* row = logits + r * P;
-        float scale = (weights ? weights[r] : 1.0f) / count[0];
+        float factor = (weights ? weights[r] : 1.0f) * scale / count[0];
         for (v = 0; v < V; v += VL)
-            vf_store_n(d + v, vf_exp(vf_load_n(row + v, V - v) - lse[r]) * scale, V - v);
-        d[targets[r]] -= scale;
+            vf_store_n(d + v, vf_exp(vf_load_n(row + v, V - v) - lse[r]) * factor, V - v);
+        d[targets[r]] -= factor;
     }
 }
 

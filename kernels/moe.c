@@ -42,7 +42,8 @@ void FN(moe_forward)(float* out, float* gates, float* y, float* probs, float* we
 void FN(moe_backward)(float* dn, float* dgates, float* dlogits, const float* dout, const float* gates, const float* y,
                       const float* probs, const float* weights, const int32_t* chosen, const float* expert_g,
                       const float* expert_u, const float* expert_d, const float* router, const float* fraction,
-                      int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float balance, float* scratch) {
+                      int64_t B, int64_t T, int64_t H, int64_t S, int64_t M, int64_t N, float balance, int64_t first_new,
+                      float* scratch) {
     const int64_t R = B * T;
     const Experts e = experts_of(expert_g, expert_u, expert_d, router, N, S, M, H);
     const Kept kept = {(float*)gates, (float*)y, (float*)probs, (float*)weights, (int32_t*)chosen, R};
@@ -57,7 +58,7 @@ void FN(moe_backward)(float* dn, float* dgates, float* dlogits, const float* dou
             dx[i] = dn + at[i] * H;
             d[i] = dout + at[i] * H;
         }
-        experts_backward(dx, dgates, dlogits, d, at, rows, &e, &kept, balance, fraction,
+        experts_backward(dx, dgates, dlogits, d, at, rows, &e, &kept, (Balance){fraction, balance, T, first_new},
                          scratch + thread_index() * experts_scratch(H));
     }
 }
@@ -102,13 +103,15 @@ void FN(moe_backward_w)(float* dexpert_g, float* dexpert_u, float* dexpert_d, co
     }
 }
 
-void FN(balance_forward)(float* balance, float* fraction, const float* probs, const int32_t* chosen, int64_t R, int64_t M,
-                         int64_t S) {
+void FN(balance_forward)(float* balance, float* fraction, const float* probs, const int32_t* chosen, int64_t B, int64_t T,
+                         int64_t M, int64_t S, int64_t first_new) {
+    const int64_t R = B * (T - first_new);
     double sum = 0;
     for (int64_t j = 0; j < M; j++) {
         double mean = 0;
         int64_t count = 0;
-        for (int64_t r = 0; r < R; r++) {
+        for (int64_t r = 0; r < B * T; r++) {
+            if (r % T < first_new) continue;
             mean += probs[r * M + j];
             for (int64_t s = 1; s < S; s++) count += chosen[r * S + s] == j + 1;
         }

@@ -25,6 +25,13 @@ typedef struct {
     int64_t R;
 } Kept;
 
+// The balance loss's part of the probabilities' gradients: of the rows whose position among their T is at least `first`.
+typedef struct {
+    const float* fraction;  // NULL: there is none
+    float weight;
+    int64_t T, first;
+} Balance;
+
 // One row's place in an expert's list: which of the rows, and in which slot it holds the expert.
 typedef struct {
     int row, slot;
@@ -107,9 +114,8 @@ static void experts_forward(float* const* out, const float* const* n, const int6
         }
 }
 
-// The gradient of a row's logits from that of its result; `balance` weighs the part of the balance loss.
-static void route_backward(float* dlogits, const float* dout, int64_t r, const Experts* e, const Kept* kept, float balance,
-                           const float* fraction) {
+// The gradient of a row's logits from that of its result and the balance loss.
+static void route_backward(float* dlogits, const float* dout, int64_t r, const Experts* e, const Kept* kept, Balance b) {
     const int64_t H = e->H, S = e->S, M = e->M;
     const float *probs = kept->probs + r * M, *weights = kept->weights + r * S;
     const int32_t* chosen = kept->chosen + r * S;
@@ -121,7 +127,9 @@ static void route_backward(float* dlogits, const float* dout, int64_t r, const E
         along[s] = vf_sum(dot);
         mean += weights[s] * along[s];
     }
-    for (int64_t j = 0; j < M; j++) dlogits[j] = fraction ? balance * M * fraction[j] / kept->R : 0.0f;
+    const int balanced = b.fraction && r % b.T >= b.first;
+    const int64_t rows = balanced ? kept->R / b.T * (b.T - b.first) : 0;  // that the balance loss is over
+    for (int64_t j = 0; j < M; j++) dlogits[j] = balanced ? b.weight * M * b.fraction[j] / rows : 0.0f;
     for (int64_t s = 1; s < S; s++) dlogits[chosen[s] - 1] += (along[s] - mean) * weights[0];
     for (int64_t j = 0; j < M; j++) sum += probs[j] * dlogits[j];
     for (int64_t j = 0; j < M; j++) dlogits[j] = probs[j] * (dlogits[j] - sum);
@@ -129,11 +137,10 @@ static void route_backward(float* dlogits, const float* dout, int64_t r, const E
 
 // dn[i], and for all R rows the gradients of gates and logits, from dout[i]
 static void experts_backward(float* const* dn, float* dgates, float* dlogits, const float* const* dout, const int64_t* at,
-                             int rows, const Experts* e, const Kept* kept, float balance, const float* fraction,
-                             float* scratch) {
+                             int rows, const Experts* e, const Kept* kept, Balance balance, float* scratch) {
     const int64_t H = e->H, R = kept->R;
     for (int i = 0; i < rows; i++)
-        if (e->M) route_backward(dlogits + at[i] * e->M, dout[i], at[i], e, kept, balance, fraction);
+        if (e->M) route_backward(dlogits + at[i] * e->M, dout[i], at[i], e, kept, balance);
     const float* dl[MOST_ROWS];
     for (int i = 0; i < rows; i++) dl[i] = dlogits + at[i] * e->M;
     rows_backward(dn, dl, rows, e->router, e->M, H, 0);  // without a router, a sum of nothing

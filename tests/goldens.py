@@ -14,7 +14,7 @@ def golden(name):
         for key in file:
             group, _, entry = key.rpartition("/")
             if group:
-                golden[group][entry] = file[key].item() if file[key].ndim == 0 else file[key]
+                golden.setdefault(group, {})[entry] = file[key].item() if file[key].ndim == 0 else file[key]
             else:
                 golden[key] = file[key]
     return golden

@@ -89,7 +89,7 @@ def of_other_families(B, T, longest, C, H):
     experts = {"B": B, "T": T, "H": W, "N": 4, "M": 3, "S": 2}
     yield from both("moe", label, ("fraction",), **experts)
     yield Case("moe_backward_w", label, experts)
-    yield Case("balance_forward", label, {"R": R, "M": 3, "S": 2})
+    yield Case("balance_forward", label, {"B": B, "T": T, "M": 3, "S": 2})
     yield from both("gru", label, ("fraction",), **experts)
 
 
@@ -159,7 +159,7 @@ OPERATIONS = {
     "moe_forward": lambda B, T, H, S, M, **_: B * T * (S * 12 * H * H + 2 * M * H),
     "moe_backward": lambda B, T, H, S, M, **_: B * T * (S * 12 * H * H + 2 * M * H),
     "moe_backward_w": lambda B, T, H, S, **_: B * T * S * 12 * H * H,
-    "balance_forward": lambda R, M, S: R * M * S,
+    "balance_forward": lambda B, T, M, S: B * T * M * S,
     "gru_forward": lambda B, T, H, S, M, **_: B * T * (16 * H * H + S * 12 * H * H + 2 * M * H),
     "gru_backward": lambda B, T, H, S, M, **_: B * T * (16 * H * H + S * 12 * H * H + 2 * M * H),
 }

@@ -133,6 +133,8 @@ def train(line, stop, console):
         return 0, None
     start.allocate(memory)
     trainer = start.trainer()
+    for note in trainer.notes:
+        console.warning(note)
     files = runs.run_at(run.out_dir, run.save_path, model.family, ranks, model.definition.files)
     loop = Loop(trainer, run, files, stop, console)
     if old and not trainer.going:

@@ -47,6 +47,16 @@ class Lanes(Positioned):
         rows = np.array([copied(lane[chunk * self.T : (chunk + 1) * self.T + 1]) for lane in self._lanes])
         return rows[:, :-1].copy(), rows[:, 1:].copy()
 
+    def again(self, count):
+        """The inputs of the last `count` batches of this epoch once more."""
+        here = self._batch
+        if count > (here - 1) % self.chunks + 1 or not here:
+            raise DataError(f"the saved data position is damaged: {count} batches before batch {here % self.chunks} of an epoch")
+        self._batch -= count
+        inputs = [self.next_batch()[0] for _ in range(count)]
+        self._batch = here
+        return inputs
+
     def state(self):
         """The position of all ranks together: that of one rank with all of their lanes."""
         return super().state() | {"B": self.B * self.world, "rank": 0, "world": 1}

@@ -134,7 +134,7 @@ class Pool:
         self.slab, self.reuse, self.poison = slab, reuse, poison
         self.base = slab.ctypes.data if slab is not None else 0
         self.top = self.peak = 0  # bytes
-        self._holes = []  # (offset, size) below top, by offset, none adjacent
+        self._holes = []  # (offset, size) below top, by offset, none adjacent to another or to top
 
     def take(self, shape, name, dtype="f32"):
         """A buffer of this shape and type; what is in it is left over from before."""
@@ -146,8 +146,6 @@ class Pool:
             if room > size:
                 bisect.insort(self._holes, (offset + size, room - size))
         else:
-            if self._holes and sum(self._holes[-1]) == self.top:
-                self.top = self._holes.pop()[0]
             offset = self.top
             self.top += size
             self.peak = max(self.peak, self.top)
@@ -167,7 +165,10 @@ class Pool:
             offset, room = self._holes.pop(at - 1)
             size += room
             at -= 1
-        self._holes.insert(at, (offset, size))
+        if offset + size == self.top:  # so that an emptied pool is as good as new
+            self.top = offset
+        else:
+            self._holes.insert(at, (offset, size))
 
 
 class _Piece(Buffer):

@@ -1,12 +1,10 @@
 """From a model's forward to something that runs: plan the memory, record the kernel calls once, replay them.
 
 A Runner keeps Passes: one for each shape of work, all on one slab of memory, because only the last one's values matter
-(a forward without a backward is simply dropped). Where a gradient reaches back through several chunks of a text, each of
-those chunks has a Pass and a slab of its own.
+(a forward without a backward is simply dropped). A recurrent pass is a function of its tokens and the state that it
+starts from: a gradient that reaches back through several chunks of a text is one pass over all of them.
 """
 
-import hashlib
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,13 +34,14 @@ class Work:
     targets: bool
     keep: bool = False  # every activation
     purpose: str = "any"  # "step": forward and backward in one go, the loss is there at the end; "loss": nothing but that
-    through: bool = False  # gradients flow into the state that came in, and back from the state that goes on
     train: bool = False  # what acts in training only (dropout) acts
+    first: int = 0  # positions before it are read again, for the gradient that flows back through them: no part of the loss
+    scale: float = 1.0  # of the loss in its gradients
 
 
 # What the backward of a Pass does with the parameters' gradients: store them, so that what was there does not count, or
-# add to them; THROUGH adds what flows back from the next chunk alone, this one's own loss having been done before.
-STORE, ADD, THROUGH = "store", "add", "through"
+# add to them.
+STORE, ADD = "store", "add"
 
 
 def lanes(state):
@@ -64,21 +63,16 @@ class Runner:
         self.model, self.record = model, record
         self.reuse, self.poison, self.context = reuse, poison, context
         self.caches = {}
-        self.state, self._flow = {}, {}  # the state, and the gradient that flows back into it
+        self.state = {}
         self._slab = aligned_bytes(0)
         self._passes = {}
-        self._chain = deque()  # the passes whose state led here, oldest first
-        self._spare = {}  # passes that have left the chain, by Work
 
     def plan(self, work: Work) -> int:
         """Bytes of slab that a Work needs. Nothing is allocated to find out."""
-        peaks = []
-        for backward in (ADD, THROUGH) if work.through else (ADD,):
-            pool = Pool(reuse=self.reuse)
-            tape, _ = self.trace(work, Stream("plan"), pool, _input_buffers(work, planning=True), backward, planning=True)
-            tape.backward()
-            peaks.append(pool.peak)
-        return max(peaks)
+        pool = Pool(reuse=self.reuse)
+        tape, _ = self.trace(work, Stream("plan"), pool, _input_buffers(work, planning=True), planning=True)
+        tape.backward()
+        return pool.peak
 
     def trace(self, work, stream, pool, inputs, backward=ADD, planning=False):
         """Calls the model's forward on a new tape."""
@@ -91,14 +85,14 @@ class Runner:
             grad=grad,
             keep=work.keep,
             pieces=work.purpose != "any",
-            own_loss=backward != THROUGH,
-            lasting=work.through,
             recompute=0 if work.keep else model.recompute,
             caches=self._caches(planning) if self.context else None,
             context=self.context or 0,
             carried=self._carried(work, planning),
             noise=noise if work.train else None,
             weights=batch.weights,
+            first=work.first,
+            scale=work.scale,
             options=model.options,
         )
         tensors = {}
@@ -138,69 +132,25 @@ class Runner:
         return shapes(self.model.config, B) if shapes else {}
 
     def begin(self, B, state=None):
-        """Makes the state one of B lanes, zeros unless given; what led here is forgotten."""
+        """Makes the state one of B lanes, zeros unless given."""
         shapes = self.state_shapes(B)
         if state is not None and {name: a.shape for name, a in state.items()} != shapes:
             raise UsageError(
                 f"the state has {_described({name: a.shape for name, a in state.items()})}, expected {_described(shapes)}"
             )
         if {name: a.shape for name, a in self.state.items()} != shapes:
-            self._drop_passes()  # they point into the old state
-            self.state, self._flow = ({name: aligned(*shape) for name, shape in shapes.items()} for _ in range(2))
-        self.forget_chain()
+            self._passes.clear()  # they point into the old state
+            self.state = {name: aligned(*shape) for name, shape in shapes.items()}
         for name, array in self.state.items():
             array[...] = 0 if state is None else state[name]
 
-    def forget_chain(self):
-        """What comes next does not reach back into what was."""
-        while self._chain:
-            self._release(self._chain.popleft())
-
-    def chain_arrays(self, count):
-        """The last `count` passes of the chain as arrays by name: what went in, and the memory that holds what came out."""
-        arrays = {}
-        for number, done in enumerate(list(self._chain)[-count:] if count else []):
-            parts = {
-                "tokens": done.tokens,
-                "targets": done.targets,
-                "noise": done.noise,
-                "memory": done.memory,
-                "program": done.fingerprint(),
-            }
-            arrays |= {f"chain.{number}.{name}": array for name, array in parts.items()}
-        return arrays
-
-    def restore_chain(self, arrays):
-        """The chain of which chain_arrays were saved."""
-        for number in range(len(arrays) // 5):
-            parts = {name: arrays[f"chain.{number}.{name}"] for name in ("tokens", "targets", "noise", "memory", "program")}
-            work = Work(*parts["tokens"].shape, True, purpose="step", through=True, train=True)
-            done = self._chained(work, STORE)
-            if (done.fingerprint() != parts["program"]).any():
-                raise UsageError(
-                    "the checkpoint was made by another version of gpt2c, which lays out its memory differently: "
-                    "take its weights with --init-from, or resume with a window of one chunk"
-                )
-            for name in ("tokens", "targets", "noise", "memory"):
-                getattr(done, name)[...] = parts[name]
-
-    def _release(self, done):
-        self._spare.setdefault(done.work, []).append(done)
-
     def _carried(self, work, planning):
-        """(state, flow) buffers of a layer, for the tape; flow is None where no gradient crosses the border of a chunk."""
+        """The buffers of a layer's state, for the tape."""
         shapes = self.state_shapes(work.B)
 
         def carried(name, layer):
-            shape = shapes[name][1:]
-            if planning:
-                both = [Buffer(f"{part}{name}[{layer}]", shape, 0, None) for part in ("", "d")]
-            else:
-                both = [
-                    buffer_of(f"{part}{name}[{layer}]", arrays[name][layer])
-                    for part, arrays in (("", self.state), ("d", self._flow))
-                ]
-            return both if work.through else (both[0], None)
+            label = f"{name}[{layer}]"
+            return Buffer(label, shapes[name][1:], 0, None) if planning else buffer_of(label, self.state[name][layer])
 
         return carried
 
@@ -210,9 +160,6 @@ class Runner:
         """The Pass for a Work, planned and recorded if it is new."""
         if self.state_shapes(work.B) and (not self.state or next(iter(self.state.values())).shape[1] != work.B):
             self.begin(work.B)
-        if work.through:
-            return self._chained(work, backward)
-        self.forget_chain()
         if work not in self._passes:
             size = self.plan(work)
             if size > self._slab.nbytes:
@@ -222,38 +169,6 @@ class Runner:
                 self._slab = aligned_bytes(size)
             self._passes[work] = Pass(self, work, self._slab)
         return self._passes[work].ready(backward)
-
-    def _chained(self, work, backward):
-        """A Pass with a slab of its own, added to the chain."""
-        if not self.record:
-            raise UsageError("a window of more than one chunk needs a model that records (record=True)")
-        if not self._spare.get(work):
-            size = self.plan(work)
-            require_memory(size, f"a chunk of {work.B} x {work.T} tokens", "try a smaller window, batch or chunk")
-            self._release(Pass(self, work, aligned_bytes(size)))
-        last = self._spare[work].pop().ready(backward)
-        self._chain.append(last)
-        return last
-
-    def keep_window(self, window):
-        """Lets go of all but the last `window` passes."""
-        while len(self._chain) > window:
-            self._release(self._chain.popleft())
-
-    def backward(self, last):
-        """The backward of the last Pass; where it is chained, through those before it too."""
-        if not last.work.through:
-            return last.backward()
-        for array in self._flow.values():
-            array.fill(0)
-        last.backward()
-        for earlier in list(self._chain)[-2::-1]:
-            earlier.ready(THROUGH).backward()
-
-    def _drop_passes(self):
-        self._passes.clear()
-        self._spare.clear()
-        self._chain.clear()
 
 
 def _described(shapes):
@@ -284,7 +199,7 @@ class Pass:
         self.tokens, self.position, self.noise = batch.tokens.array, position.array, noise.array
         self.targets = batch.targets.array if work.targets else None
         self.weights = batch.weights.array if batch.weights else None
-        self._runner, self.slab, self.memory = runner, slab, slab.view(np.float32)
+        self._runner, self.slab = runner, slab
         self.forward_program, self._backward_programs = None, {}
         self._tape = None  # of kernels that run at once
         self._pool = Pool(slab, runner.reuse, runner.poison)
@@ -301,11 +216,6 @@ class Pass:
             if self.forward_program is None:
                 self.forward_program, self.output, self.kept = forward, output, tape.kept
         return self
-
-    def fingerprint(self):
-        """A digest of its program and of the room it takes: passes of which it is equal keep the same in the same places."""
-        text = f"{self.slab.nbytes}\n{self.forward_program}"
-        return np.frombuffer(hashlib.sha256(text.encode()).digest(), "<u4")
 
     @property
     def backward_program(self):

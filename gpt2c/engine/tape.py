@@ -5,7 +5,6 @@ in reverse. There is no graph: what a closure references stays in memory, and on
 go back to the pool.
 """
 
-import weakref
 from collections.abc import Callable, Mapping
 
 from gpt2c._core import Buffer, Stream
@@ -82,14 +81,14 @@ class Tape:
     With `keep`, every buffer stays, by name, in `kept`, and ops materialise what they otherwise fuse. With `pieces`, only
     the loss and its gradients are asked for: the logits need not exist whole, and a backward pass follows at once, so the
     loss may be left to it. With `recompute` (activation checkpointing), the backward pass recomputes to save memory: 1 norms
-    and activation functions, 2 whole blocks. Without `own_loss`, only the gradient that comes through the carried state counts.
+    and activation functions, 2 whole blocks.
 
     `caches(name, shape)` gives the buffers of the KV cache, which persist between calls (None: no cache); `context` is how
     many positions they hold, `position` holds the sequence's first position.
-    `carried(name, layer)` gives the buffers of a recurrent family's state: see `incoming` and `outgoing`. What a `lasting`
-    forward records for its backward is kept afterwards, for another one. `noise` holds the seed and the counter of
-    dropout (None: nothing is dropped). `weights` holds the factor of each target's loss in the backward pass (None: all
-    are 1). `options` holds the further training options of the family.
+    `carried(name, layer)` gives the buffer of a recurrent family's state: see `incoming` and `outgoing`. `noise` holds the
+    seed and the counter of dropout (None: nothing is dropped). `weights` holds the factor of each target's loss in the
+    backward pass (None: all are 1), `scale` is that of the whole loss. Positions before `first` are read again and have no
+    part in the loss. `options` holds the further training options of the family.
     """
 
     def __init__(
@@ -101,24 +100,23 @@ class Tape:
         grad=True,
         keep=False,
         pieces=False,
-        own_loss=True,
-        lasting=False,
         recompute=0,
         caches=None,
         context=0,
         carried=None,
         noise: Buffer | None = None,
         weights: Buffer | None = None,
+        first=0,
+        scale=1.0,
         options: Mapping[str, float] | None = None,
     ):
         self.s, self.pool, self.position, self.noise = stream, pool, position, noise
-        self.weights, self.options = weights, options or {}
-        self.grad, self.keep, self.pieces, self.own_loss, self.recompute = grad, keep, pieces, own_loss, recompute
+        self.weights, self.first, self.scale, self.options = weights, first, scale, options or {}
+        self.grad, self.keep, self.pieces, self.recompute = grad, keep, pieces, recompute
         self.caches, self.context, self._carried = caches, context, carried
         self.kept: dict[str, Buffer] = {}
-        self._incoming: dict[tuple[str, int], Tensor] = {}
+        self._incoming: dict[tuple[str, int], Buffer] = {}
         self._again = False
-        self._values: weakref.WeakSet[Buffer] | None = weakref.WeakSet() if lasting else None
         self._closures: list[Callable[[], None]] = []
 
     def block(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -139,32 +137,25 @@ class Tape:
         self.on_backward(backward)
         return out
 
-    def incoming(self, name, layer) -> Tensor:
-        """The hidden state of a layer at the end of the previous chunk, zeros at the start."""
-        state, flow = self._carried(name, layer)
+    def incoming(self, name, layer) -> Buffer:
+        """The hidden state of a layer that this pass starts from, a constant: zeros at first."""
         here = self._incoming.get((name, layer))  # a block computed again starts from the same state
         if here is None:
-            here = self._incoming[name, layer] = self.new(state.shape, f"{layer}.{name}0")
-            self.s.copy(here.data, state)  # what goes on will take its place
-        if flow is not None:
-            self.on_backward(lambda: self.s.copy(flow, here.grad))
+            state = self._carried(name, layer)
+            here = self._incoming[name, layer] = self.buffer(state.shape, f"{layer}.{name}0")
+            self.s.copy(here, state)  # what goes on will take its place
         return here
 
-    def outgoing(self, name, layer, last: Tensor):
-        """Passes the hidden state of a layer on to the next chunk."""
-        state, flow = self._carried(name, layer)
+    def outgoing(self, name, layer, last: Buffer):
+        """Passes the hidden state of a layer on to the next pass."""
         if not self._again:
-            self.s.copy(state, last.data)
-        if flow is not None:
-            self.on_backward(lambda: self.s.copy(last.sink()[0], flow))
+            self.s.copy(self._carried(name, layer), last)
 
     def buffer(self, shape, name, dtype="f32") -> Buffer:
         """Memory for one value, without a gradient."""
         piece = self.pool.take(tuple(shape), name, dtype)
         if self.keep:
             self.kept[name] = piece
-        if self._values is not None:
-            self._values.add(piece)
         return piece
 
     def new(self, shape, name) -> Tensor:
@@ -182,7 +173,5 @@ class Tape:
 
     def backward(self):
         """Runs the closures, last first; each is dropped as soon as it has run."""
-        held, self._values = list(self._values or ()), None  # until the end
         while self._closures:
             self._closures.pop()()
-        del held

@@ -3,7 +3,7 @@
 It is one safetensors file. Its tensors are the parameters by name and, of a run, the optimizer's moments ("m." and "v."
 before the name, as far as there are any yet) and whatever else the run carries ("run." before). Its metadata are text:
 
-    format     "gpt2c 1"
+    format     "gpt2c 2"; in "gpt2c 1" a run that backpropagates through several chunks carried the engine's memory
     family, config (JSON), tokenizer (tokenizer.json, or "")
     step, best_val_loss   of the run that the weights are from, where there was one
     description, turns    free text; turns of conversations it was trained on, if any (Model)
@@ -23,7 +23,7 @@ from gpt2c.formats.weights import SAID, RunState, Weights, is_newer
 from gpt2c.support.files import atomic_write, open_input
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
-FORMAT = "gpt2c 1"
+FORMAT, READ = "gpt2c 2", ("gpt2c 1", "gpt2c 2")
 DTYPES = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
@@ -91,7 +91,7 @@ def read(path):
     except TokenizationError as error:
         raise invalid(path, error) from None
     facts = {"sha256": f"{expected}, as it is"}
-    return Weights(metadata["family"], values["config"], tensors, tokenizer, said, run, moments, FORMAT, facts)
+    return Weights(metadata["family"], values["config"], tensors, tokenizer, said, run, moments, metadata["format"], facts)
 
 
 def metadata(path):
@@ -119,7 +119,7 @@ def _opened(path):
         except safetensors.SafetensorError as error:
             raise invalid(path, error) from None
         form = metadata.get("format")
-        if form != FORMAT:
+        if form not in READ:
             newer = is_newer(form, FORMAT)
             raise (VersionError if newer else SerializationError)(
                 f"{path} is a safetensors file of format {form!r}, expected {FORMAT!r}"

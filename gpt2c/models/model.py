@@ -92,35 +92,25 @@ class Model:
         if arrays:
             self._runner.begin(lanes(arrays), arrays)
 
-    def reset_state(self) -> None:
-        """Starts the next forward from a state of zeros."""
-        if self.state:
-            self._runner.begin(lanes(self.state))
-
-    def carried(self, window=1):
-        """What the next training step takes over from those before it, by name: the state and, with a window, what the
-        backward will need of the chunks inside it."""
-        return {f"state.{name}": array for name, array in self.state.items()} | self._runner.chain_arrays(window - 1)
-
-    def carry(self, arrays):
-        """Continues from what `carried` returned."""
-        self.state = {name.removeprefix("state."): array for name, array in arrays.items() if name.startswith("state.")}
-        self._runner.restore_chain({name: array for name, array in arrays.items() if name.startswith("chain.")})
+    def reset_state(self, B: int = 0) -> None:
+        """Starts the next forward from a state of zeros, for B sequences (0: as many as it was for)."""
+        if B or self.state:
+            self._runner.begin(B or lanes(self.state))
 
     @overload
-    def forward(self, inputs: Ids, targets: None = None, *, keep: bool = False, train: bool = False, window: int = 1) -> None: ...
+    def forward(self, inputs: Ids, targets: None = None, *, keep: bool = False, train: bool = False, first: int = 0) -> None: ...
     @overload
-    def forward(self, inputs: Ids, targets: Ids, *, keep: bool = False, train: bool = False, window: int = 1) -> float: ...
-    def forward(self, inputs, targets=None, *, keep=False, train=False, window=1):
+    def forward(self, inputs: Ids, targets: Ids, *, keep: bool = False, train: bool = False, first: int = 0) -> float: ...
+    def forward(self, inputs, targets=None, *, keep=False, train=False, first=0):
         """The mean loss over the counted targets (a float); without targets, None: see `logits`.
 
         inputs and targets are (B, T) token ids, targets -1 where they do not count. `keep` keeps every activation for
         `acts`. `train` turns on dropout, with new masks each time. Gradients and parameters are not changed.
 
-        A recurrent family continues from `state`. The loss of this chunk is then backpropagated through the last `window`
-        chunks, this one included (TBPTT's k2); the state before them is a constant.
+        A recurrent family continues from `state`, a constant, and leaves its new one there. Truncated backpropagation
+        through time is one forward over old tokens, with targets -1, and the new ones: `first` is where those begin.
         """
-        self._run_forward(inputs, targets, window, keep=keep, train=train)
+        self._run_forward(inputs, targets, keep=keep, train=train, first=first)
         return None if targets is None else self._loss()
 
     def evaluate(self, inputs: Ids, targets: Ids, continues: bool = False) -> float:
@@ -147,24 +137,26 @@ class Model:
         self._loss()
         return self.metrics["cross_entropy"]
 
-    def loss_and_grad(self, inputs: Ids, targets: Ids, add: bool = False, window: int = 1, *, train: bool = False) -> float:
-        """forward and backward in one: the loss; its gradients take the place of `grads`, or are added to them."""
-        self._run_forward(inputs, targets, window, ADD if add else STORE, purpose="step", train=train)
+    def loss_and_grad(
+        self, inputs: Ids, targets: Ids, add: bool = False, *, train: bool = False, first: int = 0, scale: float = 1.0
+    ) -> float:
+        """forward and backward in one: the loss; its gradients, times `scale`, take the place of `grads`, or are added to
+        them."""
+        how = dict(purpose="step", train=train, first=first, scale=scale)
+        self._run_forward(inputs, targets, ADD if add else STORE, **how)
         self.backward()
         return self._loss()
 
-    def _run_forward(self, inputs, targets, window=1, backward=ADD, **how):
+    def _run_forward(self, inputs, targets, backward=ADD, **how):
         tokens = self._checked("inputs", inputs, lowest=0)
         B, T = tokens.shape
         if targets is not None:
             targets = self._checked("targets", targets, lowest=-1)
             if targets.shape != tokens.shape:
                 raise UsageError(f"targets have shape {targets.shape}, expected {tokens.shape} as the inputs")
-        if window < 1:
-            raise UsageError(f"a window of {window} chunks: expected at least 1")
-        through = window > 1 and targets is not None and bool(self._runner.state_shapes(B))
-        self._runner.keep_window(window - 1)  # and the one to come
-        self._last = self._runner.prepare(Work(B, T, targets is not None, through=through, **how), backward)
+            if (targets[:, : how.get("first", 0)] >= 0).any():
+                raise UsageError(f"targets before position {how['first']}, where the new ones begin, are not all -1")
+        self._last = self._runner.prepare(Work(B, T, targets is not None, **how), backward)
         self._last.tokens[...] = tokens
         if targets is not None:
             self._last.targets[...] = targets
@@ -233,7 +225,7 @@ class Model:
         self._backward_ready = False
         if not self.grads.allocated:
             require_memory(self.grads.nbytes, "the gradients", "choose a smaller model")
-        self._runner.backward(self._last)
+        self._last.backward()
 
     def update(
         self, lr: float = 1e-4, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0, t: int = 1
@@ -271,16 +263,15 @@ class Model:
         """The recorded kernel calls of one training step at this shape: print it."""
         return self._runner.prepare(Work(B, T, True, purpose="step", train=True), STORE)
 
-    def memory(self, B: int, T: int, window: int = 1) -> dict[str, int]:
-        """Bytes that training at this shape takes, by what for; nothing is allocated to find out."""
-        through = window > 1 and bool(self._runner.state_shapes(B))
-        work = Work(B, T, True, purpose="step", through=through, train=True)
-        activations = self._runner.plan(work) * (window if through else 1)
+    def memory(self, B: int, T: int, chunks: int = 1) -> dict[str, int]:
+        """Bytes that training at this shape takes, by what for; nothing is allocated to find out. `chunks` of T tokens are
+        what a gradient reaches back through: a recurrent family takes them in one pass."""
+        work = Work(B, T * (chunks if self.definition.state else 1), True, purpose="step", train=True)
         return {
             "parameters": self.params.nbytes,
             "gradients": self.grads.nbytes,
             "Adam moments": self.m.nbytes + self.v.nbytes,
-            "activations": activations,
+            "activations": self._runner.plan(work),
         }
 
 

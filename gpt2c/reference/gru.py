@@ -96,20 +96,21 @@ def gru_kept(cache, last):
     return acts, mixed, n, *kept
 
 
-def gru_backward(dout, dstate, cache, balance=0.0):
+def gru_backward(dout, dstate, cache, balance=0.0, first_new=0):
     """-> daz, dar, dah, dxr, the gradients of the incoming state and of the weights. dstate: of the state that went on."""
     w, skip, steps = cache["weights"], cache["skip"], cache["steps"]
     grads = {name: np.zeros(x.shape) for name, x in w.items()}
     dstate = {name: x.astype(float) for name, x in dstate.items()}
     slope = 0.0
-    if "router" in w:  # the fractions are those of all rows together
-        slope = balance * balance_slope(np.concatenate([s["moe"]["picked"] for s in steps]))
+    if "router" in w and steps[first_new:]:  # the fractions are those of all rows together
+        slope = balance * balance_slope(np.concatenate([s["moe"]["picked"] for s in steps[first_new:]]))
     found = []
     for t, s in reversed(list(enumerate(steps))):
         dtotal = dout[:, t] + dstate["h"]
         dblend = dtotal
         if "expert_g" in w:
-            dn, dexperts, s["dgates"] = moe_backward(dtotal, s["moe"], *(w.get(name) for name in EXPERTS[1:]), slope)
+            own = slope if t >= first_new else 0.0
+            dn, dexperts, s["dgates"] = moe_backward(dtotal, s["moe"], *(w.get(name) for name in EXPERTS[1:]), own)
             for name, g in dexperts.items():
                 if name in w:
                     grads[name] += g

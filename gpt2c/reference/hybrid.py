@@ -65,8 +65,9 @@ def input_weights(params, l):
     return {name: params[key][at] for name, (key, at) in places.items()}, places
 
 
-def hybrid_forward(params, cfg, tokens, targets, state=None, balance=0.0):
-    """-> loss, logits (B,T,V), cache. The loss is the cross-entropy plus `balance` times the layers' balance losses."""
+def hybrid_forward(params, cfg, tokens, targets, state=None, balance=0.0, first_new=0):
+    """-> loss, logits (B,T,V), cache. The loss is the cross-entropy plus `balance` times the layers' balance losses, which are
+    over the positions from first_new on."""
     params = {name: p.astype(float) for name, p in params.items()}
     state = state or zero_state(cfg, tokens.shape[0])
     x, layers = params["emb"][tokens], []
@@ -96,8 +97,10 @@ def hybrid_forward(params, cfg, tokens, targets, state=None, balance=0.0):
                 moe, a["moe"] = moe_forward(n.reshape(-1, n.shape[-1]), *experts_of(params, l), cfg["top_k"])
                 out = out + moe.reshape(out.shape)
         if not cfg["fast_mode"] and cfg["num_experts"] > 1:
-            rows = [s["moe"] for s in a["gru"]["steps"]] if inside else [a["moe"]]
-            balances.append(balance_loss(*(np.concatenate([r[name] for r in rows]) for name in ("p", "picked"))))
+            new = np.tile(np.arange(tokens.shape[1]) >= first_new, tokens.shape[0])
+            rows = [s["moe"] for s in a["gru"]["steps"][first_new:]] if inside else [a["moe"]]
+            parts = (np.concatenate([r[name] for r in rows]) for name in ("p", "picked"))
+            balances.append(balance_loss(*(part if inside else part[new] for part in parts)))
         x = a["out"] = out
         layers.append(a)
     xn, rstd = rmsnorm_forward(x, params["out_norm"], EPS)
@@ -106,7 +109,7 @@ def hybrid_forward(params, cfg, tokens, targets, state=None, balance=0.0):
     state = {name: np.stack([s[name] for s in after]) for name in state}
     return loss + balance * sum(balances), logits, dict(
         params=params, cfg=cfg, tokens=tokens, targets=targets, layers=layers, x=x, xn=xn, rstd=rstd, logits=logits,
-        state=state, balances=balances, balance=balance)  # fmt: skip
+        state=state, balances=balances, balance=balance, first_new=first_new)  # fmt: skip
 
 
 def experts_of(params, l):
@@ -130,7 +133,8 @@ def hybrid_backward(cache, dstate=None):
         if not inside:
             dblend = dout
             if not cfg["fast_mode"]:
-                slope = balance * balance_slope(a["moe"]["picked"]) if "router" in p else 0.0
+                new = np.tile(np.arange(cache["tokens"].shape[1]) >= cache["first_new"], B)
+                slope = balance * new[:, None] * balance_slope(a["moe"]["picked"][new]) if "router" in p else 0.0
                 dn, dexperts, _ = moe_backward(dout.reshape(-1, dout.shape[-1]), a["moe"], *experts_of(p, l), slope)
                 for name, g in dexperts.items():
                     if name in grads:
@@ -139,7 +143,7 @@ def hybrid_backward(cache, dstate=None):
                 dblend = dout + d
             dxr, dout = dblend + skip * dout, dblend
         daz, dar, dah, from_layer, dlast, own = gru_backward(
-            dout, {name: s[l] for name, s in dstate.items()}, a["gru"], balance if inside else 0.0
+            dout, {name: s[l] for name, s in dstate.items()}, a["gru"], balance if inside else 0.0, cache["first_new"]
         )
         if inside:
             dxr = from_layer

@@ -51,7 +51,7 @@ def moe_backward(dout, cache, expert_g, expert_u, expert_d, router, slope=0.0):
 
 
 def balance_slope(picked):
-    """The derivative of balance_loss by the probabilities of any row: the fractions count as constants."""
+    """The derivative of balance_loss by the probabilities of any of these rows: the fractions count as constants."""
     return picked.shape[1] * picked.mean(axis=0) / len(picked)  # (M)
 
 
@@ -62,8 +62,10 @@ def balance_loss(p, picked):
 
 
 @in_float64
-def balance_forward(probs, chosen):
-    """From chosen (R, S), whose first slot is expert 0's -> the loss, the share of the rows that chose each of the others."""
+def balance_forward(probs, chosen, first_new=0):
+    """From chosen (B, T, S), whose first slot is expert 0's -> the loss, the share of the rows that chose each of the others;
+    of the rows from position first_new on."""
+    probs, chosen = (a[:, first_new:].reshape(-1, a.shape[-1]) for a in (probs, chosen))
     picked = (chosen[:, 1:, None] == 1 + np.arange(probs.shape[1])).sum(axis=1)
     return balance_loss(probs, picked), picked.sum(axis=0) / max(len(probs), 1)
 

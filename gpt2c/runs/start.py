@@ -38,8 +38,10 @@ class Start:
 
     def memory(self):
         """{purpose: bytes}, per rank."""
-        config = self.config
-        memory = self.model.memory(config.batch_size, config.seq_len, config.window(config.seq_len, self.source.lanes))
+        config, lanes = self.config, self.source.lanes
+        B, T = config.batch_size, config.seq_len
+        new = config.total_batch_size // (B * T * world().size) or config.update_batches(T, lanes)
+        memory = self.model.memory(B, T, config.reach(T, lanes, new))
         if config.zero:
             memory["Adam moments"] //= world().size
         return memory

@@ -34,7 +34,8 @@ class TrainConfig:
     update_tokens: int = flag(0, "TBPTT's k1 in tokens per lane, instead of --update-chunks", default_text="")
     backprop_chunks: int = flag(
         1,
-        "TBPTT's k2, with --order lanes: the chunks (batches) that the gradient is backpropagated through, the newest included",
+        "TBPTT's k2, with --order lanes: the chunks (batches) that the gradient is backpropagated through, the newest included; "
+        "more than k1 is rounded up to a multiple of it",
         metavar="K2",
     )
     backprop_tokens: int = flag(0, "TBPTT's k2 in tokens per lane, instead of --backprop-chunks", default_text="")
@@ -251,9 +252,15 @@ class TrainConfig:
         """Whether the hidden state is carried from batch to batch, where the data are contiguous (`lanes`)."""
         return lanes and self.preserve_hidden_states and not self.overfit
 
-    def window(self, T, lanes):
-        """TBPTT's k2: the chunks of T tokens that a gradient is backpropagated through."""
-        return math.ceil(self.backprop_tokens / T) or self.backprop_chunks if self.carries(lanes) else 1
+    def update_batches(self, T, lanes):
+        """TBPTT's k1, where no total batch size says it: the chunks of T tokens, one after the other, in an update."""
+        return math.ceil(self.update_tokens / T) or self.update_chunks if lanes and not self.overfit else 1
+
+    def reach(self, T, lanes, new):
+        """TBPTT's k2: the chunks of T tokens that a gradient is backpropagated through, where an update has `new` ones. More
+        than these are a multiple of them, because states are kept where updates end."""
+        asked = math.ceil(self.backprop_tokens / T) or self.backprop_chunks if self.carries(lanes) else 1
+        return asked if asked <= new else -(-asked // new) * new
 
 
 def seconds(text):

@@ -41,8 +41,9 @@ def length_of(config, loader, ranks):
         )
     dealt = loader.world < ranks.size
     lanes = hasattr(loader, "continues")
-    updates = math.ceil(config.update_tokens / loader.T) or config.update_chunks if lanes and not config.overfit else 1
-    default = batch * updates * (ranks.size if dealt else 1)
+    if dealt and config.carries(lanes):
+        raise UsageError("lanes that carry a state cannot be dealt out to several ranks: give the loader their rank and world")
+    default = batch * config.update_batches(loader.T, lanes) * (ranks.size if dealt else 1)
     micro_steps, rest = divmod(config.total_batch_size or default, batch)
     if rest or micro_steps < 1:
         raise UsageError(

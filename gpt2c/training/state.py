@@ -46,11 +46,13 @@ def recorded(trainer, done):
     on any number of ranks."""
     loader, watch, model = trainer.loader.state(), trainer.watch, trainer.model
     arrays = {f"loader.{name}": value for name, value in loader.items() if not isinstance(value, int)}
-    if trainer.carries and trainer.loader.continues:
+    window = trainer.window if trainer.carries and trainer.loader.continues else None
+    if window:
         arrays |= {f"carried.{name}": array for name, array in _carried(trainer).items()}
     arrays |= {"window.loss": watch.losses.values, "window.norm": watch.norms.values}
     values = dataclasses.asdict(done) | {
         "windows": [watch.losses.count, watch.norms.count],
+        "chunks": window.chunks if window else [],
         "dropout": [model.seed, model.dropout_counter],
         "loader": {name: value for name, value in loader.items() if isinstance(value, int)},
         "config": dataclasses.asdict(trainer.config) | _batch_sizes(trainer) | trainer.recorded,
@@ -67,7 +69,8 @@ def _batch_sizes(trainer):
 
 
 def restore(trainer, run, data_position=True):
-    """Puts a Trainer where `recorded` was called; without `data_position` its loader stays where it is."""
+    """Puts a Trainer where `recorded` was called; without `data_position` its loader stays where it is, and a TBPTT window
+    begins anew at the carried state."""
     values, arrays = run.values, run.arrays
     optimizer = values.get("config", {}).get("optimizer", trainer.config.optimizer)
     if optimizer != trainer.config.optimizer:
@@ -82,7 +85,7 @@ def restore(trainer, run, data_position=True):
     if data_position:
         trainer.loader.restore(values["loader"] | _named(arrays, "loader."))
     try:
-        _carry(trainer, _named(arrays, "carried."))
+        _carry(trainer, _named(arrays, "carried."), values.get("chunks", []) if data_position else [])
     except (KeyError, IndexError, ValueError) as error:  # arrays that are missing or of another shape
         if isinstance(error, (UsageError, InputError)):
             raise
@@ -113,6 +116,9 @@ def _check_account(values, arrays, trainer):
     for name, kind in KINDS.items():
         if not _is_kind(values.get(name), kind):
             raise _damaged(f"{name} is {values.get(name)!r}")
+    chunks = values.get("chunks", [])  # older checkpoints have none
+    if not isinstance(chunks, list) or not all(type(count) is int and count > 0 for count in chunks):
+        raise _damaged(f"chunks is {chunks!r}")
     counts = [values["step"], values["tokens"], values["skipped_in_a_row"], values["dropout"][1], *values["windows"]]
     if min(counts) < 0 or not 0 < values["sampling"] < 2**64:
         raise _damaged("a count is negative, or the state of sampling is none")
@@ -147,23 +153,26 @@ def _damaged(error):
 
 
 def _carried(trainer):
-    """The recurrent state that the model carries from one update to the next, over the lanes of all ranks."""
-    carried, ranks = trainer.model.carried(trainer.window), trainer.world
-    if ranks.size == 1:
-        return carried
-    states = {name: array for name, array in carried.items() if name.startswith("state.")}
-    lanes = {name: np.concatenate(ranks.all_gather_arrays(array), axis=1) for name, array in states.items()}
-    return lanes | {f"ranks.{name}": ranks.all_gather_arrays(array) for name, array in carried.items() if name not in lanes}
-
-
-def _carry(trainer, carried):
-    """Goes on from `_carried`, of any number of ranks. A TBPTT window over chunks that other ranks have computed starts empty."""
-    rank, size, B = trainer.world.rank, trainer.world.size, trainer.loader.B
-    states = {name: array[:, rank * B : (rank + 1) * B] for name, array in carried.items() if name.startswith("state.")}
-    ours = "chain." if size == 1 else "ranks.chain."
-    chain = {
-        name.removeprefix("ranks."): array if size == 1 else array[rank]
-        for name, array in carried.items()
-        if name.startswith(ours) and (size == 1 or len(array) == size)
+    """What the lanes of all ranks carry from one update to the next: "state.NAME", and of each earlier pass in the window
+    "before.NUMBER.NAME", the state that it began with."""
+    states = {"state": trainer.model.state} | {f"before.{i}": past.state for i, past in enumerate(trainer.window.past)}
+    return {
+        f"{label}.{name}": np.concatenate(trainer.world.all_gather_arrays(array), axis=1)
+        for label, state in states.items()
+        for name, array in state.items()
     }
-    trainer.model.carry(states | chain)
+
+
+def _carry(trainer, carried, chunks):
+    """Goes on from `_carried`, of any number of ranks, and from the chunks that those passes went over."""
+    rank, B = trainer.world.rank, trainer.loader.B
+    ours = {name: array[:, rank * B : (rank + 1) * B] for name, array in carried.items() if "chain." not in name}
+    trainer.model.state = _named(ours, "state.")
+    trainer.window.restore(
+        [_named(ours, f"before.{i}.") for i in range(len(chunks))], chunks, trainer.loader.again(sum(chunks)) if chunks else []
+    )
+    if len(ours) < len(carried):
+        trainer.notes.append(
+            "the checkpoint is of an older gpt2c, which backpropagated through several chunks in another way: the window begins "
+            "anew at its state, and losses differ in their last digits from those of a run that was not interrupted"
+        )

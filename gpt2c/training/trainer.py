@@ -25,6 +25,7 @@ from gpt2c.training.optimizers import Optimizer, tensor_bounds, tensor_rates
 from gpt2c.training.ranks import world
 from gpt2c.training.schedules import learning_rate, rate_of_epoch
 from gpt2c.training.validation import Validations, evaluate
+from gpt2c.training.window import Window
 
 
 class Step(NamedTuple):
@@ -64,6 +65,7 @@ class Trainer:
         self.stopped = ""  # why training ended before its time
         self.should_stop = lambda: False  # polled during validation and sampling, which all ranks then abandon
         self.recorded: dict[str, Any] = {}  # further entries for checkpoints, about how the run was made
+        self.notes: list[str] = []  # what whoever started the run should know, once
         self.sampling = Xorshift(config.seed)
         model.seed = config.seed
         model.options = model.definition.checked(config.options)
@@ -86,10 +88,21 @@ class Trainer:
         self.length = length_of(config, loader, self.world)
         self.watch = Watch(config, self._optimizer, self.length.batches)
         lanes = hasattr(loader, "continues")
-        self.carries, self.window = config.carries(lanes), config.window(loader.T, lanes)
+        self.carries = config.carries(lanes)
+        self.window = self._window(lanes)
         self._deadline = time.monotonic() + seconds(config.max_time) if config.max_time else math.inf
         self._only_batch = loader.next_batch() if config.overfit else None
         self._after_update = state.snapshot(self)
+
+    def _window(self, lanes):
+        new, T, recurrent = self.length.micro_steps, self.loader.T, bool(self.model.definition.state)
+        reach = self.config.reach(T, lanes, new) if recurrent else 1
+        asked = math.ceil(self.config.backprop_tokens / T) or self.config.backprop_chunks
+        if new < asked < reach:
+            self.notes.append(
+                f"the gradient goes back through {reach} chunks, {asked} rounded up to a multiple of {new} per update"
+            )
+        return Window(new, reach)
 
     def __repr__(self) -> str:
         steps = f"step {self.step} of {self.total_steps}, {self.tokens_per_step} tokens each"

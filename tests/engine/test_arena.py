@@ -41,6 +41,18 @@ def test_what_was_given_back_is_used_again():
     assert pool.peak == 4 * 80
 
 
+def test_an_emptied_pool_is_as_good_as_new():
+    """Or a program that runs again without being recorded would not find room for what was planned."""
+    pool = Pool()
+    for _ in range(2):
+        big, keep, small = (pool.take((size,), "piece") for size in (64, 16, 32))
+        del big, small
+        fits = pool.take((48,), "below the top")
+        assert pool.peak == 4 * 112
+        del fits, keep
+    assert pool.top == 0
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_table_says_what_numpy_says(dtype):
     for shape in ((), (0, 3), (5,), (2, 3, 7)):

@@ -98,7 +98,7 @@ def rewrite(path, change):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda h: h["__metadata__"].update(format="gpt2c 2"), "format 'gpt2c 2', expected 'gpt2c 1'; a newer gpt2c wrote it"),
+        (lambda h: h["__metadata__"].update(format="gpt2c 3"), "format 'gpt2c 3', expected 'gpt2c 2'; a newer gpt2c wrote it"),
         (lambda h: h.pop("__metadata__"), "format None"),
         (lambda h: h["__metadata__"].update(config=h["__metadata__"]["config"].replace("32", "48")), "SHA-256"),
         (lambda h: h["__metadata__"].pop("sha256"), "SHA-256"),

@@ -2,7 +2,7 @@
 
 Run with any PyTorch 2 on the CPU: `python tests/golden/make_hybrid_goldens.py`. The tests only read the files.
 Each file holds cfg/*, params/* (float32, exactly the numbers computed with), tokens, targets, loss, and, as float32, logits
-and grads/*; `curve` is the loss before each of ten AdamW updates on that batch.
+and grads/*; `curve` is the loss before each of ten AdamW updates on that batch. windows_hybrid_*.npz are of windows.py.
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from adamw_curve import adamw_curve
+from windows import CHUNKS, windows
 
 
 def shapes(cfg):
@@ -89,14 +90,14 @@ def experts(x, p, l, cfg):
     return torch.stack([experts_of_token(n, p, l, cfg) for n in rows]).view(x.shape)
 
 
-def layer(xs, p, l, cfg):
-    """A list of (B, width), one for each step -> a list of (B, H)."""
+def layer(xs, p, l, cfg, state=None):
+    """A list of (B, width), one for each step -> a list of (B, H), the state."""
 
     def entry(part):
         return p[f"in0_{part}"] if l == 0 else p[f"in_{part}"][l - 1]
 
     zero = torch.zeros(xs[0].shape[0], cfg["hidden"], dtype=torch.float64)
-    h, num, den, last, outs = zero, zero, zero, zero, []
+    (h, num, den, last), outs = state or (zero, zero, zero, zero), []
     for x in xs:
         xn, hn = rms(x, entry("norm")), rms(h, p["hid_norm"][l])
         z = torch.sigmoid(F.linear(xn, entry("z"), p["bz"][l]) + F.linear(hn, p["uz"][l]))
@@ -119,13 +120,13 @@ def layer(xs, p, l, cfg):
             out = out + 0.5 * x
         h = out if cfg["carry"] == "layer" else cell
         outs.append(out)
-    return outs
+    return outs, (h, num, den, last)
 
 
 def forward(p, cfg, tokens, targets):
     xs = list(p["emb"][tokens].unbind(1))
     for l in range(cfg["num_layers"]):
-        xs = layer(xs, p, l, cfg)
+        xs, _ = layer(xs, p, l, cfg)
     logits = F.linear(rms(torch.stack(xs, 1), p["out_norm"]), p["head"])
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1), logits
 
@@ -158,7 +159,32 @@ def make(name, B=3, T=6, ignored=2, **fields):
     np.savez_compressed(Path(__file__).parent / f"{name}.npz", **arrays)
 
 
+def make_windows(name, B=2, T=2, **fields):
+    cfg = (
+        dict(vocab_size=7, hidden=5, num_layers=2, embed=4, num_experts=3, top_k=1, fast_mode=False, use_rwkv=True, carry="layer")
+        | fields
+    )
+    torch.manual_seed(1337)
+    params = random_params(cfg)
+    tokens, targets = torch.randint(cfg["vocab_size"], (2, CHUNKS, B, T))
+    start = tuple(torch.zeros(B, cfg["hidden"], dtype=torch.float64) for _ in range(4 * cfg["num_layers"]))
+
+    def run(p, tokens, state):
+        xs, after = list(p["emb"][tokens].unbind(1)), ()
+        for l in range(cfg["num_layers"]):
+            xs, left = layer(xs, p, l, cfg, state[4 * l : 4 * l + 4])
+            after += left
+        return F.linear(rms(torch.stack(xs, 1), p["out_norm"]), p["head"]), after
+
+    arrays = {f"cfg/{field}": value for field, value in cfg.items()} | {f"params/{key}": p for key, p in numbers(params).items()}
+    arrays |= {"tokens": tokens.numpy().astype(np.int32), "targets": targets.numpy().astype(np.int32)}
+    arrays |= windows(params, run, tokens, targets, start)
+    np.savez_compressed(Path(__file__).parent / f"{name}.npz", **arrays)
+
+
 if __name__ == "__main__":
+    make_windows("windows_hybrid_layer")
+    make_windows("windows_hybrid_cell", carry="cell", top_k=2)
     make("hybrid_layer")
     make("hybrid_cell", carry="cell", top_k=2)
     make("hybrid_one_layer", num_layers=1, num_experts=5, top_k=2, embed=8)

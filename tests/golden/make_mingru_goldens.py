@@ -4,7 +4,7 @@ Run with any PyTorch 2 on the CPU: `python tests/golden/make_mingru_goldens.py`.
 Each file holds cfg/*, params/* (float32, exactly the numbers computed with), tokens and targets (chunks, B, T), and of each
 chunk, run one after the other with the state carried on: loss, logits, h (the state it leaves) and grads<window>/*, the
 gradients of its loss through that many chunks, for every window up to the number of chunks. `curve` is the loss before
-each of ten AdamW updates on the first chunk.
+each of ten AdamW updates on the first chunk. windows_mingru.npz is of windows.py.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from adamw_curve import adamw_curve
+from windows import CHUNKS, windows
 
 
 def g(x):
@@ -111,7 +112,26 @@ def make(name, cfg, B, T, chunks=1, ignored=0, steps=0):
     np.savez_compressed(Path(__file__).parent / f"{name}.npz", **arrays)
 
 
+def make_windows(name, cfg, B, T):
+    torch.manual_seed(1337)
+    p = random_params(cfg)
+    tokens, targets = torch.randint(cfg["vocab_size"], (2, CHUNKS, B, T))
+    start = (torch.zeros(cfg["depth"], B, int(cfg["dim"] * cfg["expansion"]), dtype=torch.float64),)
+
+    def run(params, tokens, state):
+        logits, h = forward(params, cfg, tokens, state[0])
+        return logits, (h,)
+
+    arrays = {f"cfg/{field}": value for field, value in cfg.items()} | {
+        f"params/{n}": a.detach().numpy().astype(np.float32) for n, a in p.items()
+    }
+    arrays |= {"tokens": tokens.numpy().astype(np.int32), "targets": targets.numpy().astype(np.int32)}
+    arrays |= windows(p, run, tokens, targets, start)
+    np.savez_compressed(Path(__file__).parent / f"{name}.npz", **arrays)
+
+
 if __name__ == "__main__":
+    make_windows("windows_mingru", dict(vocab_size=13, dim=9, depth=2, expansion=1.5, ff_mult=2.0), B=2, T=3)
     make("mingru_curve", dict(vocab_size=31, dim=20, depth=2, expansion=1.5, ff_mult=2.0), B=3, T=7, chunks=3, steps=10)
     make("mingru_one_token", dict(vocab_size=11, dim=5, depth=1, expansion=1.2, ff_mult=1.0), B=2, T=1, chunks=2)
     make("mingru_ignored", dict(vocab_size=13, dim=9, depth=1, expansion=2.0, ff_mult=1.5), B=2, T=19, ignored=9)

@@ -58,13 +58,24 @@ def gradients(m, x, y, **forward):
     return loss, m.grads.flat.copy()
 
 
+def pass_over(parts, old):
+    """(inputs, targets) of one pass over these chunks, of which so many are old."""
+    x, y = (np.concatenate([part[i] for part in parts], axis=1) for i in (0, 1))
+    y[:, : sum(part[0].shape[1] for part in parts[:old])] = -1
+    return x, y
+
+
 @pytest.mark.parametrize("name", GOLDENS)
 def test_chunks_windows_and_the_carried_state_are_pytorch_s(name, isa):
     golden = load(name)
-    for window in range(1, len(golden["loss"]) + 1):
+    parts = list(zip(golden["tokens"], golden["targets"]))
+    states = [np.zeros_like(golden["h"][0]), *golden["h"]]
+    for window in range(1, len(parts) + 1):
         m = golden_model(golden)
-        for chunk, (x, y) in enumerate(zip(golden["tokens"], golden["targets"])):
-            loss, _ = gradients(m, x, y, window=window)
+        for chunk in range(len(parts)):
+            first = max(0, chunk + 1 - window)
+            m.state = {"h": states[first]}
+            loss, _ = gradients(m, *pass_over(parts[first : chunk + 1], chunk - first))
             assert loss == pytest.approx(golden["loss"][chunk], rel=1e-5)
             np.testing.assert_allclose(m.state["h"], golden["h"][chunk], rtol=1e-4, atol=1e-5)
             for tensor, expected in golden[f"grads{window}"].items():
@@ -108,86 +119,23 @@ def test_any_number_of_threads_gives_the_same_bits(isa, recompute):
         gpt2c.set_num_threads(threads)
         m = gpt2c.create("mingru", **SMALL)
         m.recompute = recompute
-        steps = [gradients(m, x, y, window=2) for x, y in chunks(*text(5, 96), 32)]
+        steps = [gradients(m, x, y) for x, y in chunks(*text(5, 96), 32)]
         results.append([(loss, grads.tobytes()) for loss, grads in steps])
     assert results[0] == results[1] == results[2]
 
 
-@pytest.mark.parametrize("recompute", [0, 2])
-def test_a_window_over_all_chunks_is_backpropagation_through_the_whole_text(recompute):
-    """The mean of the chunks' losses is the loss of the whole, and so are their gradients."""
-    x, y = text(2, 40)
-    m = gpt2c.create("mingru", **SMALL)
-    m.recompute = recompute
-    whole, expected = gradients(m, x, y)
-    h = m.state["h"].copy()
-    m.reset_state()
-    m.zero_grad()
-    losses = []
-    for part in chunks(x, y, 10):
-        losses.append(m.forward(*part, window=4))
-        m.backward()
-    assert np.mean(losses) == pytest.approx(whole, rel=1e-6)
-    np.testing.assert_allclose(m.state["h"], h, rtol=1e-4, atol=1e-6)
-    assert np.linalg.norm(m.grads.flat / 4 - expected) <= 1e-5 * np.linalg.norm(expected)
-    truncated = np.zeros_like(expected)
-    m.reset_state()
-    for part in chunks(x, y, 10):
-        truncated += gradients(m, *part)[1] / 4
-    assert np.linalg.norm(truncated - expected) > 1e-3 * np.linalg.norm(expected)  # which a window of 1 is not
-
-
-def test_chunks_of_any_length_make_up_a_window():
-    x, y = text(2, 30)
-    y = y.copy()
-    y[:, :20] = -1  # the loss is the last piece's alone
-    m = gpt2c.create("mingru", **SMALL)
-    expected = gradients(m, x, y)[1]
-    m.reset_state()
-    for first, last in ((0, 7), (7, 20), (20, 30)):
-        grads = gradients(m, x[:, first:last], y[:, first:last], window=3)[1]
-    assert np.linalg.norm(grads - expected) <= 1e-5 * np.linalg.norm(expected)
-
-
 def test_what_lies_before_the_state_was_set_is_out_of_reach():
+    """A state is a constant: a pass depends on what is in it, and not on how it came about."""
     parts = chunks(*text(2, 24), 12)
     m = gpt2c.create("mingru", **SMALL)
     gradients(m, *parts[0])
     carried = m.state["h"].copy()
     constant = gradients(m, *parts[1])[1]
-    m.reset_state()
-    m.forward(*parts[0], window=2)
     m.state = {"h": carried}
-    assert (gradients(m, *parts[1], window=2)[1] == constant).all()
+    assert (gradients(m, *parts[1])[1] == constant).all()
     m.reset_state()
     m.forward(parts[0][0])  # nor what was read without targets
-    assert (gradients(m, *parts[1], window=2)[1] == constant).all()
-
-
-def test_a_chunk_without_targets_ends_a_window():
-    """Nothing flows back through it, so neither to the chunks before."""
-    parts, results = list(chunks(*text(2, 30), 10)), []
-    for window in 1, 3:
-        m = gpt2c.create("mingru", **SMALL)
-        m.forward(*parts[0], window=window)
-        m.forward(parts[1][0], window=window)
-        results.append(gradients(m, *parts[2], window=window)[1])
-    np.testing.assert_array_equal(*results)
-
-
-def test_an_update_inside_a_window_is_followed_by_the_new_parameters():
-    """The older chunk keeps its activations; with unchanged parameters nothing would differ."""
-    parts, results = chunks(*text(2, 24), 12), []
-    for lr in (0.0, 1e-2):
-        m = gpt2c.create("mingru", **SMALL)
-        m.loss_and_grad(*parts[0], window=2)
-        m.update(lr=lr)
-        m.loss_and_grad(*parts[1], window=2)
-        results.append(m.grads.flat.copy())
-    m = gpt2c.create("mingru", **SMALL)
-    m.forward(*parts[0], window=2)
-    assert (gradients(m, *parts[1], window=2)[1] == results[0]).all()
-    assert np.isfinite(results[1]).all() and (results[0] != results[1]).any()
+    assert (gradients(m, *parts[1])[1] == constant).all()
 
 
 def test_the_state_is_an_array_that_can_be_read_and_set():
@@ -208,21 +156,18 @@ def test_the_state_is_an_array_that_can_be_read_and_set():
         m.state = {"h": np.zeros((2, 3, 5), np.float32)}
 
 
-def test_windows_are_refused_where_they_cannot_be():
+def test_old_positions_have_no_targets():
     x, y = text(1, 4)
-    with pytest.raises(UsageError, match="a window of 0 chunks"):
-        gpt2c.create("mingru", **SMALL).forward(x, y, window=0)
-    with pytest.raises(UsageError, match="records"):
-        Model("mingru", make_config("mingru", SMALL), record=False).initialise(1).forward(x, y, window=2)
+    with pytest.raises(UsageError, match="targets before position 2, where the new ones begin, are not all -1"):
+        gpt2c.create("mingru", **SMALL).forward(x, y, first=2)
 
 
 def test_memory_grows_with_the_window_and_not_with_the_context():
     m = gpt2c.create("mingru", **SMALL)
-    planned = m.memory(2, 16, window=3)["activations"]
-    for part in chunks(*text(2, 160), 16):
-        m.loss_and_grad(*part, window=3, train=True)
-    passes = [*m._runner._chain, *sum(m._runner._spare.values(), [])]
-    assert len(passes) == 3 and sum(done.slab.nbytes for done in passes) == planned
+    planned = m.memory(2, 16, chunks=3)["activations"]
+    for part in chunks(*text(2, 480), 48):
+        m.loss_and_grad(*part, train=True)
+    assert m._runner._slab.nbytes == planned > 2 * m.memory(2, 16)["activations"]
 
 
 def test_decoding_is_the_full_forward_and_leaves_the_state_alone():
@@ -261,11 +206,11 @@ def test_shapes_that_cannot_be_are_refused(fields, message):
 def test_evaluating_leaves_what_training_carries(tmp_path):
     x, y = text(3, 24)
     m = gpt2c.create("mingru", **SMALL)
-    m.forward(x, y, window=2)
+    m.forward(x, y)
     carried = m.state["h"].copy()
     zero = m.evaluate(x[:2], y[:2])
     assert m.evaluate(x[:2], y[:2], continues=True) != zero and m.evaluate(x[:2], y[:2]) == zero
-    assert (m.state["h"] == carried).all() and len(m._runner._chain) == 1
+    assert (m.state["h"] == carried).all()
     m.backward()
 
 
@@ -292,9 +237,8 @@ def test_a_run_over_lanes_resumes_with_the_same_bits(tokens, tmp_path):
             pass
         first.save(tmp_path / "part.safetensors")
         model, run = load_run(tmp_path / "part.safetensors")
-        second = lanes_trainer(tokens, seed=2)
-        second.model = model
-        second = Trainer(model, second.loader, second.val_loader, second.config)
+        fresh = lanes_trainer(tokens, seed=2)
+        second = Trainer(model, fresh.loader, fresh.val_loader, fresh.config)
         second.restore(run)
         assert [step.loss for step in second] == [step.loss for step in steps[at:]], at
         assert (second.model.params.flat == straight.model.params.flat).all(), at

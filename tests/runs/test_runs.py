@@ -121,7 +121,7 @@ def test_when_no_checkpoint_is_whole_nothing_is_overwritten(folder):
 def test_a_newer_version_is_not_passed_over(folder):
     fresh(folder, "-o", "out", "-x", 4, "-n", 2, *QUIET)
     newest = folder / "out/ckpt_00000004.safetensors"
-    newest.write_bytes(newest.read_bytes().replace(b'"gpt2c 1"', b'"gpt2c 2"'))
+    newest.write_bytes(newest.read_bytes().replace(b'"gpt2c 2"', b'"gpt2c 3"'))
     done = train(folder, "-o", "out", "--resume", code=4)
     assert "a newer gpt2c wrote it" in done.stderr
 

@@ -47,10 +47,9 @@ def classifier(t: Tape, x: Tensor, w: Tensor, targets: Buffer | None, vocab_size
         if not t.keep:
             logits.gradient.is_in(logits.data)
         dlogits, _ = logits.sink()
-        t.s.crossentropy_backward(dlogits, logits.data, lse, targets, count, t.weights, vocab_size)
+        t.s.crossentropy_backward(dlogits, logits.data, lse, targets, count, t.weights, vocab_size, t.scale)
 
-    if t.own_loss:
-        t.on_backward(backward)
+    t.on_backward(backward)
     return Output(loss, logits.data, losses=losses)
 
 
@@ -76,7 +75,7 @@ def _classifier_in_pieces(t, x, w, targets, vocab_size):
         t.s.matmul_forward(logits, rows, w.data, None)
         t.s.crossentropy_forward(losses.rows(first, last), lse, logits, some, vocab_size)
         if dx is not None:
-            t.s.crossentropy_backward(logits, logits, lse, some, count, None, vocab_size)
+            t.s.crossentropy_backward(logits, logits, lse, some, count, None, vocab_size, t.scale)
             t.s.matmul_backward_x(dx.rows(first, last, C), logits, w.data, add_x)
             dw, add_w = w.sink()
             t.s.matmul_backward_w(dw, None, logits, rows, add_w)
@@ -90,7 +89,7 @@ def _classifier_in_pieces(t, x, w, targets, vocab_size):
 
     if not t.grad:
         run(with_gradients=False)
-    elif t.own_loss:
+    else:
         t.on_backward(lambda: run(with_gradients=True))
     return Output(loss, None)
 

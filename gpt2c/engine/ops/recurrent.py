@@ -77,12 +77,12 @@ class Mixture:
     @property
     def balancing(self):
         """What the backward adds to the probabilities' gradients: the usage, times the weight of the balance loss."""
-        balancing = self.gauge and self.t.options["balance_loss"] and self.t.own_loss
-        return {"fraction": self.gauge.usage, "balance": self.t.options["balance_loss"]} if balancing else {}
+        weight = self.t.scale * self.t.options["balance_loss"] if self.gauge else 0
+        return {"fraction": self.gauge.usage, "balance": weight, "first_new": self.t.first} if weight else {}
 
     def measure(self):
         if self.gauge:
-            self.t.s.balance_forward(self.gauge.balance, self.gauge.usage, self.probs, self.chosen)
+            self.t.s.balance_forward(self.gauge.balance, self.gauge.usage, self.probs, self.chosen, self.t.first)
 
     def deltas(self):
         """Room for what the backward leaves for the weights' gradients: of gates and logits."""
@@ -143,16 +143,16 @@ def gru(t, inputs, xr, weights, top_k, gauge, *, layer, skip=0.0, name):
 
     states = ("h", "num", "den", "xprev") if mixing else ("h",)
     first = {part: t.incoming(part, layer) for part in states}
-    last = {part: t.new((B, H), f"{name}.{part}1") for part in states}
+    last = {part: t.buffer((B, H), f"{name}.{part}1") for part in states}
     out = t.new((B, T, H), f"{name}.out")
     acts = planes(t, ACTS, B, T, H, name=f"{name}.acts")
     mixed = planes(t, MIXED, B, T, H, name=f"{name}.mixed") if mixing else Planes(None, {})
     n = t.buffer((B, T, H), f"{name}.n") if moe else None
     kept = {"out": out.data, "acts": acts.whole, "mixed": mixed.whole} | (moe.kept if moe else {})
-    given = {f"{part}0": x.data for part, x in first.items()} | {part: w.data for part, w in own.items()}
+    given = {f"{part}0": x for part, x in first.items()} | {part: w.data for part, w in own.items()}
     given |= moe.data if moe else {}
     entering = {"az": az.data, "ar": ar.data, "ah": ah.data, "xr": xr and xr.data}
-    leaving = {f"{part}1": x.data for part, x in last.items()}
+    leaving = {f"{part}1": x for part, x in last.items()}
     t.s.gru_forward(n=n, **entering, **leaving, **kept, **given, eps=EPS, skip=skip)
     if moe:
         moe.measure()
@@ -164,10 +164,9 @@ def gru(t, inputs, xr, weights, top_k, gauge, *, layer, skip=0.0, name):
         dgates, dlogits = moe.deltas() if moe else (None, None)
         dxr, add = xr.sink() if xr else (None, 0)
         outputs = dict(deltas=deltas.whole, mixed_deltas=mixed_deltas.whole, dtotal=dtotal, dgates=dgates, dlogits=dlogits)
-        outputs |= {f"d{part}0": x.sink()[0] for part, x in first.items()}
+        outputs |= {f"d{part}0": t.buffer((B, H), f"d{x.name}") for part, x in first.items()}  # go nowhere
         outputs |= {f"d{part}": own[part].grad for part in ("hid_norm", *VECTORS, "moe_norm") if part in own}
-        arriving = {f"d{part}1": x.grad for part, x in last.items() if x.gradient.written} | {"dout": out.grad}
-        arriving |= kept | given | (moe.balancing if moe else {})
+        arriving = {"dout": out.grad} | kept | given | (moe.balancing if moe else {})
         t.s.gru_backward(dxr=dxr, **outputs, **arriving, eps=EPS, skip=skip, add=add)
         for x, part in zip(inputs, DELTAS):
             x.gradient.is_in(deltas.plane[part])

@@ -98,7 +98,7 @@ class Halting:
 
         def backward():
             self._dtotal = t.buffer(self.total.shape, "dtotal")
-            t.s.ponder_backward(self._dtotal, targets, count, weight)
+            t.s.ponder_backward(self._dtotal, targets, count, weight * t.scale)
 
         t.on_backward(backward)
         return {"ponder": Term(ponder, weight), "mean_depth": Term(mean_depth)}

@@ -14,7 +14,8 @@ from gpt2c._core import DOORS
 LAYERS = [
     (1, 1, 1, 0, 1), (1, 1, 1, 1, 1), (2, 3, 5, 4, 1), (3, 4, 16, 4, 2), (2, 4, 17, 3, 2), (5, 2, 33, 2, 1), (2, 5, 9, 0, 1),
     (2, 3, 5, 4, 1, False), (3, 3, 7, 0, 1, False), (2, 3, 31, 0, 1, True, False), (2, 3, 6, 4, 2, True, True, 0.5),
-    (70, 2, 4, 4, 1), (3, 4, 16, 0, 1, True, True, 0.0, 10),
+    (70, 2, 4, 4, 1), (3, 4, 16, 0, 1, True, True, 0.0, 10), (2, 4, 6, 4, 2, True, True, 0.5, 1, 1),
+    (3, 5, 8, 3, 1, False, True, 0.5, 1, 3),
 ]  # fmt: skip
 VECTORS = ("hid_norm", *ref.TIME_MIXING[5:], "moe_norm")
 
@@ -70,7 +71,7 @@ def steps_bound(T, H, exact):
 
 
 @case(*LAYERS, large=(9, 3, 48, 4, 1))
-def gru_forward(rng, B, T, H, N, K, mixing=True, with_xr=True, _=0.0, keys=1):
+def gru_forward(rng, B, T, H, N, K, mixing=True, with_xr=True, _=0.0, keys=1, first_new=0):
     inputs, state, weights, (out, last, cache), skip = layer_of(rng, B, T, H, N, K, mixing, with_xr, keys)
     exact = {"out": out} | kept_by(cache, last) | named("", last, "1")
     outputs = {name: np.full_like(a, -7) for name, a in rounded(exact).items()}
@@ -81,11 +82,11 @@ def gru_forward(rng, B, T, H, N, K, mixing=True, with_xr=True, _=0.0, keys=1):
 
 
 @case(*LAYERS, large=(9, 3, 48, 4, 1))
-def gru_backward(rng, B, T, H, N, K, mixing=True, with_xr=True, balance=0.0, keys=1):
+def gru_backward(rng, B, T, H, N, K, mixing=True, with_xr=True, balance=0.0, keys=1, first_new=0):
     inputs, state, weights, (out, last, cache), skip = layer_of(rng, B, T, H, N, K, mixing, with_xr, keys)
     kept = kept_by(cache, last)
     dout, flow = normal(rng, B, T, H), {name: normal(rng, B, H) for name in state}
-    *deltas, dxr, dstate, grads = ref.gru_backward(dout, flow, cache, balance)
+    *deltas, dxr, dstate, grads = ref.gru_backward(dout, flow, cache, balance, first_new)
     steps = cache["steps"]
     exact, fraction = {"deltas": np.stack(deltas)} | named("d", dstate, "0"), None
     if mixing:
@@ -97,7 +98,7 @@ def gru_backward(rng, B, T, H, N, K, mixing=True, with_xr=True, balance=0.0, key
         exact["dgates"] = ref.by_slot(np.concatenate([da, db], axis=-1), chosen).reshape(kept["gates"].shape)
         exact["dlogits"] = dlogits.reshape(B, T, N - 1)
         if balance:
-            fraction = single(np.concatenate([s["moe"]["picked"] for s in steps]).mean(axis=0))
+            fraction = single(np.concatenate([s["moe"]["picked"] for s in steps[first_new:]]).mean(axis=0))
     outputs = {name: np.full_like(a, -7) for name, a in rounded(exact).items()}
     expected = {name: (exact[name], steps_bound(T, H, exact[name])) for name in outputs}
     old = {"dxr": normal(rng, B, T, H)} if with_xr else {}
@@ -109,5 +110,7 @@ def gru_backward(rng, B, T, H, N, K, mixing=True, with_xr=True, balance=0.0, key
     kept = rounded({"out": out} | kept)
     kept.pop("n", None)  # which the backward does not need
     inputs = {"dout": dout} | named("d", flow, "1") | kept | named("", state, "0") | layer_weights(weights)
-    args = in_order("gru_backward", old | outputs | inputs | {"fraction": fraction, "skip": skip, "balance": balance})
+    args = in_order(
+        "gru_backward", old | outputs | inputs | {"fraction": fraction, "skip": skip, "balance": balance, "first_new": first_new}
+    )
     return args, [expected[name] for name in DOORS["gru_backward"].defaults if name in expected]

@@ -29,8 +29,8 @@ def crossentropy_forward(rng, R, P, V, scale=1, ignored=0):
     return args, [(losses, 2 * off * (targets >= 0)), (lse, off)]
 
 
-@case(*LOGITS, (9, 40, 37, 30, 2, True), (4, 31, 17, 1, 0, True), large=(101, 337, 331))
-def crossentropy_backward(rng, R, P, V, scale=1, ignored=0, weighted=False):
+@case(*LOGITS, (9, 40, 37, 30, 2, True), (4, 31, 17, 1, 0, True), (9, 40, 37, 1, 2, True, 3), large=(101, 337, 331))
+def crossentropy_backward(rng, R, P, V, scale=1, ignored=0, weighted=False, factor=1):
     logits, targets, (_, lse, _) = crossentropy_inputs(rng, R, P, V, scale, ignored)
     count = (targets >= 0).sum()
     weights = normal(rng, R) if weighted else None
@@ -42,7 +42,8 @@ def crossentropy_backward(rng, R, P, V, scale=1, ignored=0, weighted=False):
     if weighted:
         off = (off + U * abs(exact)) * abs(weights[:, None])
         exact = ref.crossentropy_backward(np.nan_to_num(logits), targets, V, weights)
-    args = unset(R, P), logits, single(lse), targets, single([count]), weights, V
+    exact, off = factor * exact, factor * off + U * abs(exact) * (factor != 1)
+    args = unset(R, P), logits, single(lse), targets, single([count]), weights, V, factor
     return args, [(exact, off)]
 
 

@@ -45,18 +45,20 @@ def moe_forward(rng, B, T, H, N, K):
     return (*outputs, n, *weights), [pair for pair, output in zip(expected, outputs) if output is not None]
 
 
-@case(*MIXTURES, (3, 5, 17, 3, 2, 0.5), large=(9, 7, 48, 4, 1))
-def moe_backward(rng, B, T, H, N, K, balance=0.0):
+@case(*MIXTURES, (3, 5, 17, 3, 2, 0.5), (3, 5, 17, 3, 2, 0.5, 2), (2, 3, 5, 4, 1, 0.5, 3), large=(9, 7, 48, 4, 1))
+def moe_backward(rng, B, T, H, N, K, balance=0.0, first_new=0):
     n, weights, _, cache, kept = mixture_of(rng, B, T, H, N, K)
     dout, slope, fraction = normal(rng, B, T, H), 0.0, None
     if balance:
-        fraction = single(cache["picked"].mean(axis=0))
-        slope = balance * ref.balance_slope(cache["picked"])
+        new = np.tile(np.arange(T) >= first_new, B)
+        picked = cache["picked"][new]
+        fraction = single(picked.sum(axis=0) / max(len(picked), 1))
+        slope = balance * new[:, None] * (ref.balance_slope(picked) if len(picked) else 0.0)
     dn, _, (da, db, dlogits) = ref.moe_backward(dout.reshape(-1, H), cache, *weights, slope)
     dgates = ref.by_slot(np.concatenate([da, db], axis=-1), kept[-1].reshape(B * T, kept[-1].shape[-1]))
     exact = [a.reshape(shape) for a, shape in zip((dn, dgates, dlogits), (dout.shape, kept[0].shape, kept[2].shape))]
     outputs = [None if a is None else np.full_like(a, -7) for a in cast(exact)]
-    args = *outputs, dout, *cast(kept), *weights, fraction, balance
+    args = *outputs, dout, *cast(kept), *weights, fraction, balance, first_new
     return args, [(a, behind(9 * H + 60, a, terms=0.5)) for a, output in zip(exact, outputs) if output is not None]
 
 
@@ -74,9 +76,9 @@ def moe_backward_w(rng, B, T, H, N, K):
     return args, [(o + e, gamma(B * T * len(gates) + 24) * (abs(o) + s)) for o, e, s in zip(old, exact, size)]
 
 
-@case((1, 1, 1), (3, 2, 1), (17, 5, 2), (0, 3, 1), large=(3001, 3, 2))
-def balance_forward(rng, R, M, K):
-    probs, chosen = single(ref.softmax(normal(rng, R, M))), rng.permuted(np.tile(np.arange(M), (R, 1)), axis=1)[:, :K]
-    chosen = np.concatenate([np.zeros((R, 1), int), chosen + 1], axis=1).astype(np.int32)
-    loss, fraction = ref.balance_forward(probs, chosen)
-    return (unset(1), unset(M), probs, chosen), [(loss, gamma(8) * loss), (fraction, gamma(2) * fraction)]
+@case((1, 1, 1, 1), (3, 1, 2, 1), (17, 3, 5, 2), (0, 1, 3, 1), (2, 7, 3, 1, 4), (2, 3, 3, 1, 3), large=(3001, 2, 3, 2))
+def balance_forward(rng, B, T, M, K, first_new=0):
+    probs, chosen = single(ref.softmax(normal(rng, B, T, M))), rng.permuted(np.tile(np.arange(M), (B, T, 1)), axis=2)[..., :K]
+    chosen = np.concatenate([np.zeros((B, T, 1), int), chosen + 1], axis=2).astype(np.int32)
+    loss, fraction = ref.balance_forward(probs, chosen, first_new)
+    return (unset(1), unset(M), probs, chosen, first_new), [(loss, gamma(8) * loss), (fraction, gamma(2) * fraction)]
