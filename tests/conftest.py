@@ -22,6 +22,11 @@ for number, usual in (signal.SIGINT, signal.default_int_handler), (signal.SIGHUP
 DEFAULT = gpt2c.info()
 
 
+def pytest_addoption(parser):
+    parser.addoption("--draws", type=int, default=60, help="runs that runs/test_draws.py draws")
+    parser.addoption("--first-draw", type=int, default=0, help="number of the first of them: its seed")
+
+
 @pytest.fixture(params=_core.isas())
 def isa(request):
     _core.use_isa(request.param)
