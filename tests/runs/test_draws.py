@@ -153,3 +153,41 @@ def test_a_drawn_run_in_processes_of_its_own_that_are_killed(folder, process):
             mpi.end(running)
     mpi.finish(draw.ranks, *program, *draw.ways[-1], "-o", resumed, "--resume", folder=folder, GPT2C_LOG="info")
     assert_same(draw, folder / straight, folder / resumed)
+
+
+DEFAULTS = {
+    "gpt2": "--num-layers 1 --channels 16 --num-heads 2 --max-seq-len 24 -e scratch -t 16 -b 2",
+    "chargpt": "--num-layers 1 --channels 16 --num-heads 2 --max-seq-len 24 -t 16 -b 2",
+    "mingru": "--dim 12 --depth 2 -b 3 -t 16",
+    "hybrid": "--hidden 8 --embed 6 --num-layers 2 --order lanes --update-chunks 2 --backprop-chunks 4 -b 2 -t 12 --save-path=",
+    "trm": "--channels 16 --hidden 16 --num-heads 2 --max-seq-len 24 -t 16 -b 2 --adaptive",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", DEFAULTS)
+def test_killed_sixty_times_a_run_is_the_one_left_alone(folder, family):
+    rng, kills, total = random.Random(family), int(os.environ.get("GPT2C_KILLS", 60)), 60
+    program = ["-m", "gpt2c.train", "--model", family, *DEFAULTS[family].split(), "--data", "text.txt"]
+    program += f"-x {total} -n 1 --keep 3 -v 10 -m 2 -s 20 -g 5".split()
+    straight, resumed = f"straight_{family}", f"resumed_{family}"
+    mpi.finish(1, *program, "-o", straight, folder=folder, GPT2C_LOG="info")
+    while True:
+        words = [*program, "--threads", rng.choice([1, 2, 3]), "-r", rng.choice([0, 1, 2]), "-o", resumed, "--resume"]
+        with mpi.started(1, *words, folder=folder, GPT2C_LOG="info") as running:
+            for line in running.stdout:
+                if line.startswith("run: "):
+                    break
+            if kills:
+                time.sleep(rng.uniform(0, 0.05))
+                mpi.end(running)
+            out, err = running.communicate()
+        if running.returncode == -signal.SIGKILL:
+            kills -= 1
+            continue
+        assert running.returncode == 0, out + err
+        assert_same(family, folder / straight, folder / resumed)
+        if not kills:
+            return
+        for path in (folder / resumed).glob("*.safetensors"):  # it came to its end: from the beginning again
+            path.unlink()
