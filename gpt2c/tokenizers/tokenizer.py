@@ -47,7 +47,8 @@ class Tokenizer:
         self._joined = True  # decoding is joining the tokens
 
     def __repr__(self) -> str:
-        return f"<gpt2c.Tokenizer: {self.vocab_size:,} tokens, end of text {self.eot}>"
+        ends = "".join(f", {name} {id}" for name, id in (("begin", self.bos), ("end", self.eot)) if id is not None)
+        return f"<gpt2c.Tokenizer {self.kind}: {self.vocab_size:,} tokens{ends}>"
 
     @classmethod
     def make(cls, kind: str, text: str | Iterable[str] | None = None, **options: Any) -> Self:
