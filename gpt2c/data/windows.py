@@ -9,6 +9,7 @@ import numpy as np
 
 from gpt2c.data.shards import copied, expand, map_shard, read_shard
 from gpt2c.errors import DataError, UsageError
+from gpt2c.support.rng import checked_seed
 
 
 def random_words(seed, number, count):
@@ -27,7 +28,7 @@ class Positioned:
                 f"B = {B}, T = {T}, world = {world}, rank = {rank}: the first three must be at "
                 "least 1, and the rank from 0 to world - 1"
             )
-        self.B, self.T, self.rank, self.world, self.seed = B, T, rank, world, seed
+        self.B, self.T, self.rank, self.world, self.seed = B, T, rank, world, checked_seed(seed)
         self._batch = 0  # of this rank
 
     def next_batch(self):

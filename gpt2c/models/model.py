@@ -22,6 +22,7 @@ from gpt2c.models.family import max_seq_len
 from gpt2c.models.registry import family_named, make_config
 from gpt2c.support.files import StrPath
 from gpt2c.support.machine import require_memory
+from gpt2c.support.rng import checked_seed
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 ARENAS = {"params": "", "grads": "d", "m": "m.", "v": "v."}  # and what program listings put before a tensor's name
@@ -90,7 +91,7 @@ class Model:
 
     def initialise(self, seed: int) -> Self:
         """Initialises the parameters as the family defines. Each tensor has its own stream of random numbers."""
-        self.seed = seed
+        self.seed = seed = checked_seed(seed)
         for number, spec in enumerate(self.params.specs):
             self.params[spec.name][...] = spec.init(np.random.default_rng([seed, number]), spec.shape)
         return self

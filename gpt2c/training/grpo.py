@@ -28,6 +28,7 @@ from gpt2c.models.family import max_seq_len
 from gpt2c.models.files import save
 from gpt2c.models.model import Model
 from gpt2c.support.fields import flag, require_at_least
+from gpt2c.support.rng import checked_seed
 from gpt2c.training.optimizers import Optimizer
 from gpt2c.training.ranks import world
 
@@ -80,8 +81,8 @@ class GrpoConfig:
             clip=0,
             kl=0,
             entropy=0,
-            seed=0,
         )
+        checked_seed(self.seed)
 
 
 class Completion(NamedTuple):
