@@ -76,7 +76,7 @@ def read(path):
     tensors = {name: _array(path, name, values) for name, values in found.pop("params").items()}
     expected = found.pop("sha256")
     try:
-        tokenizer = Tokenizer.from_json(json.dumps(found["tokenizer"])) if found["tokenizer"] else None
+        tokenizer = Tokenizer.from_document(found["tokenizer"]) if found["tokenizer"] else None
         digest = _digest(found, tensors)
     except (TokenizationError, RecursionError) as error:  # it may be nested as deeply as can be read and no more
         raise _not_whole(path, error) from None
