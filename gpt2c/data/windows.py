@@ -60,7 +60,7 @@ class Positioned:
                     f"the saved data position has {name} = {int(state[name])}, this run has {now[name]}; resume "
                     "with the same data and batch settings"
                 )
-        if int(state["batch"]) < 0:
+        if not 0 <= int(state["batch"]) < 2**53:  # random_words takes numbers of 64 bits
             raise DataError(f"the saved data position is damaged: batch {int(state['batch'])}")
         self._batch = int(state["batch"])
 

@@ -345,7 +345,7 @@ class Grpo:
     def _go_on(self, run):
         damaged = "the run state in the checkpoint is damaged ({}): use another checkpoint"
         self.step, self._t = run.values.get("step"), run.values.get("updates")
-        if any(type(count) is not int or count < 0 for count in (self.step, self._t)):
+        if any(type(count) is not int or not 0 <= count < 2**53 for count in (self.step, self._t)):
             raise InputError(damaged.format(f"step and updates are {self.step!r} and {self._t!r}"))
         try:
             self._rng.bit_generator.state = run.values.get("random")
