@@ -103,6 +103,7 @@ def metadata(path):
 
 def invalid(path, why):
     """The error that says so of a checkpoint."""
+    why = " ".join(str(why).split())  # in a line, whatever it quotes
     return SerializationError(f"{path} is not a valid checkpoint ({why}): it is damaged or cut short; use another")
 
 
