@@ -17,6 +17,7 @@ from gpt2c.models.files import load
 from gpt2c.models.model import Model
 from gpt2c.models.registry import FAMILIES, family_named, other_configs
 from gpt2c.support.fields import flag, require_at_least
+from gpt2c.support.rng import checked_seed
 
 NOISE = 1.2e-7  # of a loss in float32, as a part of it
 STEPS = 1.0, 1 / 8, 1 / 64
@@ -37,6 +38,7 @@ class CheckConfig:
 
     def __post_init__(self):
         require_at_least(self, batch_size=1, seq_len=1, directions=1, tolerance=0)
+        checked_seed(self.seed)
         if not self.step > 0:
             raise UsageError(f"step is {self.step}, expected more than 0")
 

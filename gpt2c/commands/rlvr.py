@@ -60,7 +60,9 @@ class RlvrConfig:
     eval_prompts: int = flag(200, "evaluate on this many prompts before and after training (0: never)")
     prompt: str = flag("", "text prompt that the trained model also continues at the end")
     gen_length: int = flag(100, "length of the continuation of --prompt, in tokens", "--length")
-    temperature: float = flag(0.3, "sampling temperature of the continuation of --prompt; training and evaluation use 1")
+    temperature: float = flag(
+        0.3, "sampling temperature of the continuation of --prompt (0: greedy); training and evaluation use 1"
+    )
     tokenizer: str = flag(
         "",
         "tokenizer file, for checkpoints without a tokenizer",

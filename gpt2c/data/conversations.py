@@ -10,9 +10,12 @@ trained on conversations (Model.turns): then gpt2c chat puts the user's input in
 """
 
 import re
+import reprlib
 
 from gpt2c.errors import DataError
 from gpt2c.tokenizers.turns import NAMES
+
+SHOWN = 80  # characters of a record's keys in an error
 
 
 def conversation(record, where):
@@ -24,17 +27,19 @@ def conversation(record, where):
             "messages": [{"role": "user", "content": record["prompt"]}, {"role": "assistant", "content": record["completion"]}]
         }
     if not isinstance(record, dict) or not isinstance(record.get("messages"), list) or not record["messages"]:
-        found = f"keys {', '.join(map(str, record))}" if isinstance(record, dict) else type(record).__name__
+        found = type(record).__name__
+        if isinstance(record, dict):
+            keys = " ".join(", ".join(record).split())  # in a line, as far as there is room
+            found = f"keys {keys[:SHOWN]}" if keys else "no keys"
         raise DataError(
-            f"{where} has {found or 'no keys'}; expected a string, or an object with text, with prompt and "
-            "completion, or with messages"
+            f"{where} has {found}; expected a string, or an object with text, with prompt and completion, or with messages"
         )
     parts = []
     for number, message in enumerate(record["messages"], 1):
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if role not in NAMES or not isinstance(content, str):
+        if not isinstance(role, str) or role not in NAMES or not isinstance(content, str):
             raise DataError(
-                f"message {number} in {where} has role {role!r} and content of type {type(content).__name__}; "
+                f"message {number} in {where} has role {reprlib.repr(role)} and content of type {type(content).__name__}; "
                 f"expected a role of {', '.join(NAMES)} and a string"
             )
         gap = " " if parts else ""

@@ -23,6 +23,7 @@ import numpy as np
 
 from gpt2c.errors import InputError, UsageError
 from gpt2c.support.fields import nearest
+from gpt2c.support.rng import checked_seed
 
 LETTERS, DIGITS = "abcdefghij", "0123456789"
 EXAMPLES = 20_000  # to train on
@@ -37,7 +38,7 @@ class Task:
 
     def pairs(self, examples=EXAMPLES, seed=0):
         """Prompts with their answers: what a model reads before it is rewarded for answers of its own."""
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(checked_seed(seed))
         return [self.make(rng) for _ in range(examples)]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpt2c.data.shards import copied, expand, map_shard, read_shard
 from gpt2c.errors import DataError, UsageError
+from gpt2c.support.rng import checked_seed
 
 
 def random_words(seed, number, count):
@@ -27,7 +28,7 @@ class Positioned:
                 f"B = {B}, T = {T}, world = {world}, rank = {rank}: the first three must be at "
                 "least 1, and the rank from 0 to world - 1"
             )
-        self.B, self.T, self.rank, self.world, self.seed = B, T, rank, world, seed
+        self.B, self.T, self.rank, self.world, self.seed = B, T, rank, world, checked_seed(seed)
         self._batch = 0  # of this rank
 
     def next_batch(self):
@@ -59,7 +60,7 @@ class Positioned:
                     f"the saved data position has {name} = {int(state[name])}, this run has {now[name]}; resume "
                     "with the same data and batch settings"
                 )
-        if int(state["batch"]) < 0:
+        if not 0 <= int(state["batch"]) < 2**53:  # random_words takes numbers of 64 bits
             raise DataError(f"the saved data position is damaged: batch {int(state['batch'])}")
         self._batch = int(state["batch"])
 

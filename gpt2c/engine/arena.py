@@ -12,6 +12,7 @@ import numpy as np
 from gpt2c._core import Buffer, nbytes
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+SHOWN = 4  # tensors that an Arena names where it is shown
 LARGE = 1 << 22  # bytes: from here on an array gets pages of its own from the system
 
 
@@ -85,7 +86,9 @@ class Arena:
         self._flat: np.ndarray | None = None
 
     def __repr__(self):
-        return f"<Arena: {len(self.specs)} tensors, {self.size:,} floats: {', '.join(map(str, self))}>"
+        first = ", ".join(f"{self.prefix}{spec.name} {spec.shape}" for spec in self.specs[:SHOWN])
+        more = f" and {len(self.specs) - SHOWN} more" if len(self.specs) > SHOWN else ""
+        return f"<gpt2c.Arena: {len(self.specs)} tensors, {self.size:,} numbers: {first}{more}>"
 
     @property
     def flat(self) -> np.ndarray:

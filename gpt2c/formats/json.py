@@ -1,11 +1,12 @@
 """Models as JSON, for people and for programs that read nothing else: everything that a checkpoint of weights says, and
 every number.
 
-    {"format": "gpt2c 1 json", "family": ..., "config": {...}, "num_parameters": N, "saved_at": ..., "description": ...,
+    {"format": "gpt2c 2 json", "family": ..., "config": {...}, "num_parameters": N, "saved_at": ..., "description": ...,
      "turns": ..., "tokenizer": {tokenizer.json} or null, "sha256": ..., "params": {name: nested lists}}
 
-Numbers are written as short as float32 allows and read back to the same bits. `sha256` is that of the family, the config,
-and the float32 of all parameters in file order.
+Numbers are written as short as float32 allows and read back to the same bits. `sha256` is that of [everything else but params,
+[[name, shape] of each tensor]] as Python's json.dumps(..., sort_keys=True) writes it, then of the float32 of all tensors in file
+order. In version 1 it is that of [family, config] and the float32 alone.
 """
 
 import hashlib
@@ -21,7 +22,8 @@ from gpt2c.support.files import atomic_write, open_input
 from gpt2c.support.machine import in_units, require_memory
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
-FORMAT = "gpt2c 1 json"
+FORMAT = "gpt2c 2 json"
+FIRST = "gpt2c 1 json"  # still read
 MOST_PARAMETERS = 20_000_000  # as text they take some 250 MB, and ten times that while they are read
 MOST_BYTES = 15 * MOST_PARAMETERS
 NEEDED = {  # and what each is, in JSON's words
@@ -51,10 +53,11 @@ def write(path, weights):
         "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **{name: weights.said[name] for name in SAID if name in weights.said},
         "tokenizer": json.loads(weights.tokenizer.to_json()) if weights.tokenizer else None,
-        "sha256": _digest(weights.family, weights.config, weights.tensors),
     }
+    about["sha256"] = _digest(about, weights.tensors)
     with atomic_write(path) as file:
-        file.write(json.dumps(about, indent=1, ensure_ascii=False).removesuffix("\n}").encode())
+        text = json.dumps(about, indent=1, ensure_ascii=False).removesuffix("\n}")
+        file.write(text.encode(errors="backslashreplace"))  # half a UTF-16 pair, which is JSON's way to write one too
         file.write(b',\n "params": {')
         for number, (name, array) in enumerate(weights.tensors.items()):
             file.write(f'{"," * (number > 0)}\n  "{name}": {_text(array)}'.encode())
@@ -70,15 +73,18 @@ def read(path):
     for name in found.keys() & SAID.keys():
         if type(found[name]) is not SAID[name]:
             raise _not_whole(path, f"{name} is {found[name]!r}")
+    tensors = {name: _array(path, name, values) for name, values in found.pop("params").items()}
+    expected = found.pop("sha256")
     try:
-        tokenizer = Tokenizer.from_json(json.dumps(found["tokenizer"])) if found["tokenizer"] else None
-    except TokenizationError as error:
+        tokenizer = Tokenizer.from_document(found["tokenizer"]) if found["tokenizer"] else None
+        digest = _digest(found, tensors)
+    except (TokenizationError, RecursionError) as error:  # it may be nested as deeply as can be read and no more
         raise _not_whole(path, error) from None
-    tensors = {name: _array(path, name, values) for name, values in found["params"].items()}
-    if _digest(found["family"], found["config"], tensors) != found["sha256"]:
+    if digest != expected:
         raise _not_whole(path, "its SHA-256 is not the one it was saved with")
-    said, facts = {name: found[name] for name in SAID if name in found}, {"sha256": "that of its numbers, as it is"}
-    return Weights(found["family"], found["config"], tensors, tokenizer, said, form=FORMAT, facts=facts)
+    said = {name: found[name] for name in SAID if name in found}
+    facts = {"sha256": f"that of {'all it holds' if found['format'] == FORMAT else 'its numbers'}, as it is"}
+    return Weights(found["family"], found["config"], tensors, tokenizer, said, form=found["format"], facts=facts)
 
 
 def _document(path):
@@ -93,7 +99,7 @@ def _document(path):
         except (ValueError, RecursionError) as error:
             raise SerializationError(f"{path} is not JSON: {error}") from None
     form = found.get("format") if isinstance(found, dict) else None
-    if form != FORMAT:
+    if form not in (FORMAT, FIRST):
         newer = is_newer(form, FORMAT)
         raise (VersionError if newer else SerializationError)(
             f"{path} is not a model in JSON of the format {FORMAT!r}"
@@ -114,8 +120,11 @@ def _array(path, name, values):
         raise _not_whole(path, f"{name} is no array of numbers: {error}") from None
 
 
-def _digest(family, config, tensors):
-    digest = hashlib.sha256(json.dumps([family, config], sort_keys=True).encode())
+def _digest(about, tensors):
+    """Of a model of which `about` is the document without its params and SHA-256."""
+    first = about["format"] == FIRST
+    covered = (about["family"], about["config"]) if first else (about, [(name, a.shape) for name, a in tensors.items()])
+    digest = hashlib.sha256(json.dumps(covered, sort_keys=True).encode())
     for array in tensors.values():
         digest.update(array.tobytes())
     return digest.hexdigest()

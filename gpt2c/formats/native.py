@@ -7,7 +7,8 @@ before the name, as far as there are any yet) and whatever else the run carries 
     family, config (JSON), tokenizer (tokenizer.json, or "")
     step, best_val_loss   of the run that the weights are from, where there was one
     description, turns    free text; turns of conversations it was trained on, if any (Model)
-    run        JSON: the state of a run, besides its arrays; "" for weights alone
+    run        JSON: the state of a run, besides its arrays: an object with the step, its flags (config) and, of a run on data,
+               the position in them (loader); "" for weights alone
     sha256     of the tensor table, the metadata above and the data
 """
 
@@ -77,8 +78,8 @@ def read(path):
     values = _parsed(path, metadata)
     if not isinstance(values.get("config"), dict):
         raise SerializationError(f"{path}: the config is no object")
-    if metadata["run"] and not isinstance(values["run"], dict):
-        raise SerializationError(f"{path}: the run is no object")
+    if metadata["run"] and not _is_run(values["run"]):
+        raise invalid(path, "its run is none")
     said = {name: values[name] for name in (*SAID, *OF_A_RUN) if name in values}
     if any(isinstance(value, bool) or not isinstance(value, (OF_A_RUN | SAID)[name]) for name, value in said.items()):
         raise SerializationError(f"{path}: {said} is not what a checkpoint says of itself")
@@ -102,6 +103,7 @@ def metadata(path):
 
 def invalid(path, why):
     """The error that says so of a checkpoint."""
+    why = " ".join(str(why).split())  # in a line, whatever it quotes
     return SerializationError(f"{path} is not a valid checkpoint ({why}): it is damaged or cut short; use another")
 
 
@@ -131,6 +133,15 @@ def _opened(path):
     if not all(isinstance(entry, dict) for entry in table.values()):  # which safetensors takes as lists too
         raise invalid(path, "an entry of its tensor table is no object")
     return metadata, 8 + length, table
+
+
+def _is_run(run):
+    """Whether the state of a run has what every program that resumes one asks for first; each checks the rest of its own."""
+    return (
+        isinstance(run, dict)
+        and type(run.get("step")) is int
+        and all(isinstance(run.get(n, {}), dict) for n in ("config", "loader"))
+    )
 
 
 def _parsed(path, metadata):

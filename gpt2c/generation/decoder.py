@@ -11,6 +11,7 @@ from gpt2c.models.family import max_seq_len
 from gpt2c.models.model import Model
 from gpt2c.support.rng import Xorshift, multinomial
 
+COLDEST = float(np.finfo(np.float32).tiny)  # temperature
 CHUNK = 512  # prefill: tokens of a prompt per forward pass
 
 
@@ -60,12 +61,18 @@ def penalised(logits, seen, penalty):
     return logits
 
 
+def is_greedy(temperature):
+    """Whether the likeliest is taken: at 0, and so near to it that a float32 may take it for 0."""
+    return temperature < COLDEST
+
+
 def choose(logits, rng, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
     """The next id. Temperature 0 takes the likeliest, the lowest id on ties; 1 with neither top_k, top_p nor min_p is
     llm.c's draw. The three narrow the choice one after the other, in this order."""
-    if temperature == 0:
+    if is_greedy(temperature):
         return int(np.argmax(logits))
-    probs = np.exp((logits - logits.max()) / np.float32(temperature))
+    with np.errstate(over="ignore"):  # what is infinitely less likely than the likeliest
+        probs = np.exp((logits - logits.max()) / np.float32(temperature))
     if top_k and top_k < len(probs):
         order = np.argsort(-probs, kind="stable")
         probs[order[top_k:]] = 0
@@ -95,7 +102,7 @@ def checked_prompt(model, prompt_ids):
     return prompt
 
 
-def check_choice(temperature, top_k, top_p, min_p=0.0, repetition_penalty=1.0):
+def check_choice(temperature, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0):
     """An error unless tokens can be chosen so."""
     for name, value, fits, expected in (
         ("temperature", temperature, temperature >= 0, "at least 0"),

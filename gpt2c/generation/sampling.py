@@ -6,6 +6,7 @@ from gpt2c.errors import UsageError
 from gpt2c.generation.beam import beam_search
 from gpt2c.generation.decoder import CHUNK, check_choice, generate
 from gpt2c.support.fields import flag, require_at_least
+from gpt2c.support.rng import checked_seed
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Sampling:
     def __post_init__(self):
         check_choice(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
         require_at_least(self, beams=0, length_penalty=0)
+        if not isinstance(self.seed, str):  # which a former program has as its prompt
+            checked_seed(self.seed, least=1)
 
 
 def pieces(model, tokenizer, prompt_ids, max_new_tokens, how: Sampling, rng=None, stop_tokens=(), stop=(), chunk=CHUNK):

@@ -7,7 +7,7 @@ import numpy as np
 
 from gpt2c.engine.runner import Runner, Work
 from gpt2c.errors import UsageError
-from gpt2c.generation.decoder import check_choice, checked_prompt, choose, penalised
+from gpt2c.generation.decoder import check_choice, checked_prompt, choose, is_greedy, penalised
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.model import Model
 from gpt2c.support.rng import Xorshift
@@ -26,6 +26,7 @@ class BatchSampler:
         A row's choices depend on its prompt, its place in the batch and the state of the NumPy generator alone, not on
         the other rows. Temperature 0 takes the likeliest.
         """
+        check_choice(temperature)
         coins = rng.random((len(prompts), max_new_tokens))
         return self.continued(
             prompts, max_new_tokens, stops, lambda logits, rows, counts: choose_rows(logits, coins[rows, counts], temperature)
@@ -97,7 +98,7 @@ def generate_batch(
     if not prompts:
         return []
     check_choice(temperature, top_k, top_p, min_p, repetition_penalty)
-    rngs = [Xorshift(seed) for seed in seeds or range(1337, 1337 + len(prompts))]
+    rngs = [Xorshift(seed) for seed in (range(1337, 1337 + len(prompts)) if seeds is None else seeds)]
     if len(rngs) != len(prompts):
         raise UsageError(f"{len(rngs)} seeds for {len(prompts)} prompts: give one for each")
     seen, ends = [set(prompt) for prompt in prompts], set(stop_tokens)
@@ -117,7 +118,7 @@ def generate_batch(
 
 def choose_rows(logits, coins, temperature=1.0):
     """The next id of each row: the first at which the summed probability exceeds the row's coin, from [0, 1)."""
-    if temperature == 0:
+    if is_greedy(temperature):
         return logits.argmax(axis=1)
     sums = np.cumsum(np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64) / temperature), axis=1)
     return np.minimum((sums <= coins[:, None] * sums[:, -1:]).sum(axis=1), logits.shape[1] - 1)

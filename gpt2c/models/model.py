@@ -4,7 +4,9 @@ m = gpt2c.create("gpt2", num_layers=2, channels=64, num_heads=4, vocab_size=97)
 loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-3, t=1)
 """
 
+import copy
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, overload
 
@@ -20,10 +22,10 @@ from gpt2c.models.family import max_seq_len
 from gpt2c.models.registry import family_named, make_config
 from gpt2c.support.files import StrPath
 from gpt2c.support.machine import require_memory
+from gpt2c.support.rng import checked_seed
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
-# One copy of the parameters each: parameters, gradients, m, v.
-COPIES = 4
+ARENAS = {"params": "", "grads": "d", "m": "m.", "v": "v."}  # and what program listings put before a tensor's name
 
 Ids = np.ndarray | Sequence[Sequence[int]]  # (B, T)
 
@@ -51,7 +53,7 @@ class Model:
         self.definition = family_named(family)
         self.recompute, self.options = recompute, self.definition.checked(options)
         specs = self.definition.params(config)
-        self.params, self.grads, self.m, self.v = (Arena(specs, prefix) for prefix in ("", "d", "m.", "v."))
+        self.params, self.grads, self.m, self.v = (Arena(specs, prefix) for prefix in ARENAS.values())
         require_memory(self.params.nbytes, f"a model of {self.params.size:,} parameters", "choose a smaller one")
         self._runner = Runner(self, record=record, reuse=reuse, poison=poison)
         self._evaluation: Runner | None = None  # a Runner of its own for a family that carries a state
@@ -66,6 +68,18 @@ class Model:
         fields = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(self.config).items())
         return f"<gpt2c.Model {self.family}: {self.num_parameters:,} parameters, {fields}>"
 
+    def __reduce__(self):
+        """What pickle and copy take: everything that goes on from here. The forward that was last is not, nor recorded passes."""
+        ways = {name: getattr(self._runner, name) for name in ("record", "reuse", "poison")}
+        facts = {name: getattr(self, name) for name in ("description", "turns", "seed", "dropout_counter")}
+        arenas = {name: arena.flat for name in ARENAS if (arena := getattr(self, name)).allocated}
+        made = self.family, dataclasses.asdict(self.config), self.tokenizer, {"recompute": self.recompute, **ways, **self.options}
+        return _made_again, (*made, facts, arenas, self.carried(sys.maxsize))
+
+    def __deepcopy__(self, memo):
+        remake, (family, fields, tokenizer, *others) = self.__reduce__()
+        return remake(family, fields, copy.deepcopy(tokenizer, memo), *others)  # which copies each array once
+
     @property
     def num_parameters(self) -> int:
         return self.params.size
@@ -77,7 +91,7 @@ class Model:
 
     def initialise(self, seed: int) -> Self:
         """Initialises the parameters as the family defines. Each tensor has its own stream of random numbers."""
-        self.seed = seed
+        self.seed = seed = checked_seed(seed)
         for number, spec in enumerate(self.params.specs):
             self.params[spec.name][...] = spec.init(np.random.default_rng([seed, number]), spec.shape)
         return self
@@ -278,3 +292,14 @@ class Model:
 def create(family: str, *, seed: int = 1337, **fields: Any) -> Model:
     """A new model with random parameters; fields are those of the family's Config."""
     return Model(family, make_config(family, fields)).initialise(seed)
+
+
+def _made_again(family, fields, tokenizer, switches, facts, arenas, carried):
+    """The Model of what `Model.__reduce__` gave, into arrays of its own."""
+    model = Model(family, make_config(family, fields), tokenizer, **switches)
+    for name, value in facts.items():
+        setattr(model, name, value)
+    for name, flat in arenas.items():
+        getattr(model, name).flat[...] = flat
+    model.carry(carried)
+    return model

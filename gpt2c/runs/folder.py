@@ -211,8 +211,10 @@ class Run:
 
     def _keep_samples(self, step):
         def earlier(text):
-            parts = re.split(rb"(?m)^(?=--- step \d+\n)", text)
-            return b"".join(part for part in parts if (found := re.match(rb"--- step (\d+)\n", part)) and int(found[1]) < step)
+            parts = re.split(rb"(?m)^(?=--- step \d{1,18}\n)", text)
+            return b"".join(
+                part for part in parts if (found := re.match(rb"--- step (\d{1,18})\n", part)) and int(found[1]) < step
+            )
 
         self._rewrite("samples.txt", earlier)
 

@@ -4,17 +4,25 @@
 `multinomial` is llm.c's sampler: the same probabilities and the same state give the same tokens.
 """
 
+from numbers import Integral
+
 import numpy as np
 
 from gpt2c.errors import InputError, UsageError
+
+
+def checked_seed(seed, least=0, bits=64):
+    """A seed as an int, the same for everything that is random: an error unless it is a whole number of that many bits."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not least <= seed < 2**bits:
+        raise UsageError(f"seed is {seed!r}, expected a whole number from {least} to {2**bits - 1}")
+    return int(seed)
 
 
 class Mt19937:
     """The Mersenne twister MT19937, seeded like torch.manual_seed on the CPU."""
 
     def __init__(self, seed):
-        if not 0 <= seed < 2**32:
-            raise UsageError(f"the seed is {seed}; give a number from 0 to 4294967295")
+        seed = checked_seed(seed, bits=32)
         self._bits = np.random.MT19937()
         # RandomState expands the seed by Knuth's recurrence, as PyTorch does; MT19937(seed) would hash it.
         self._bits.state = np.random.RandomState(seed).get_state()
@@ -49,9 +57,7 @@ class Xorshift:
     """llm.c's xorshift*; `state` is the whole generator, a number of 64 bits."""
 
     def __init__(self, state):
-        if not 0 < state < 2**64:  # 0 would stay 0
-            raise UsageError(f"the sampling seed is {state}; give a number from 1 to {2**64 - 1}")
-        self.state = state
+        self.state = checked_seed(state, least=1)  # 0 would stay 0
 
     def u32(self):
         """The next 32-bit word."""

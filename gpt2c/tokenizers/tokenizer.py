@@ -20,7 +20,7 @@ from gpt2c.support.files import StrPath, atomic_write, find_file, open_input
 from gpt2c.tokenizers import byte_list
 from gpt2c.tokenizers import llmc as llmc_tokenizer
 from gpt2c.tokenizers.byte_level import BYTES, GPT2_BYTES, raw, recover_merges, utf8, visible
-from gpt2c.tokenizers.refusals import refusals
+from gpt2c.tokenizers.refusals import library_of, refusals
 
 KINDS = ("char", "byte", "word", "bpe", "gpt2")
 GPT2_FILE = "gpt2_tokenizer.bin"
@@ -47,7 +47,8 @@ class Tokenizer:
         self._joined = True  # decoding is joining the tokens
 
     def __repr__(self) -> str:
-        return f"<gpt2c.Tokenizer: {self.vocab_size:,} tokens, end of text {self.eot}>"
+        ends = "".join(f", {name} {id}" for name, id in (("begin", self.bos), ("end", self.eot)) if id is not None)
+        return f"<gpt2c.Tokenizer {self.kind}: {self.vocab_size:,} tokens{ends}>"
 
     @classmethod
     def make(cls, kind: str, text: str | Iterable[str] | None = None, **options: Any) -> Self:
@@ -106,28 +107,28 @@ class Tokenizer:
                     f"{llmc_tokenizer.MAGIC} of llm.c's tokenizer or a tokenizer.json"
                 )
             try:
-                text = (header + file.read()).decode()
-                document = json.loads(text)
+                document = json.loads((header + file.read()).decode())
             except UnicodeDecodeError:
                 raise TokenizationError(f"{path} has bytes that are not UTF-8; expected a tokenizer.json") from None
             except (ValueError, RecursionError) as error:
                 raise TokenizationError(f"{path} is not a JSON file: {error}") from None
         from gpt2c.tokenizers import foreign as foreign_tokenizers
 
-        library = foreign_tokenizers.read(document)
-        return cls._around(library) if library else cls.from_json(text)
+        return cls._around(foreign_tokenizers.read(document) or library_of(document))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """From a tokenizer.json; a vocabulary that is none of the KINDS encodes and decodes as the library does."""
-        from tokenizers import Tokenizer
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise TokenizationError(f"the tokenizer is not JSON: {error}") from None
+        return cls.from_document(document)
 
-        utf8(text)
-        with refusals("the tokenizers library refuses this tokenizer.json"):
-            library = Tokenizer.from_str(text)
-        library.no_truncation()
-        library.no_padding()
-        return cls._around(library)
+    @classmethod
+    def from_document(cls, document: Any) -> Self:
+        """From a tokenizer.json that was parsed."""
+        return cls._around(library_of(document))
 
     @classmethod
     def _around(cls, library):
@@ -271,7 +272,9 @@ class Tokenizer:
             with refusals("the text cannot be encoded"):
                 return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]
         except TokenizationError:
-            if unknown := next(filter(None, (_unknown(library, text) for text in texts)), ""):
+            with refusals("the text cannot be encoded"):
+                unknown = next(filter(None, (_unknown(library, text) for text in texts)), "")
+            if unknown:
                 raise TokenizationError(f"the text cannot be encoded: {unknown}") from None
             raise
 
@@ -300,7 +303,8 @@ class Tokenizer:
                 raise UsageError(f"{i} is not an id of this tokenizer, which has 0 to {self.vocab_size - 1}")
         if self._joined:
             return b"".join([self.tokens[i] for i in ids])
-        return self._library.decode(ids, skip_special_tokens=False).encode()
+        with refusals("the ids cannot be decoded"):
+            return self._library.decode(ids, skip_special_tokens=False).encode()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids -> text; bytes that are not UTF-8 become U+FFFD."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from gpt2c.errors import UsageError
 from gpt2c.support.fields import flag, require_at_least
+from gpt2c.support.rng import checked_seed
 from gpt2c.training.optimizers import OPTIMIZERS
 from gpt2c.training.schedules import SCHEDULES
 
@@ -237,6 +238,7 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             if getattr(self, name) >= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}, expected less than 1")
+        checked_seed(self.seed, least=1)
         seconds(self.max_time or "0")  # an error if it is no duration
         if self.nesterov and not (self.momentum and not self.dampening):
             raise UsageError(f"nesterov needs momentum and no dampening; momentum is {self.momentum}, dampening {self.dampening}")

@@ -28,6 +28,7 @@ from gpt2c.models.family import max_seq_len
 from gpt2c.models.files import save
 from gpt2c.models.model import Model
 from gpt2c.support.fields import flag, require_at_least
+from gpt2c.support.rng import checked_seed
 from gpt2c.training.optimizers import Optimizer
 from gpt2c.training.ranks import world
 
@@ -80,8 +81,8 @@ class GrpoConfig:
             clip=0,
             kl=0,
             entropy=0,
-            seed=0,
         )
+        checked_seed(self.seed)
 
 
 class Completion(NamedTuple):
@@ -344,7 +345,7 @@ class Grpo:
     def _go_on(self, run):
         damaged = "the run state in the checkpoint is damaged ({}): use another checkpoint"
         self.step, self._t = run.values.get("step"), run.values.get("updates")
-        if any(type(count) is not int or count < 0 for count in (self.step, self._t)):
+        if any(type(count) is not int or not 0 <= count < 2**53 for count in (self.step, self._t)):
             raise InputError(damaged.format(f"step and updates are {self.step!r} and {self._t!r}"))
         try:
             self._rng.bit_generator.state = run.values.get("random")

@@ -1,6 +1,7 @@
 """The training state in a checkpoint, besides weights and moments, and how a Trainer restores it."""
 
 import dataclasses
+import reprlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,21 +73,21 @@ def restore(trainer, run, data_position=True):
     """Puts a Trainer where `recorded` was called; without `data_position` its loader stays where it is, and a TBPTT window
     begins anew at the carried state."""
     values, arrays = run.values, run.arrays
-    optimizer = values.get("config", {}).get("optimizer", trainer.config.optimizer)
+    _check_account(values, arrays, trainer)
+    optimizer = values["config"].get("optimizer", trainer.config.optimizer)
     if optimizer != trainer.config.optimizer:
         raise UsageError(
             f"the checkpoint holds the moments of {optimizer}, not of {trainer.config.optimizer}: resume with "
             f"--optimizer {optimizer}, or take its weights alone with --init-from"
         )
     watch = trainer.watch
-    _check_account(values, arrays, trainer)
     validations, epoch = Validations(**values["validations"]), Epoch(**values["epoch"])
     sampling, (seed, counter) = Xorshift(values["sampling"]), values["dropout"]
     if data_position:
         trainer.loader.restore(values["loader"] | _named(arrays, "loader."))
     try:
         _carry(trainer, _named(arrays, "carried."), values.get("chunks", []) if data_position else [])
-    except (KeyError, IndexError, ValueError) as error:  # arrays that are missing or of another shape
+    except (KeyError, IndexError, TypeError, ValueError) as error:  # arrays that are missing or of another shape
         if isinstance(error, (UsageError, InputError)):
             raise
         raise _damaged(error) from None
@@ -97,46 +98,65 @@ def restore(trainer, run, data_position=True):
         window.count, window.values = count, np.array(arrays[f"window.{name}"], np.float64)
 
 
-COUNT, NUMBER, UNKNOWN = (int,), (int, float), (int, float, type(None))
+def _count(value):
+    return type(value) is int and 0 <= value < 2**53  # what a float can count
+
+
+def _word(value):
+    return type(value) is int and 0 <= value < 2**64
+
+
+def _sum(value):
+    return type(value) is float or _count(value)  # NaN where an update was skipped for that
+
+
+def _chunks(value):
+    """Of each pass in a window; checkpoints of before have none."""
+    return value is None or type(value) is list and all(_count(number) and number for number in value)
+
+
 KINDS = dict(
-    step=COUNT,
-    tokens=COUNT,
-    skipped_in_a_row=COUNT,
-    sampling=COUNT,
-    validations=dict(best=UNKNOWN, best_step=UNKNOWN, since_best=COUNT, waited=COUNT, falls=COUNT),
-    epoch=dict(updates=COUNT, loss=NUMBER, grad_norm=NUMBER),
-    windows=[COUNT, COUNT],
-    dropout=[COUNT, COUNT],
+    step=_count,
+    tokens=_count,
+    skipped_in_a_row=_count,
+    sampling=lambda value: _word(value) and value > 0,
+    validations=dict(
+        best=lambda value: value is None or _sum(value),
+        best_step=lambda value: value is None or _count(value),
+        since_best=_count,
+        waited=_count,
+        falls=_count,
+    ),
+    epoch=dict(updates=_count, loss=_sum, grad_norm=_sum),
+    windows=[_count, _count],
+    dropout=[_word, _count],
+    chunks=_chunks,
     loader={},
+    config={},
 )
 
 
 def _check_account(values, arrays, trainer):
     """An error unless everything that a run goes on from is there and of its kind."""
     for name, kind in KINDS.items():
-        if not _is_kind(values.get(name), kind):
-            raise _damaged(f"{name} is {values.get(name)!r}")
-    chunks = values.get("chunks", [])  # older checkpoints have none
-    if not isinstance(chunks, list) or not all(type(count) is int and count > 0 for count in chunks):
-        raise _damaged(f"chunks is {chunks!r}")
-    counts = [values["step"], values["tokens"], values["skipped_in_a_row"], values["dropout"][1], *values["windows"]]
-    if min(counts) < 0 or not 0 < values["sampling"] < 2**64:
-        raise _damaged("a count is negative, or the state of sampling is none")
+        if not _is_kind(value := values.get(name), kind):
+            raise _damaged(f"{name} is {reprlib.repr(value)}")
     for name in "loss", "norm":
-        array = arrays.get(f"window.{name}")
-        if array is None or array.shape != trainer.watch.losses.values.shape:
-            raise _damaged(f"the last {name} values are missing")
+        array, own = arrays.get(f"window.{name}", np.zeros(0)), trainer.watch.losses.values
+        if (array.shape, array.dtype) != (own.shape, own.dtype) or not np.isfinite(array).all():
+            raise _damaged(f"the last {name} values are missing, or no finite float64")
     position = values["loader"] | _named(arrays, "loader.")
     for name, now in trainer.loader.state().items():
         was = position.get(name, now)
-        if isinstance(was, int) != isinstance(now, int) or not isinstance(now, int) and was.dtype.kind != now.dtype.kind:
+        alike = isinstance(was, np.ndarray) and was.dtype.kind == now.dtype.kind if isinstance(now, np.ndarray) else _word(was)
+        if not alike:
             raise _damaged(f"the loader's {name} is of another kind")
 
 
 def _is_kind(value, kind):
-    """Whether what was read is one of these types; of a list or dict, whether its parts are. {}: any dict."""
-    if isinstance(kind, tuple):
-        return type(value) in kind
+    """Whether what was read is of a kind: one that a function tells; a list or dict of kinds, {} for any dict."""
+    if callable(kind):
+        return kind(value)
     if type(value) is not type(kind):
         return False
     if isinstance(kind, list):
@@ -167,10 +187,12 @@ def _carry(trainer, carried, chunks):
     """Goes on from `_carried`, of any number of ranks, and from the chunks that those passes went over."""
     rank, B = trainer.world.rank, trainer.loader.B
     ours = {name: array[:, rank * B : (rank + 1) * B] for name, array in carried.items() if "chain." not in name}
-    trainer.model.state = _named(ours, "state.")
-    trainer.window.restore(
-        [_named(ours, f"before.{i}.") for i in range(len(chunks))], chunks, trainer.loader.again(sum(chunks)) if chunks else []
-    )
+    state, *before = [_named(ours, "state."), *(_named(ours, f"before.{i}.") for i in range(len(chunks)))]
+    for array, like in ((earlier[name], state[name]) for earlier in before for name in state):
+        if (array.shape, array.dtype) != (like.shape, like.dtype):
+            raise _damaged("the states in the window are of other shapes")
+    trainer.model.state = state
+    trainer.window.restore(before, chunks, trainer.loader.again(sum(chunks)) if chunks else [])
     if len(ours) < len(carried):
         trainer.notes.append(
             "the checkpoint is of an older gpt2c, which backpropagated through several chunks in another way: the window begins "

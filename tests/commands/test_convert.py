@@ -106,7 +106,7 @@ def test_a_damaged_json_is_refused(change, tmp_path):
 
 
 def test_a_json_of_a_newer_version_is_said_to_be_one(tmp_path):
-    (tmp_path / "a.json").write_text('{"format": "gpt2c 2 json"}', encoding="utf-8")
+    (tmp_path / "a.json").write_text('{"format": "gpt2c 3 json"}', encoding="utf-8")
     with pytest.raises(errors.VersionError, match="a newer gpt2c wrote it"):
         gpt2c.load(tmp_path / "a.json")
 

@@ -119,7 +119,7 @@ def test_the_seed_decides(model):
         ([257], {}, "ids from 257 to 257, expected 0 to 256"),
         ([1], dict(temperature=-1), "temperature is -1"),
         ([1], dict(top_p=0), "top_p is 0"),
-        ([1], dict(seed=0), "the sampling seed is 0"),
+        ([1], dict(seed=0), "seed is 0, expected a whole number from 1"),
     ],
 )
 def test_misuse_is_explained(model, prompt, how, message):

@@ -30,6 +30,28 @@ def test_conversations():
         conversation("just text", "row 1")
 
 
+@pytest.mark.parametrize("role", [None, 3, ["user"], {"user": 1}, True, "User", ""])
+@pytest.mark.parametrize("content", ["hi", None, 3, ["hi"]])
+def test_a_message_of_another_kind_is_named(role, content):
+    with pytest.raises(InputError, match="^message 1 in row 1 has role .* and content of type .*; expected a role of .*string$"):
+        conversation({"messages": [{"role": role, "content": content}]}, "row 1")
+
+
+@pytest.mark.parametrize("message", [None, 3, "hi", ["user", "hi"], {}])
+def test_a_message_that_is_no_object_is_named(message):
+    with pytest.raises(InputError, match="^message 2 in row 1 has role None"):
+        conversation({"messages": [{"role": "user", "content": "hi"}, message]}, "row 1")
+
+
+@pytest.mark.parametrize(
+    "record", [3, None, [], {}, {"a\nb": 1}, {"messages": []}, {"messages": "hi"}, dict.fromkeys("abcdefghijklmn")]
+)
+def test_a_record_of_another_kind_is_named_in_a_line(record):
+    with pytest.raises(InputError, match="^row 1 has .*; expected a string, or an object.*messages$") as caught:
+        conversation(record, "row 1")
+    assert len(str(caught.value)) < 200
+
+
 def test_questions_with_their_answers():
     assert prompts_and_answers(ITEMS[2], "") == [("Hello.", "Hi!"), ("Again.", "Hi, hi!")]
     assert prompts_and_answers("User: a b Assistant: c </s>", "") == [("a b", "c")]

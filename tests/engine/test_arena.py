@@ -102,3 +102,11 @@ def test_an_arena_s_tensors_lie_one_after_the_other_each_of_its_own_type():
     layer = arena.buffer("ids", 1)
     assert (layer.name, layer.shape, layer.dtype) == ("dids[1]", (5,), "i32") and (layer.array == 7).all()
     assert arena.buffer("b", 3).shape == (1,) and arena.buffer("b", 3).array == 3
+
+
+def test_a_notebook_shows_an_arena_in_a_line():
+    specs = [ParamSpec(f"tensor{number}", (number + 1, 2), constant(0), True) for number in range(300)]
+    assert repr(Arena(specs[:2])) == "<gpt2c.Arena: 2 tensors, 6 numbers: tensor0 (1, 2), tensor1 (2, 2)>"
+    shown = repr(Arena(specs, "d"))
+    assert shown.startswith("<gpt2c.Arena: 300 tensors, 90,300 numbers: dtensor0 (1, 2), ") and len(shown) < 200
+    assert shown.endswith(" and 296 more>")

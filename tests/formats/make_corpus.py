@@ -1,19 +1,26 @@
 """Writes tests/corpus: one small sound file of every format that is read. python tests/formats/make_corpus.py
 
-They are what tests/formats/test_fuzz.py damages.
+They are what tests/formats/fuzz.py damages. model_v1.json there is of the first version, which is not written any more.
 """
 
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Library
 
 import gpt2c
-from gpt2c.data import write_shard
-from gpt2c.formats.llmc import write_debug_state
+from gpt2c.data import write_choices, write_shard
+from gpt2c.data.choices import Example
+from gpt2c.formats.llmc import HEADER_BYTES, LAYERNORM, MODEL_MAGIC, write_debug_state
+from gpt2c.tokenizers import byte_list
 from gpt2c.tokenizers.tokenizer import GPT2_BYTES, Tokenizer
 
 CORPUS = Path(__file__).parents[1] / "corpus"
+LIBRARY = "char", "byte", "word", "pieces", "unigram", "subwords"  # the tokenizer.json besides that of tokenizer.bin
+TINY_RANDYGPT = (4, 1, 1, 4)  # channels, heads, layers, positions
 CONFIG = dict(num_layers=1, channels=4, num_heads=1, vocab_size=5, max_seq_len=4, padded_vocab_size=8)
 
 
@@ -49,9 +56,91 @@ def main():
     model.save(CORPUS / "weights.safetensors")
     rows = [{"step": n, "loss": 1.5 / (n + 1), "lr": 1e-3, **({"val_loss": 2.0} if n % 2 else {})} for n in range(4)]
     (CORPUS / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_old_models(model, rng)
+    model.tokenizer, model.description, model.turns = Tokenizer.make("char", "abcde"), "says “é”", 2
+    model.save(CORPUS / "model.json")
+    write_tokenizers()
+    write_texts()
     (CORPUS / "config.toml").write_text(
         'max_steps = 7\nlearning_rate = 0.001\nmax_time = "1\\u0068"\noverfit = false\n\n[more]\nseq_len = 8\n', encoding="utf-8"
     )
+
+
+def write_old_models(model, rng):
+    """llm.c's versions 1, 2 and 4, whose rows of wte are not padded, or whose LayerNorm is float32; randyGPT's."""
+    config = model.config
+    for version in (1, 2, 4):
+        sizes = config.max_seq_len, config.vocab_size, config.num_layers, config.num_heads, config.channels
+        padded = config.padded_vocab_size if version == 4 else 0
+        data = struct.pack("<8i", MODEL_MAGIC, version, *sizes, padded).ljust(HEADER_BYTES, b"\0")
+        for name, array in model.weights().tensors.items():
+            stored = array[: config.vocab_size] if name == "wte" and version < 4 else array
+            half = version > 1 and name not in LAYERNORM
+            data += (stored.view(np.uint32) >> 16).astype("<u2").tobytes() if half else stored.tobytes()
+        (CORPUS / f"model_v{version}.bin").write_bytes(data)
+    channels, _, layers, positions = TINY_RANDYGPT
+    weights = channels * (2 * 3 + positions) + 12 * layers * channels**2
+    for version, copies in ((1, 3), (2, 1), (3, 3)):
+        head = struct.pack("<8s3If", b"RGPT000%d" % version, 3, 7, 8, 1.5)
+        (CORPUS / f"randygpt_{version}.bin").write_bytes(head + rng.standard_normal(copies * weights, np.float32).tobytes())
+
+
+def write_tokenizers():
+    text = "the cat sat on the mat, it's 3.14. the cat."
+    for kind in ("char", "byte", "word"):
+        (CORPUS / f"tokenizer_{kind}.json").write_text(Tokenizer.make(kind, text).to_json(), encoding="utf-8")
+    pieces = Library(models.WordPiece({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "a": 3, "##b": 4, "ab": 5}, unk_token="[UNK]"))
+    pieces.normalizer = normalizers.Sequence([normalizers.BertNormalizer(), normalizers.Replace("b", "B"), normalizers.Strip()])
+    pieces.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits()])
+    pieces.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    pieces.decoder = decoders.WordPiece()
+    pieces.add_special_tokens(["[CLS]", "[SEP]", AddedToken("<x>", single_word=True, lstrip=True, rstrip=True)])
+    unigram = Library(models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("b", -2.5), ("<0x41>", -9.0)], 0, byte_fallback=True))
+    unigram.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Prepend("▁")])
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    unigram.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    vocab = {"<unk>": 0, "a": 1, "##b": 2, "ab": 3, "ab</w>": 4}
+    subwords = Library(
+        models.BPE(vocab, [("a", "##b")], unk_token="<unk>", continuing_subword_prefix="##", end_of_word_suffix="</w>")
+    )
+    subwords.normalizer = normalizers.Lowercase()
+    subwords.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+|\w+"), "merged_with_previous")
+    subwords.decoder = decoders.BPEDecoder()
+    subwords.enable_truncation(8)
+    subwords.enable_padding(length=4)
+    for name, library in (("pieces", pieces), ("unigram", unigram), ("subwords", subwords)):
+        (CORPUS / f"tokenizer_{name}.json").write_text(library.to_str(), encoding="utf-8")
+    rnn = {
+        "type": "BPE",
+        "specialTokens": {"<EOS>": 0},
+        "merges": [[1, 2]],
+        "vocab": [[0, "<EOS>"], [1, "a"], [2, "b"], [3, "ab"]],
+    }
+    (CORPUS / "tokenizer_rnn_rust.json").write_text(json.dumps(rnn), encoding="utf-8")
+    randy = {"vocab": ["<|bos|>", "<|eos|>", "a", "é", "aé"], "merges": [["a", "é"]]}
+    (CORPUS / "tokenizer_randygpt.json").write_text(json.dumps(randy), encoding="utf-8")
+    (CORPUS / "vocab.txt").write_text(byte_list.TEXT, encoding="utf-8")
+
+
+def write_texts():
+    write_choices(CORPUS / "choices.bin", [Example([1, 2], [[3], [4, 5], [6], [7]], n) for n in range(3)])
+    messages = [{"role": role, "content": "é"} for role in ("system", "user", "assistant")]
+    rows = ["User: a Assistant: b </s>", {"text": "a"}, {"prompt": "a", "completion": "b"}, {"messages": messages}]
+    (CORPUS / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (CORPUS / "records.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    (CORPUS / "records.csv").write_text('id,text\n1,"a, ""b""\nc"\n2,é\n', encoding="utf-8")
+    (CORPUS / "records.tsv").write_text("1\ta b\n2\té\n", encoding="utf-8")
+    (CORPUS / "stories.json").write_text(json.dumps([{"story": "a"}, {"story": "é"}]), encoding="utf-8")
+    (CORPUS / "hellaswag.jsonl").write_text(json.dumps({"ctx": "a", "endings": ["b", "c"], "label": 1}) + "\n", encoding="utf-8")
+    (CORPUS / "mmlu.csv").write_text('"a, b?",c,d,e,f,B\n', encoding="utf-8")
+    samples = "".join(f"--- step {n}\nsome text é\n" for n in range(4))
+    (CORPUS / "samples.txt").write_text(samples, encoding="utf-8")
+    (CORPUS / "main.log").write_text("".join(f"s:{n} trl:1.5000 lr:0.001000 norm:0.50\n" for n in range(4)), encoding="utf-8")
+    machine = {"cpu": "x", "threads": 2, "bandwidth": 10.0, "peak": {"avx2": 100.0}}
+    row = {"section": "kernels", "kernel": "linear", "case": "small", "isa": "avx2", "intensity": 2.0, "gflop_s": 50.0}
+    (CORPUS / "bench.json").write_text(json.dumps({"machine": machine, "rows": [row]}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -145,15 +145,52 @@ def test_a_fault_of_our_own_is_not_taken_for_a_damaged_file(kind, name, tmp_path
         (lambda m: m["params"].update(wte=[[1], [1, 2]]), "wte is no array of numbers"),
         (lambda m: m["params"].update(wte=[10**400]), "wte is no array of numbers"),
         (lambda m: m["config"].update(channels="4"), "SHA-256"),
+        (lambda m: m.update(description="another"), "SHA-256"),
+        (lambda m: m.pop("description"), "SHA-256"),
+        (lambda m: m.update(turns=3), "SHA-256"),
+        (lambda m: m.update(family="chargpt"), "SHA-256"),
+        (lambda m: m.update(saved_at=""), "SHA-256"),
+        (lambda m: m.update(num_parameters=1), "SHA-256"),
+        (lambda m: m.update(note="new"), "SHA-256"),
+        (lambda m: m.update(tokenizer=None), "SHA-256"),
+        (lambda m: m["tokenizer"]["model"]["vocab"].update(a=1, b=0), "SHA-256"),
+        (lambda m: m["params"].update(ln1w=m["params"]["ln2w"], ln2w=m["params"]["ln1w"]), "SHA-256"),
+        (lambda m: m.update(params=dict(reversed(m["params"].items()))), "SHA-256"),
+        (lambda m: m["params"].update(lnfw=[m["params"]["lnfw"]]), "SHA-256"),
+        (lambda m: m.update(format="gpt2c 1 json"), "SHA-256"),
     ],
 )
 def test_what_is_wrong_with_json_is_said(change, said, tmp_path, model):
+    model.tokenizer, model.description, model.turns = Tokenizer.make("char", "ab"), "one", 2
+    model.params["ln2w"][...] = 2  # not what ln1w is
     model.save(tmp_path / "x.json")
     document = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     change(document)
     (tmp_path / "x.json").write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(SerializationError, match=said):
         gpt2c.load(tmp_path / "x.json")
+
+
+def test_json_of_the_first_version_is_read_by_its_own_rule(tmp_path):
+    """Whose SHA-256 is that of family, config and numbers."""
+    old, path = gpt2c.load(CORPUS / "model_v1.json"), tmp_path / "x.json"
+    assert (old.params.flat == gpt2c.load(CORPUS / "weights.safetensors").params.flat).all()
+    assert (old.description, old.turns, old.tokenizer.decode([0, 4])) == ("says “é”", 2, "ae")
+    document = json.loads((CORPUS / "model_v1.json").read_text(encoding="utf-8"))
+    path.write_text(json.dumps(document | {"description": "another"}), encoding="utf-8")
+    assert gpt2c.load(path).description == "another"
+    document["params"]["lnfw"][0] = 7
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(SerializationError, match="SHA-256"):
+        gpt2c.load(path)
+
+
+def test_half_a_utf_16_pair_survives_in_json(tmp_path, model):
+    """As a name that is no UTF-8 arrives from a command line."""
+    model.description = "é \udcff"
+    model.save(tmp_path / "x.json")
+    assert gpt2c.load(tmp_path / "x.json").description == "é \udcff"
+    assert "é" in (tmp_path / "x.json").read_text(encoding="utf-8")
 
 
 def test_a_table_that_is_written_as_lists_is_refused(tmp_path, model):

@@ -14,6 +14,7 @@ from gpt2c.errors import UsageError
 from gpt2c.generation.beam import beam_search, log_softmax
 from gpt2c.generation.decoder import choose, penalised
 from gpt2c.generation.sampling import Sampling, Until, pieces
+from gpt2c.generation.slots import BatchSampler, choose_rows
 from gpt2c.support.rng import Xorshift
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
@@ -154,6 +155,48 @@ def test_a_batch_that_cannot_be_is_refused(how):
 def test_what_cannot_be_is_refused(how):
     with pytest.raises(UsageError, match="expected"):
         list(gpt2c.generate(small("gpt2"), [1], 1, **how))
+
+
+TOO_COLD = [0, 5e-324, 1e-300, 1e-46, 1e-45, 1e-39]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", TOO_COLD)
+def test_a_temperature_that_a_float32_takes_for_nothing_is_greedy(temperature):
+    """Alone, in a batch and for rewards: the likeliest, the first of several."""
+    logits = np.array([-3, 2, 5, 5, 1], np.float32)
+    assert seen(logits, temperature=temperature) == {2}
+    assert set(choose_rows(np.tile(logits, (50, 1)), np.linspace(0, 0.99, 50), temperature)) == {2}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [1e-37, 1e-30, 1e-10, 1e30, 1e300, np.inf])
+def test_any_other_temperature_is_one(temperature):
+    logits = np.array([-3e4, 2, 5, 5, 1], np.float32)
+    expected = {2, 3} if temperature < 1 else {0, 1, 2, 3, 4}
+    assert seen(logits, temperature=temperature) == expected
+    assert set(choose_rows(np.tile(logits, (50, 1)), np.linspace(0, 0.99, 50), temperature)) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_is_greedy_on_every_path(family):
+    m, ids = small(family, vocab_size=11), [1, 2]
+    for _ in range(8):
+        m.reset_state()
+        m.forward([ids])
+        ids.append(int(m.logits[0, -1, :11].argmax()))
+    for temperature in (0, 1e-60):
+        assert list(gpt2c.generate(m, [1, 2], 8, temperature)) == ids[2:]
+        assert gpt2c.generate_batch(m, [[1, 2], [3]], 8, temperature)[0] == ids[2:]
+        sampled = BatchSampler(m).sample([[1, 2], [3]], 8, np.random.default_rng(0), temperature=temperature)
+        assert sampled[0] == ids[2:]
+    assert beam_search(m, [1, 2], 8, width=1) == ids[2:]
+
+
+@pytest.mark.parametrize("temperature", [-1, float("nan")])
+def test_rewards_are_not_for_a_temperature_that_is_none(temperature):
+    with pytest.raises(UsageError, match="temperature is"):
+        BatchSampler(small("gpt2")).sample([[1]], 2, np.random.default_rng(0), temperature=temperature)
 
 
 # ---- beam search

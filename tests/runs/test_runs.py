@@ -40,6 +40,16 @@ def names(folder, pattern="ckpt*"):
     return sorted(path.name for path in Path(folder).glob(pattern))
 
 
+def test_a_number_that_no_step_has_is_text_of_a_sample(tmp_path):
+    """Python reads none of more than 4300 digits."""
+    run, head = Run(tmp_path), "--- step {}\n"
+    for number in "9" * 5000, "9" * 19:
+        kept = f"{head.format(3)}one\n{head.format(number)}two\n"
+        (tmp_path / "samples.txt").write_text(f"{kept}{head.format(4)}three\n")
+        run.forget(4)
+        assert (tmp_path / "samples.txt").read_text() == kept
+
+
 def test_twenty_and_twenty_are_forty(folder):
     """Parameters, moments, the next batch, the next sample and the flags, all of which a checkpoint holds; so do the logs."""
     model = ["train", *SMALL, "--data", "x_train.bin"]

@@ -2,9 +2,17 @@
 
 import numpy as np
 import pytest
+from programs import call
 
+import gpt2c
+from gpt2c.commands.check_grad import CheckConfig
+from gpt2c.data import write_shard
+from gpt2c.data.tasks import task_named
+from gpt2c.data.windows import RandomWindows
 from gpt2c.errors import InputError, UsageError
+from gpt2c.generation.sampling import Sampling
 from gpt2c.support.rng import Mt19937, Xorshift, multinomial
+from gpt2c.training.grpo import GrpoConfig
 
 
 def naive_mt19937(seed):
@@ -142,3 +150,49 @@ def test_multinomial_edges():
     assert multinomial(probs, 0.25) == 3  # the boundary belongs to the next token
     assert multinomial(probs, 0.9) == 4  # beyond the sum: the last one
     assert multinomial(np.full(3, np.nan, np.float32), 0.5) == 2
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 10**400, 1.5, "7", None, True])
+def test_what_is_no_seed_is_one_sentence_wherever_it_is_given(seed, tmp_path):
+    model = gpt2c.create("mingru", dim=8, depth=1, vocab_size=5)
+    write_shard(tmp_path / "x_train.bin", np.arange(100) % 5)
+    takers = [
+        lambda: gpt2c.create("mingru", dim=8, depth=1, vocab_size=5, seed=seed),
+        lambda: gpt2c.TrainConfig(seed=seed),
+        lambda: GrpoConfig(seed=seed),
+        lambda: CheckConfig(seed=seed),
+        lambda: next(gpt2c.generate(model, [1], 1, seed=seed)),
+        lambda: gpt2c.generate_batch(model, [[1]], 1, seeds=[seed]),
+        lambda: RandomWindows([tmp_path / "x_train.bin"], 1, 4, seed=seed),
+        lambda: task_named("reverse").pairs(1, seed=seed),
+        lambda: Xorshift(seed),
+        lambda: Mt19937(seed),
+    ]
+    takers += [] if seed == "7" else [lambda: Sampling(seed=seed)]  # text, which a former program has as its prompt
+    for take in takers:
+        with pytest.raises(UsageError, match=r"seed is .*, expected a whole number from [01] to \d{10,20}$"):
+            take()
+
+
+@pytest.mark.parametrize("seed", [3, np.int64(3), np.uint64(3)])
+def test_seeds_of_numpy_are_as_good(seed):
+    assert np.array_equal(*(gpt2c.create("mingru", dim=8, depth=1, vocab_size=5, seed=s).params.flat for s in (3, seed)))
+    twins = Xorshift(3), Xorshift(seed)
+    assert [twins[0].u32() for _ in range(9)] == [twins[1].u32() for _ in range(9)]
+
+
+def test_a_seed_of_any_verb_is_checked(tmp_path):
+    model = gpt2c.create("mingru", dim=8, depth=1, vocab_size=256)
+    model.tokenizer = gpt2c.Tokenizer.make("byte")
+    model.save(tmp_path / "m.safetensors")
+    verbs = [
+        ["train", "--data", "x.txt"],
+        ["rlvr", "m.safetensors"],
+        ["check-grad"],
+        ["generate", "m.safetensors", "--prompt", "a"],
+        ["chat", "m.safetensors"],
+    ]
+    for verb in verbs:
+        for seed in (-1, 2**64):
+            said = call(tmp_path, *verb, f"--seed={seed}", code=2).stderr
+            assert f"--seed is {seed}, expected a whole number from " in said, verb

@@ -236,3 +236,15 @@ def test_word_vocabulary(words):
         words.encode("the dog")
     with pytest.raises(UsageError, match="byte-level"):
         words.save_bin("unused")
+
+
+@pytest.mark.parametrize(
+    "made, shown",
+    [
+        (Tokenizer.make("char", "hello"), "<gpt2c.Tokenizer char: 4 tokens>"),
+        (Tokenizer.make("byte", specials=("<|bos|>", "</s>")), "<gpt2c.Tokenizer byte: 258 tokens, begin 256, end 257>"),
+        (Tokenizer([b"a", b"b"], eot=1), "<gpt2c.Tokenizer bpe: 2 tokens, end 1>"),
+    ],
+)
+def test_a_notebook_shows_what_a_tokenizer_is(made, shown):
+    assert repr(made) == shown

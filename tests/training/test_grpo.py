@@ -223,7 +223,14 @@ def test_what_a_checkpoint_does_not_hold_is_said(tmp_path):
     model, state = load_run(tmp_path / "x.safetensors")
     with pytest.raises(UsageError, match="kl is 0.5, but the resumed run had no KL term"):
         Grpo(model, TASKS["copy"], GrpoConfig(kl=0.5), state)
-    for name, value in (("step", -1), ("updates", "x"), ("random", {"state": 3}), ("random", None)):
+    for name, value in (
+        ("step", -1),
+        ("step", 10**400),
+        ("updates", "x"),
+        ("updates", 10**400),
+        ("random", {"state": 3}),
+        ("random", None),
+    ):
         with pytest.raises(InputError, match="run state in the checkpoint is damaged"):
             Grpo(model, TASKS["copy"], GrpoConfig(), RunState(state.values | {name: value}, state.arrays))
 

@@ -1,0 +1,171 @@
+"""Every reader of a file, with the sound files of tests/corpus that it is tried on: what tests/formats/fuzz.py damages."""
+
+import io
+import json
+import struct
+from contextlib import redirect_stderr
+from unittest import mock
+
+import numpy as np
+from fuzz import JSON, LINES, Form, Reader
+from make_corpus import CONFIG, CORPUS, LIBRARY, TINY_RANDYGPT
+
+from gpt2c.bench.tables import load_kernels
+from gpt2c.commands.command_line import parse
+from gpt2c.data import DataLoader
+from gpt2c.data.choices import read_choices
+from gpt2c.data.conversations import is_conversation, prompts_and_answers
+from gpt2c.data.documents import read_pieces, text_of
+from gpt2c.data.items import read_items
+from gpt2c.data.layouts import hellaswag, mmlu, stories
+from gpt2c.data.reading import Reading
+from gpt2c.data.records import records
+from gpt2c.errors import Gpt2cError
+from gpt2c.formats import json as json_format
+from gpt2c.formats import native, randygpt
+from gpt2c.formats.llmc import load_debug_state
+from gpt2c.models.files import load, load_run
+from gpt2c.models.registry import make_config
+from gpt2c.runs import folder as runs
+from gpt2c.tokenizers.tokenizer import Tokenizer
+from gpt2c.training.config import TrainConfig
+from gpt2c.training.trainer import Trainer
+
+BYTES = Tokenizer.make("byte", specials=("</s>",))
+READING = Reading(max_line=0.01)
+
+
+def read_run(path):
+    """A checkpoint, and a run resumed from it."""
+    model, run = load_run(path)
+    if run and model.config.vocab_size == 5 and model.config.max_seq_len >= 4:
+        Trainer(model, DataLoader(CORPUS / "gpt2_shard.bin", B=1, T=4, shuffle=True), None, TrainConfig()).restore(run)
+
+
+def read_randygpt(path):
+    with mock.patch.dict(randygpt.SHAPES, {"default": TINY_RANDYGPT}):
+        load(path)
+
+
+def read_tokenizer(path):
+    """A tokenizer, and what it does with some text and with all of its ids."""
+    made = Tokenizer.load(path)
+    stream = made.stream()
+    uses = [lambda text=text, special=s: made.encode(text, special) for text in ("", "ab é日 <unk> \n", "a" * 40) for s in (0, 1)]
+    uses += [
+        lambda: made.decode(range(min(made.vocab_size, 300))),
+        lambda: stream.push(0),
+        lambda: Tokenizer.from_json(made.to_json()),
+    ]
+    repr(made)
+    for use in uses:
+        try:
+            use()
+        except Gpt2cError as error:
+            assert "\n" not in str(error)
+
+
+def read_config(path):
+    parse(["--config", str(path)], [TrainConfig, Reading], "fuzz")
+
+
+def read_log(path):
+    """A log of a run, by itself in its folder: it is read, and what is later than step 2 is cut off."""
+    run = runs.Run(path.parent)
+    run.has_validation(2), run.has_sample(2)
+    run.forget(2)
+    if path.exists() and path.name == "metrics.jsonl":
+        runs.read_metrics(path.parent)
+
+
+def read_records(path):
+    for record, _, where in records(str(path), READING):
+        text_of(record, where)
+
+
+def read_messages(path):
+    for record, _, where in records(str(path), READING):
+        if is_conversation(record):
+            prompts_and_answers(record, where)
+    read_items([str(path)], READING, BYTES, mask_prompt=False)
+
+
+def laid_out(layout, *more):
+    return lambda path: list(layout([str(path)], READING, *more))
+
+
+def read_tokens(path):
+    DataLoader(path, B=1, T=4, vocab_size=5).next_batch()
+
+
+def read_text(path):
+    """Whole documents, and one that is cut in two."""
+    for split_on in "\n", "":
+        list(read_pieces([str(path)], Reading(split_on=split_on, max_line=0.01), 50))
+
+
+def sealed(document):
+    """A model in JSON whose digest fits: damage that was meant."""
+    about = {name: value for name, value in document.items() if name not in ("params", "sha256")}
+    arrays = {name: np.array(values, np.float32) for name, values in document["params"].items()}
+    return json.dumps(about | {"sha256": json_format._digest(about, arrays), "params": document["params"]}).encode()
+
+
+def checkpoint_apart(data):
+    """[metadata, tensor table, the data in hexadecimal] of a checkpoint."""
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    table = json.loads(data[8:start])
+    return [table.pop("__metadata__"), table, data[start:].hex()]
+
+
+def checkpoint_together(parts):
+    """The checkpoint of these parts, its digest made to fit."""
+    metadata, table, data = parts[0] | {}, parts[1], bytes.fromhex(parts[2])
+    metadata.pop("sha256", None)
+    blocks = [data[slice(*entry["data_offsets"])] for entry in sorted(table.values(), key=lambda entry: entry["data_offsets"])]
+    text = json.dumps({"__metadata__": metadata | {"sha256": native._digest(table, metadata, blocks)}, **table}).encode()
+    text += b" " * (-len(text) % 64 + 56)
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def silent(read):
+    """The reader without what it says to a person."""
+
+    def quietly(path):
+        with redirect_stderr(io.StringIO()):
+            return read(path)
+
+    return quietly
+
+
+CHECKPOINT, MODEL = Form(checkpoint_apart, checkpoint_together), Form(json.loads, sealed)
+ENCODED = 2**23  # bytes: a tokenizer of characters has a table of all that there are
+READERS = {
+    "checkpoint": Reader(read_run, ("run.safetensors", "weights.safetensors"), CHECKPOINT, ENCODED),
+    "metadata": Reader(native.metadata, ("run.safetensors",), CHECKPOINT),
+    "llmc": Reader(load, tuple(f"model_v{version}.bin" for version in (3, 1, 2, 4, 5))),
+    "debug-state": Reader(lambda path: load_debug_state(path, make_config("gpt2", CONFIG)), ("debug_state.bin",)),
+    "json": Reader(load, ("model.json", "model_v1.json"), MODEL, ENCODED),
+    "randygpt": Reader(read_randygpt, tuple(f"randygpt_{version}.bin" for version in (2, 1, 3))),
+    "tokenizer": Reader(read_tokenizer, ("tokenizer.json", *(f"tokenizer_{kind}.json" for kind in LIBRARY)), JSON, ENCODED),
+    "tokenizer-llmc": Reader(read_tokenizer, ("tokenizer.bin",), None, ENCODED),
+    "tokenizer-others": Reader(
+        read_tokenizer, ("tokenizer_rnn_rust.json", "tokenizer_randygpt.json", "vocab.txt"), JSON, ENCODED
+    ),
+    "tokens": Reader(read_tokens, ("gpt2_shard.bin", "llama_shard.bin", "legacy_tokens.bin")),
+    "choices": Reader(read_choices, ("choices.bin",)),
+    "config": Reader(read_config, ("config.toml",)),
+    "metrics": Reader(read_log, ("metrics.jsonl",), LINES),
+    "samples": Reader(read_log, ("samples.txt",)),
+    "log": Reader(read_log, ("main.log",)),
+    "jsonl": Reader(read_records, ("records.jsonl",), LINES),
+    "json-records": Reader(read_records, ("records.json",), JSON),
+    "csv": Reader(silent(read_records), ("records.csv",)),
+    "tsv": Reader(silent(read_records), ("records.tsv",)),
+    "messages": Reader(read_messages, ("records.jsonl",), LINES),
+    "text": Reader(read_text, ("samples.txt",)),
+    "stories": Reader(laid_out(stories), ("stories.json",), JSON),
+    "hellaswag": Reader(laid_out(hellaswag, BYTES), ("hellaswag.jsonl",), LINES),
+    "mmlu": Reader(laid_out(mmlu, BYTES), ("mmlu.csv",)),
+    "bench": Reader(load_kernels, ("bench.json",), JSON),
+}
