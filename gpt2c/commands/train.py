@@ -119,18 +119,18 @@ def train(line, stop, console):
     settings, old, anew = settings_of(line, console)
     run, _, chosen, reading, config, _ = settings.instances
     if chosen.list_datasets:
-        console.info(data.list_datasets(data.find_datasets(data_folder())))
+        print(data.list_datasets(data.find_datasets(data_folder())))
         return 0, None
     if run.explain:
-        console.info(settings.explained())
+        print(settings.explained())
         return 0, None
     start = begin(settings.instances, settings.given, old, anew, console)
     model, ranks = start.model, world()
     memory = start.memory()
-    console.info(start.banner(memory))
     if run.dry_run:
-        console.info(f"settings:\n{settings.explained()}")
+        print(f"{start.banner(memory)}\nsettings:\n{settings.explained()}")
         return 0, None
+    console.info(start.banner(memory))
     start.allocate(memory)
     trainer = start.trainer()
     files = runs.run_at(run.out_dir, run.save_path, model.family, ranks, model.definition.files)
