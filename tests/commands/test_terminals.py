@@ -1,13 +1,15 @@
-"""What becomes of a program whose standard output or standard error is full, closed, read by nobody, or has no snowman."""
+"""What becomes of a program whose standard output or standard error is full, closed, read by nobody, or has no snowman; and
+what a terminal gets of texts that would steer it."""
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from programs import command, run
+from programs import call, command, run
 
 import gpt2c
 from gpt2c.tokenizers.tokenizer import Tokenizer
@@ -120,3 +122,66 @@ def test_closed_from_the_start_in_a_process_of_its_own(folder):
         assert ended.stderr.count("\n") == (streams == ">&-")
     run(folder, *here, "--save-path", "ascii", PYTHONIOENCODING="ascii")
     assert gpt2c.load(folder / "quiet").description == gpt2c.load(folder / "ascii").description == SNOW
+
+
+ESCAPE = "\x1b]0;owned\x07"  # sets the title of a window
+SEEN = r"\x1b]0;owned\x07"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A folder with a model that knows nothing but escape, and says what it is in such words."""
+    folder = tmp_path_factory.mktemp("hostile")
+    model = gpt2c.create("gpt2", num_layers=1, channels=16, num_heads=1, vocab_size=257, max_seq_len=32)
+    model.tokenizer, model.description = Tokenizer.make("byte", specials=("<|endoftext|>",)), ESCAPE
+    model.params["lnfw"][...], model.params["lnfb"][...] = 0, 1
+    model.params["wte"][0x1B] = 10
+    model.save(folder / "model")
+    (folder / "text.txt").write_text("Some text. " * 20)
+    (folder / f"{ESCAPE}.csv").write_text(f"{ESCAPE},b\nwords,words\n" + "more words,words\n" * 20)
+    (folder / "run.toml").write_text('"\\u001b]0;owned\\u0007" = 1\n')
+    return folder
+
+
+def at_a_terminal(folder, *words):
+    """What a terminal gets, standard error too."""
+    ours, theirs = pty.openpty()
+    program = subprocess.Popen(command(*words), cwd=folder, stdin=subprocess.PIPE, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    program.stdin.close()
+    got = b""
+    try:
+        while block := os.read(ours, 4096):
+            got += block
+    except OSError:  # the end
+        pass
+    os.close(ours)
+    assert program.wait() == 0, got
+    return got.decode()
+
+
+def test_text_of_files_does_not_steer_the_terminal(hostile):
+    fine_tuned = f"train -e model --data text.txt -b 1 -t 8 -x 1 -v 0 -s 1 -g 3 -o {ESCAPE}".split()
+    for words, code in (
+        (["info", "model"], 0), (["info", ESCAPE], 4), ([ESCAPE], 2), (["convert", "model", f"{ESCAPE}.bin"], 0),
+        (["train", "--config", "run.toml"], 2), (["train", "--data", f"{ESCAPE}.csv", "--dry-run"], 0), (fine_tuned, 0),
+        (["train", "--resume", "-o", ESCAPE, "-x", 2, "--prompt", "new", "-s", 0], 0),
+        (["generate", "model", "--seed", ESCAPE, "--prompt", "x", "-n", 0], 0),
+    ):  # fmt: skip
+        done = call(hostile, *words, code=code)
+        for text in (done.stdout, done.stderr):
+            assert "\x1b" not in text and "\x07" not in text, (words, text)
+        assert SEEN in done.stdout + done.stderr, (words, done)
+
+
+def test_a_model_does_not_steer_the_terminal(hostile):
+    text = "caf\u00e9 \u2603"
+    got = at_a_terminal(hostile, "generate", "model", "--prompt", text, "-n", 3)
+    assert got == text + 3 * r"\x1b" + "\r\n"
+    got = call(hostile, "train", "-e", "model", "--data", "text.txt", *"-b 1 -t 8 -x 1 -v 0 -s 1 -g 3 -l 1e-9".split()).stdout
+    assert 3 * r"\x1b" in got and "\x1b" not in got
+
+
+def test_a_pipe_gets_the_product_as_it_is(hostile):
+    assert call(hostile, "generate", "model", "--prompt", "Once", "-n", 3).stdout == "Once" + 3 * "\x1b" + "\n"
+    assert run(hostile, "chat", "model", "-n", 3, "--temperature", 0, input="Once\n").stdout == 3 * "\x1b" + "\n"
