@@ -11,6 +11,7 @@ from gpt2c.engine.arena import aligned
 RUNS = 20
 ROWS, STEPS = 4096, 2000  # of the peak kernel: many rows, for any number of threads to share evenly
 FLOATS = 70_000_000  # more than caches hold; a power of two would make the arrays contend for cache sets
+PRECISIONS = "fp32", "bf16"
 FMA = "fp32 FMA"
 PRODUCTS = (512, 768, 512), (2048, 768, 2048), (1024, 3072, 1024)  # (R, C, N): which is fastest depends on the caches
 

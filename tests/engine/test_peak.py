@@ -24,6 +24,7 @@ def test_measuring_leaves_the_settings_as_they_were(isa, precision, monkeypatch)
     gpt2c.set_isa("baseline")
     monkeypatch.setattr(peak, "RUNS", 2)
     monkeypatch.setattr(peak, "STEPS", 10)
+    monkeypatch.setattr(peak, "PRODUCTS", ((64, 64, 64),))
     monkeypatch.setattr(peak, "unit", lambda *_: "a unit that only products use")
     before = gpt2c.info()
     assert measured_peak(isa, precision) > 0
