@@ -124,6 +124,11 @@ def test_closed_from_the_start_in_a_process_of_its_own(folder):
     assert gpt2c.load(folder / "quiet").description == gpt2c.load(folder / "ascii").description == SNOW
 
 
+def test_an_error_from_loading_the_verb_is_one_sentence_too():
+    done = run(".", "info", code=2, GPT2C_ISA="mmx")
+    assert done.stderr.startswith("gpt2c info: instruction set 'mmx' is not usable here") and done.stderr.count("\n") == 1
+
+
 ESCAPE = "\x1b]0;owned\x07"  # sets the title of a window
 SEEN = r"\x1b]0;owned\x07"
 
@@ -160,7 +165,14 @@ def at_a_terminal(folder, *words):
     return got.decode()
 
 
-def test_text_of_files_does_not_steer_the_terminal(hostile):
+@pytest.fixture
+def quick(monkeypatch):
+    """Runs without what takes longer than they do."""
+    monkeypatch.setattr("gpt2c.runs.loop.measured_peak", lambda *_: 1e6)
+    monkeypatch.setattr("gpt2c.support.pictures.available", lambda: False)
+
+
+def test_text_of_files_does_not_steer_the_terminal(hostile, quick):
     fine_tuned = f"train -e model --data text.txt -b 1 -t 8 -x 1 -v 0 -s 1 -g 3 -o {ESCAPE}".split()
     for words, code in (
         (["info", "model"], 0), (["info", ESCAPE], 4), ([ESCAPE], 2), (["convert", "model", f"{ESCAPE}.bin"], 0),
@@ -174,7 +186,7 @@ def test_text_of_files_does_not_steer_the_terminal(hostile):
         assert SEEN in done.stdout + done.stderr, (words, done)
 
 
-def test_a_model_does_not_steer_the_terminal(hostile):
+def test_a_model_does_not_steer_the_terminal(hostile, quick):
     text = "caf\u00e9 \u2603"
     got = at_a_terminal(hostile, "generate", "model", "--prompt", text, "-n", 3)
     assert got == text + 3 * r"\x1b" + "\r\n"
