@@ -19,7 +19,7 @@ class Progress:
 
     def __init__(self, what, total):
         self.what, self.total = what, total
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._began = self._shown = time.monotonic()
         self._every = 0.2 if self._terminal else 5.0
 

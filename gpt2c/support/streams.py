@@ -85,6 +85,8 @@ def bare(stream):
 
 
 def say(text, stream="stdout"):
-    """Prints what is only said."""
+    """Prints what is only said, if there is such a stream (print would take another)."""
+    out = getattr(sys, stream)
     with contextlib.suppress(OSError, ValueError, RuntimeError, ResourceError):  # RuntimeError: from a signal during a print
-        print(text, file=getattr(sys, stream), flush=True)
+        if out is not None:
+            print(text, file=out, flush=True)

@@ -7,6 +7,7 @@ import unicodedata
 import pytest
 
 from gpt2c.errors import ResourceError
+from gpt2c.support.progress import Progress
 from gpt2c.support.streams import Output, ReaderGone, bare, say, shown
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
@@ -52,6 +53,17 @@ def test_what_is_only_said_may_be_lost(error, monkeypatch):
             monkeypatch.setattr(f"sys.{stream}", file)
             say("nothing", stream)
     print("nothing", file=Output(broken(error)), flush=True)
+
+
+def test_without_standard_error_what_is_said_goes_nowhere_else(monkeypatch, capsys):
+    """As in a program of one's own after 2>&-."""
+    monkeypatch.setattr("sys.stderr", None)
+    say("nothing", "stderr")
+    progress = Progress("nothing", 2)
+    monkeypatch.setattr(progress, "_every", -1)
+    progress.update(1)
+    progress.end()
+    assert capsys.readouterr().out == ""
 
 
 def test_what_is_said_from_a_signal_in_the_middle_of_a_print_may_be_lost(monkeypatch):
