@@ -41,10 +41,10 @@ def _measured_beside(row):
 def section(bench):
     """The text between the two marks."""
     machine, rows = bench["machine"], [row for row in bench["rows"] if row["section"] == "models"]
-    isa = rows[0]["isa"]
+    isa, peak = rows[0]["isa"], rows[0].get("roof", machine["peak"][rows[0]["isa"]])
     lines = [
         f"{machine['cpu']}, {machine['threads']} threads, {machine['date']}, {machine['compiler']}; in the same session: float32 "
-        f"peak {machine['peak'][isa]:.0f} GFLOP/s ({isa}), reading {machine['read_bandwidth']:.0f} GB/s. PyTorch "
+        f"peak {peak:.0f} GFLOP/s ({isa}), reading {machine['read_bandwidth']:.0f} GB/s. PyTorch "
         f"{machine['torch']} takes turns with gpt2c in the same precision; times are medians, its best mode counts.",
         "",
         "| training step | gpt2c | share of peak | memory | PyTorch | gpt2c is | gpt2c bf16 | PyTorch bf16 | gpt2c is |",

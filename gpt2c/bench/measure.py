@@ -22,7 +22,7 @@ from gpt2c import settings
 from gpt2c._core import Stream
 from gpt2c.bench import kernel_cases, kernel_setups
 from gpt2c.engine.flops import FLOPS, flops
-from gpt2c.engine.peak import measured_bandwidth, measured_peak, measured_read_bandwidth
+from gpt2c.engine.peak import FMA, PRECISIONS, measured_bandwidth, measured_peak, measured_read_bandwidth, raised, unit
 from gpt2c.engine.runner import Runner, Work
 from gpt2c.errors import Gpt2cError, ResourceError, UsageError
 from gpt2c.generation.decoder import generate
@@ -80,18 +80,34 @@ SHAPES = tuple(case.shape for case in MODEL_CASES.values() if case.work == "trai
 
 
 def machine(isas):
-    """What must be known to compare rows; peak in GFLOP/s for each instruction set, bandwidth in GB/s."""
+    """What must be known to compare rows; peak in GFLOP/s for each instruction set and for each unit that multiplies matrices
+    in place of multiply-adds, bandwidth in GB/s."""
     about = settings.info()
     facts = {name: about[name] for name in ("version", "cpu", "cores", "threads", "compiler", "openmp")}
-    peak = {isa: measured_peak(isa) for isa in isas}
+    units = {unit(isa, precision): (isa, precision) for isa in isas for precision in PRECISIONS}
     return {
         "date": f"{datetime.now():%Y-%m-%d %H:%M}",
         "commit": commit(),
         **facts,
-        "peak": peak,
+        "peak": {isa: measured_peak(isa) for isa in isas},
+        "product_peak": {name: measured_peak(*how) for name, how in units.items() if name != FMA},
         "bandwidth": measured_bandwidth(),
         "read_bandwidth": measured_read_bandwidth(),
     }
+
+
+def share(speed, machine, isa, precision=None):
+    """What a row says of a speed in GFLOP/s: which part it is of the peak of which unit, that of products in this precision or
+    else multiply-adds. A peak that is exceeded is measured again."""
+    of = unit(isa, precision) if precision else FMA
+    peaks, key = (machine["peak"], isa) if of == FMA else (machine["product_peak"], of)
+    peaks[key] = raised(peaks[key], speed, isa, precision)
+    return {"share": speed / peaks[key], "of": of, "roof": peaks[key]}
+
+
+def share_of_memory(speed, bandwidth):
+    """The same of a speed in GB/s; what the caches hold exceeds the bandwidth of memory."""
+    return {"share": speed / bandwidth, "of": "memory", "roof": bandwidth}
 
 
 def commit():
@@ -149,14 +165,15 @@ def kernel_row(case, program, isa, machine, seconds, numpy_seconds=None):
     """A case of kernel_cases that took so long."""
     operations, moved = kernel_cases.amount(case, program)
     by_memory = kernel_cases.bound_by_memory(case)
-    speed = (moved if by_memory else operations) / seconds / 1e9
     memory = machine["read_bandwidth" if case.title in kernel_cases.READ_ONLY else "bandwidth"]
+    precision = "fp32" if case.kernel in FLOPS else None
     return {
         "section": "kernels", "isa": isa, "kernel": case.title, "case": case.label,
         "shape": case.shape, "ms": 1e3 * seconds,
         "gflop_s": operations / seconds / 1e9, "gb_s": moved / seconds / 1e9, "intensity": operations / moved,
         "bound": "memory" if by_memory else "arithmetic",
-        "share": speed / (memory if by_memory else machine["peak"][isa]),
+        **(share_of_memory(moved / seconds / 1e9, memory) if by_memory
+           else share(operations / seconds / 1e9, machine, isa, precision)),
         "numpy_ms": numpy_seconds and 1e3 * numpy_seconds, "ratio": numpy_seconds and numpy_seconds / seconds,
     }  # fmt: skip
 
@@ -307,16 +324,16 @@ def torch_version(python):
     return done.stdout.strip()
 
 
-def model_row(case, isa, machine, seconds, worker, system, ratio=None):
+def model_row(case, isa, machine, seconds, worker, system, precision, ratio=None):
     """A step of a model that took so long. Generating reads all weights per token: a share of what can be read."""
     by_memory = case.work == "generate"
     operations, weights = model_flops(case), 4 * case.unfilled().num_parameters
-    speed = (weights if by_memory else operations) / seconds / 1e9
     return {
         "section": "models", "isa": isa, "work": case.work, "model": case.shape, "system": system,
         "ms": 1e3 * seconds, "tok_s": case.B * case.T / seconds, "gflop_s": operations / seconds / 1e9,
         "bound": "memory" if by_memory else "arithmetic",
-        "share": speed / (machine["read_bandwidth"] if by_memory else machine["peak"][isa]),
+        **(share_of_memory(weights / seconds / 1e9, machine["read_bandwidth"]) if by_memory
+           else share(operations / seconds / 1e9, machine, isa, precision)),
         "peak_memory": worker.peak_memory(), "ratio": ratio,
     }  # fmt: skip
 
@@ -324,7 +341,7 @@ def model_row(case, isa, machine, seconds, worker, system, ratio=None):
 def measure_model(case, isa, machine, seconds, precision="fp32"):
     with gpt2c_worker(case, isa, machine, precision) as ours:
         system = "gpt2c" if precision == "fp32" else f"gpt2c {precision}"
-        return model_row(case, isa, machine, medians([ours], seconds)[0], ours, system)
+        return model_row(case, isa, machine, medians([ours], seconds)[0], ours, system, precision)
 
 
 def measure_torch(case, mode, python, isa, machine, seconds):
@@ -332,7 +349,7 @@ def measure_torch(case, mode, python, isa, machine, seconds):
     precision = "bf16" if "bf16" in mode else "fp32"
     with gpt2c_worker(case, isa, machine, precision) as ours, torch_worker(case, mode, python, machine) as theirs:
         our_seconds, their_seconds = medians([ours, theirs], seconds)
-        return model_row(case, isa, machine, their_seconds, theirs, f"torch {mode}", their_seconds / our_seconds)
+        return model_row(case, isa, machine, their_seconds, theirs, f"torch {mode}", precision, their_seconds / our_seconds)
 
 
 # ---- where a training step's time goes
@@ -357,11 +374,11 @@ def profile(case, isa, machine):
         operations = FLOPS[kernel](**sizes) if kernel in FLOPS else 0
         totals[kernel] = totals.get(kernel, np.zeros(3)) + (1, seconds, operations)
     totals = {"all": sum(totals.values()), **totals}
-    whole, peak = totals["all"][1], machine["peak"][isa]
+    whole, nothing = totals["all"][1], {"share": None, "of": ""}
     rows = [{
         "section": "profile", "isa": isa, "model": case.shape, "kernel": kernel, "calls": int(count),
         "ms": 1e3 * seconds, "part": seconds / whole,
         "gflop_s": operations / seconds / 1e9 if operations else None,
-        "share": operations / seconds / 1e9 / peak if operations else None,
+        **(share(operations / seconds / 1e9, machine, isa, "fp32") if operations else nothing),
     } for kernel, (count, seconds, operations) in totals.items()]  # fmt: skip
     return sorted(rows, key=lambda row: (row["kernel"] == "all", -row["ms"]))

@@ -30,28 +30,28 @@ COLUMNS = {
     "kernels": [
         ("isa", "<10", _text("isa")), ("kernel", "<31", _text("kernel")), ("case", "<16", _text("case")),
         ("shape", "<31", _text("shape")), ("ms", ">10", _number("ms", ".3f")), ("speed", ">14", _speed),
-        ("share", ">6", _number("share", ".0%")), ("NumPy ms", ">10", _number("numpy_ms", ".3f")),
+        ("share", ">6", _number("share", ".0%")), ("of", "<12", _text("of")), ("NumPy ms", ">10", _number("numpy_ms", ".3f")),
         ("NumPy/gpt2c", ">11", _number("ratio", ".2f")),
     ],
     "models": [
         ("isa", "<10", _text("isa")), ("work", "<8", _text("work")), ("model", "<12", _text("model")),
         ("system", "<18", _text("system")), ("ms", ">10", _number("ms", ".2f")),
         ("tok/s", ">8", _number("tok_s", ".0f")), ("GFLOP/s", ">8", _number("gflop_s", ".1f")),
-        ("share", ">6", _number("share", ".0%")), ("peak MB", ">8", _number("peak_memory", ".0f", 1e-6)),
-        ("time/gpt2c", ">10", _number("ratio", ".2f")),
+        ("share", ">6", _number("share", ".0%")), ("of", "<12", _text("of")),
+        ("peak MB", ">8", _number("peak_memory", ".0f", 1e-6)), ("time/gpt2c", ">10", _number("ratio", ".2f")),
     ],
     "profile": [
         ("isa", "<10", _text("isa")), ("model", "<12", _text("model")), ("kernel", "<31", _text("kernel")),
         ("calls", ">6", _number("calls", "d")), ("ms", ">10", _number("ms", ".3f")),
         ("of step", ">7", _number("part", ".1%")), ("GFLOP/s", ">8", _number("gflop_s", ".1f")),
-        ("of peak", ">7", _number("share", ".0%")),
+        ("share", ">6", _number("share", ".0%")), ("of", "<12", _text("of")),
     ],
 }  # fmt: skip
 
 
 def header(machine):
     """machine() of gpt2c.benchmarks in two or three lines."""
-    peaks = ", ".join(f"{isa} {peak:.0f}" for isa, peak in machine["peak"].items())
+    peaks = ", ".join(f"{isa} {peak:.0f}" for isa, peak in (machine["peak"] | machine["product_peak"]).items())
     openmp, commit = "" if machine["openmp"] else " without OpenMP", machine["commit"] or "(no commit)"
     others = [f"{name} {machine[name]}" for name in ("numpy", "torch") if name in machine]
     return (
@@ -63,7 +63,7 @@ def header(machine):
 
 
 def titles(section):
-    """The line above a section's rows. A share is of the measured peak or bandwidth, as its unit says."""
+    """The line above a section's rows. A share is of what the next column names, as measured."""
     return " ".join(format(title, form) for title, form, _ in COLUMNS[section]).rstrip()
 
 
@@ -81,7 +81,8 @@ def save(machine, rows, folder):
         path = Path(folder) / f"{stem}-{number}.json"
     with atomic_write(path) as file:
         file.write(json.dumps({"machine": machine, "rows": rows}, indent=1).encode())
-    full = [row | machine | {"peak": machine["peak"][row["isa"]]} for row in rows]
+    facts = {name: fact for name, fact in machine.items() if name != "product_peak"}
+    full = [row | facts | {"peak": machine["peak"][row["isa"]]} for row in rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in full for key in row)))
     writer.writeheader()

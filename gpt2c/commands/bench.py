@@ -18,6 +18,7 @@ from gpt2c.bench import measure as benchmarks
 from gpt2c.commands.command_line import parse
 from gpt2c.errors import Gpt2cError, UsageError
 from gpt2c.support.fields import flag, require_at_least
+from gpt2c.support.streams import say
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.ranks import world
 from gpt2c.training.trainer import Trainer
@@ -92,7 +93,7 @@ def main(argv):
             rows.append(row)
     finally:  # what was measured before an interrupt is worth keeping
         if config.out and rows:
-            print("\nwritten: " + ", ".join(map(str, tables.save(machine, rows, config.out))))
+            say("\nwritten: " + ", ".join(map(str, tables.save(machine, rows, config.out))))
 
 
 def measure_ranks(config):

@@ -15,6 +15,7 @@ from gpt2c.generation.conversation import Conversation
 from gpt2c.generation.sampling import Sampling
 from gpt2c.models.files import load
 from gpt2c.support.fields import flag, require_at_least
+from gpt2c.support.streams import bare
 from gpt2c.tokenizers.finding import tokenizer_of_model
 
 MAX_INPUT_LENGTH = 10_000  # characters of a line
@@ -62,8 +63,7 @@ def chat(conversation):
     """Questions from standard input, answers to standard output, until there are no more. The exit code."""
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     aside = sys.stdout if terminal else sys.stderr
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(encoding="utf-8", errors="replace")
+    sys.stdin.reconfigure(errors="replace")
     if terminal:
         try:
             import readline  # noqa: F401 - input() then has a line to edit and a history
@@ -130,8 +130,10 @@ def reply(conversation, text, terminal):
             if terminal and not begun:
                 print(ANSWER, end="")
             begun = True
-            sys.stdout.write(piece if terminal else piece.replace("\r", " ").replace("\n", " "))
-            sys.stdout.flush()
+            if terminal:
+                print(piece, end="", flush=True)
+            else:
+                print(piece.replace("\r", " ").replace("\n", " "), end="", file=bare(sys.stdout), flush=True)
     except KeyboardInterrupt:
         answer.close()
     except InputError as error:

@@ -15,6 +15,7 @@ from gpt2c.formats import RANDYGPT, format_of
 from gpt2c.formats.randygpt import characters
 from gpt2c.models.files import load
 from gpt2c.support.fields import flag
+from gpt2c.support.streams import say
 from gpt2c.tokenizers.tokenizer import Tokenizer
 from gpt2c.tokenizers.vocabularies import over_characters
 
@@ -47,7 +48,7 @@ def main(argv):
         if model.tokenizer.vocab_size != model.config.vocab_size:
             raise UsageError(f"{config.tokenizer} has {model.tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
     model.save(config.target, config.version)
-    print(f"{config.target}: {model.family}, {model.num_parameters:,} parameters")
+    say(f"{config.target}: {model.family}, {model.num_parameters:,} parameters")
 
 
 def model_in(config):

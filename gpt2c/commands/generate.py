@@ -14,6 +14,7 @@ from gpt2c.generation.decoder import CHUNK
 from gpt2c.generation.sampling import Sampling, pieces
 from gpt2c.models.files import load
 from gpt2c.support.fields import Layer, flag, require_at_least
+from gpt2c.support.streams import bare
 from gpt2c.tokenizers.finding import tokenizer_of_model
 
 
@@ -62,9 +63,9 @@ def main(argv):
     tokenizer = tokenizer_of_model(model, config.tokenizer)
     prompt = tokenizer.encode(config.prompt) if config.prompt else [tokenizer.eot or 0]
     ends = () if config.ignore_eot or tokenizer.eot is None else (tokenizer.eot,)
+    output = sys.stdout if sys.stdout.isatty() else bare(sys.stdout)
     before = config.prompt  # not written yet: what cannot be generated from is an error alone
     for text in pieces(model, tokenizer, prompt, config.max_new_tokens, how, stop_tokens=ends, chunk=config.chunk_size):
-        sys.stdout.write(before + text)
-        sys.stdout.flush()
+        print(before + text, end="", file=output, flush=True)
         before = ""
-    print(before)
+    print(before, file=output)

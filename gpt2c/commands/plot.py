@@ -12,6 +12,7 @@ from gpt2c.errors import UsageError
 from gpt2c.runs import folder as runs
 from gpt2c.support import pictures
 from gpt2c.support.fields import flag
+from gpt2c.support.streams import say
 
 
 @dataclass
@@ -35,7 +36,7 @@ def main(argv):
     else:
         path = config.out or "loss.png"
         pictures.loss_curves({name: runs.read_metrics(folder) for name, folder in named(config.run).items()}, path)
-    print(f"written: {path}")
+    say(f"written: {path}")
 
 
 def named(folders):

@@ -23,6 +23,7 @@ from gpt2c.errors import UsageError
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.machine import in_units
 from gpt2c.support.progress import Progress, duration
+from gpt2c.support.streams import say
 from gpt2c.tokenizers.finding import default_tokenizer
 from gpt2c.tokenizers.tokenizer import KINDS
 
@@ -66,8 +67,8 @@ def main(argv):
     tokenizer = tokenizer_for(config.tokenizer or default_tokenizer(None), files, reading, **options)
     began = time.monotonic()
     make = prepare_choices if config.layout in CHOICES else prepare_text
-    print(make(config, reading, files, total, name, tokenizer))
-    print(
+    say(make(config, reading, files, total, name, tokenizer))
+    say(
         f"{in_units(total)} in {duration(time.monotonic() - began)} with a {tokenizer.kind} tokenizer of "
         f"{tokenizer.vocab_size} tokens"
     )

@@ -1,16 +1,16 @@
 """What all programs share: exit codes and error messages."""
 
-import os
-import select
 import sys
 from collections.abc import Callable
 
 from gpt2c.errors import Gpt2cError
+from gpt2c.support import streams
 
 
 def run_program(name, main: Callable[[list[str]], int | None], argv):
     """Calls main with the command line and exits with its code; an error for the user is one line on stderr. An error on one of
     several ranks ends all of them."""
+    streams.guard()
     try:
         code = run_and_print(main, argv)
     except Gpt2cError as error:
@@ -19,9 +19,7 @@ def run_program(name, main: Callable[[list[str]], int | None], argv):
         fail(f"{name}: out of memory{f': {error}' if str(error) else ''}", 5)
     except KeyboardInterrupt:
         fail("", 130)
-    except BrokenPipeError:
-        if not output_is_lost():
-            raise
+    except streams.ReaderGone:
         code = 0
     sys.exit(code)
 
@@ -29,7 +27,7 @@ def run_program(name, main: Callable[[list[str]], int | None], argv):
 def fail(text, code):
     """Prints an error message, if there is one, and ends this process, or all ranks if it is one of several."""
     if ranks := sys.modules.get("gpt2c.training.ranks"):  # else it is alone: help and version load nothing of training
-        ranks.joined().fail(text, code)
+        ranks.joined().fail(streams.shown(text), code)
     if text:
         print(text, file=sys.stderr)
     sys.exit(code)
@@ -42,16 +40,5 @@ def run_and_print(main, argv):
         if early.code:
             fail("", early.code)
         code = 0
-    if sys.stdout:  # there is none after >&-
-        sys.stdout.flush()
+    sys.stdout.flush()
     return code
-
-
-def output_is_lost():
-    """Whether the reader of standard output has closed it, as head does. The rest of the output is then dropped."""
-    output = select.poll()
-    output.register(1, 0)
-    if not output.poll(0):
-        return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return True

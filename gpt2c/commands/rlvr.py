@@ -23,6 +23,7 @@ from gpt2c.runs.signals import Stop
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.progress import duration
 from gpt2c.tokenizers.finding import tokenizer_of_model
+from gpt2c.training.config import IDLE
 from gpt2c.training.grpo import PROGRAM, Grpo, GrpoConfig
 from gpt2c.training.ranks import world
 
@@ -96,6 +97,8 @@ def rlvr(line, stop, console):
     )
     if not run.checkpoint:
         raise UsageError("name a checkpoint: gpt2c rlvr CKPT [flags]; gpt2c train --data task:NAME makes one")
+    if not config.learning_rate:
+        raise UsageError(IDLE)
     ranks = world()
     ranks.settle(run.threads)
     task = task_named(run.task)

@@ -13,6 +13,7 @@ from gpt2c.commands.command_line import CommandLine, merge, peek
 from gpt2c.commands.config_file import to_toml
 from gpt2c.data.reading import Reading
 from gpt2c.data.sources import DataConfig
+from gpt2c.errors import UsageError
 from gpt2c.generation.conversation import Conversation
 from gpt2c.generation.sampling import Sampling
 from gpt2c.models.registry import FAMILIES, family_named, other_configs
@@ -26,7 +27,7 @@ from gpt2c.runs.signals import Stop
 from gpt2c.runs.start import begin, data_folder
 from gpt2c.support.fields import Layer
 from gpt2c.tokenizers.finding import tokenizer_of_model
-from gpt2c.training.config import TrainConfig
+from gpt2c.training.config import IDLE, TrainConfig
 from gpt2c.training.ranks import world
 
 # Settings of a run without arguments and without gpt2_124M.bin: a small model, trained in a minute or two on two cores.
@@ -119,18 +120,20 @@ def train(line, stop, console):
     settings, old, anew = settings_of(line, console)
     run, _, chosen, reading, config, _ = settings.instances
     if chosen.list_datasets:
-        console.info(data.list_datasets(data.find_datasets(data_folder())))
+        print(data.list_datasets(data.find_datasets(data_folder())))
         return 0, None
     if run.explain:
-        console.info(settings.explained())
+        print(settings.explained())
         return 0, None
+    if not (config.learning_rate or config.tensor_rates):
+        raise UsageError(IDLE)
     start = begin(settings.instances, settings.given, old, anew, console)
     model, ranks = start.model, world()
     memory = start.memory()
-    console.info(start.banner(memory))
     if run.dry_run:
-        console.info(f"settings:\n{settings.explained()}")
+        print(f"{start.banner(memory)}\nsettings:\n{settings.explained()}")
         return 0, None
+    console.info(start.banner(memory))
     start.allocate(memory)
     trainer = start.trainer()
     for note in trainer.notes:

@@ -16,6 +16,7 @@ from gpt2c.errors import InputError, UsageError
 from gpt2c.support.fields import flag
 from gpt2c.support.files import open_input, require_place
 from gpt2c.support.progress import Progress
+from gpt2c.support.streams import say
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 KINDS = ("char", "byte", "word", "bpe")
@@ -72,15 +73,15 @@ def main(argv):
         if config.kind == "byte":  # made without the text: reads it for the statistics
             list(sample)
     for warning in caught:
-        print(f"gpt2c train-tokenizer: warning: {warning.message}", file=sys.stderr)
+        say(f"gpt2c train-tokenizer: warning: {warning.message}", "stderr")
     seconds = time.perf_counter() - started
-    print(
+    say(
         f"{config.kind} tokenizer: {tokenizer.vocab_size:,} tokens"
         + (f" from {sample.seen:,} characters of {source} in {seconds:.1f} s" if sample.seen else "")
     )
     same = not sample.text or _statistics(tokenizer, sample.text)
     tokenizer.save(config.save_path)
-    print(f"written: {config.save_path}")
+    say(f"written: {config.save_path}")
     return 0 if same else 1
 
 
@@ -163,13 +164,13 @@ def _statistics(tokenizer, text):
     """Prints what the tokenizer does with the text; False if the text does not come back as it must."""
     ids = tokenizer.encode_array(text)
     size = len(text.encode())
-    print(f"compression: {size:,} bytes are {len(ids):,} tokens, {size / max(len(ids), 1):.2f} bytes per token")
+    say(f"compression: {size:,} bytes are {len(ids):,} tokens, {size / max(len(ids), 1):.2f} bytes per token")
     longest = sorted(set(ids.tolist()), key=lambda i: (-len(tokenizer.tokens[i]), i))[:5]
-    print("longest tokens: " + ", ".join(repr(tokenizer.decode([i])) for i in longest))
+    say("longest tokens: " + ", ".join(repr(tokenizer.decode([i])) for i in longest))
     if tokenizer.kind not in LOSSLESS:
         known = 1 - (ids == tokenizer.tokens.index(b"<unk>")).mean()
-        print(f"words in the vocabulary: {known:.2%}; spaces and line ends are not kept")
+        say(f"words in the vocabulary: {known:.2%}; spaces and line ends are not kept")
         return True
     same = tokenizer.decode(ids) == text
-    print(f"round trip: {'the same text' if same else 'NOT the same text; this is an error in gpt2c'}")
+    say(f"round trip: {'the same text' if same else 'NOT the same text; this is an error in gpt2c'}")
     return same

@@ -4,11 +4,11 @@ import csv
 import functools
 import json
 import re
-import sys
 
 from gpt2c.data.reading import decoded_blocks, decoded_lines
 from gpt2c.errors import DataError, UsageError
 from gpt2c.support.files import open_input
+from gpt2c.support.streams import say
 
 SHOWN = 40  # characters of a column's name in a note
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -160,4 +160,4 @@ def _tell_choice(path, column, texts, names):
     shown = repr(names[column][:SHOWN]) if names else str(column + 1)
     others = f", the first of {texts} with text (choose another with --column)" if texts > 1 else ""
     header = "; its first row is taken for the names of columns (--no-csv-header if it is data)" if names else ""
-    print(f"note: of {path} the column {shown} is read{others}{header}", file=sys.stderr)
+    say(f"note: of {path} the column {shown} is read{others}{header}", "stderr")

@@ -1,7 +1,6 @@
 """Data sources of a run: token files, text, or conversations, chosen by flags."""
 
 import os
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from gpt2c.data.texts import inline_file, text_dataset, tokenizer_for
 from gpt2c.data.windows import DocumentWindows, RandomWindows
 from gpt2c.errors import DataError, UsageError
 from gpt2c.support.fields import flag
+from gpt2c.support.streams import say
 from gpt2c.tokenizers.finding import default_tokenizer
 from gpt2c.tokenizers.tokenizer import KINDS, Tokenizer
 
@@ -191,7 +191,7 @@ class ItemSource:
         """(the training loader, the validation loader or None)"""
         loader = ItemLoader(self._items, B, T, seed=seed, shuffle=True)
         if loader.cut:
-            print(
+            say(
                 f"{loader.cut} of {len(self._items)} {self._what} are longer than {T} tokens and cut there; "
                 f"{loader.dropped} of them have nothing left that counts and are not used"
             )
@@ -298,7 +298,7 @@ def _token_dataset(config, folder, model) -> Dataset:
                 else f"there is no *_train.bin below {folder}; run downloaddataset.sh, or name text or token files with --data"
             )
         if len(found) > 1:
-            print(list_datasets(found))
+            say(list_datasets(found))
         dataset = fitting[0]
     return dataset._replace(val=config.val_data or dataset.val, tokenizer=config.tokenizer or dataset.tokenizer)
 
@@ -310,4 +310,4 @@ def _smallest(files, part):
 
 
 def warn(text):
-    print(f"warning: {text}", file=sys.stderr)
+    say(f"warning: {text}", "stderr")

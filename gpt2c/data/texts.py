@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from gpt2c.errors import DataError, InputError
 from gpt2c.support.fields import flag
 from gpt2c.support.files import atomic_write, open_input
 from gpt2c.support.progress import Progress
+from gpt2c.support.streams import say
 from gpt2c.tokenizers.finding import find_gpt2_tokenizer
 from gpt2c.tokenizers.tokenizer import KINDS, Tokenizer
 
@@ -149,7 +149,7 @@ def _is_whole(folder):
     except (OSError, UnicodeDecodeError, InputError):
         return False
     if not whole:
-        print(f"the cached tokens in {folder} are damaged: encoding again", file=sys.stderr)
+        say(f"the cached tokens in {folder} are damaged: encoding again", "stderr")
     return whole
 
 

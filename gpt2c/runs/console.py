@@ -1,13 +1,13 @@
 """What a program tells on the way: plain lines, or on a terminal one line of progress below them.
 
-GPT2C_LOG=debug|info|warning|error says how much, or RUST_LOG where that is not set. Whatever happens to the terminal,
-or to the program that reads the lines, the work goes on.
+GPT2C_LOG=debug|info|warning|error says how much, or RUST_LOG where that is not set.
 """
 
 import os
 import sys
 
 from gpt2c.errors import UsageError
+from gpt2c.support.streams import bare, say
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -40,20 +40,11 @@ class Console:
     def _say(self, level, text, stream):
         if LEVELS.index(level) < self._level:
             return
-        try:
-            if self._bar is not None:
-                self._bar.clear()
-            print(text, file=getattr(sys, stream), flush=True)
-            if self._bar is not None:
-                self._bar.refresh()
-        except OSError:  # the reader has gone, or the disk below it is full
-            self._drop(stream)
-
-    def _drop(self, stream):
-        """From here on the stream leads nowhere."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, getattr(sys, stream).fileno())
-        os.close(nowhere)
+        if self._bar is not None:
+            self._bar.clear()
+        say(text, stream)
+        if self._bar is not None:
+            self._bar.refresh()
 
     @property
     def has_bar(self):
@@ -64,15 +55,12 @@ class Console:
         if sys.stderr.isatty() and sys.stdout.isatty() and self._level <= LEVELS.index("info"):
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, leave=False)
+            self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, leave=False, file=bare(sys.stderr))
 
     def advance(self, done, text):
         if self._bar is not None:
-            try:
-                self._bar.n = done
-                self._bar.set_postfix_str(text)
-            except OSError:
-                self._bar = None
+            self._bar.n = done
+            self._bar.set_postfix_str(text)
 
     def end_bar(self):
         if self._bar is not None:

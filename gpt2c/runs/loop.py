@@ -7,7 +7,7 @@ import signal
 import time
 
 from gpt2c import settings
-from gpt2c.engine.peak import measured_peak
+from gpt2c.engine.peak import measured_peak, raised, unit
 from gpt2c.errors import DivergedError, Gpt2cError, UsageError
 from gpt2c.models.files import newest, read
 from gpt2c.runs import folder as runs
@@ -52,10 +52,12 @@ class Loop:
         self.stop.training = True
         self._board = board(self.flags.report_to, self.run, trainer.step) if self.world.rank == 0 else None
         self._retain()  # a disk that was full may have room then
-        self._peak, self._work = measured_peak(settings.info()["isa"]), trainer.flops_per_step
+        self._arithmetic = tuple(settings.info()[name] for name in ("isa", "matmul_precision"))
+        self._unit, self._peak = unit(*self._arithmetic), measured_peak(*self._arithmetic)
+        self._work = trainer.flops_per_step
         console.info(
             f"run: {trainer.total_steps} updates of {trainer.tokens_per_step} tokens, {self._work / 1e9:.1f} GFLOP "
-            f"each; peak {self._peak:.0f} GFLOP/s{' per rank' * (self.world.size > 1)}; files in {self.run}"
+            f"each; {self._unit} peak {self._peak:.0f} GFLOP/s{' per rank' * (self.world.size > 1)}; files in {self.run}"
         )
         console.start_bar(trainer.total_steps, trainer.step)
         while trainer.going and not self._leaving:
@@ -216,10 +218,11 @@ class Loop:
             f"{value} ({z:+.2f}z)" if z == z else value
             for value, z in ((f"{step.loss:.6f}", step.loss_z), (f"{step.grad_norm:.4f}", step.norm_z))
         )
-        peak = self._peak * self.world.size
+        speed = self._work / self.world.size / step.ms / 1e6  # of each rank, in GFLOP/s
+        self._peak = raised(self._peak, speed, *self._arithmetic)
         return (
             f"step {done:4d}/{total} | loss {loss} | norm {norm} | lr {step.lr:.2e} | {step.ms:.2f} ms | "
-            f"{100 * self._work / (1e6 * step.ms * peak):.1f}% of fp32 peak | {step.tok_s:.0f} tok/s | "
+            f"{100 * speed / self._peak:.1f}% of {self._unit} peak | {step.tok_s:.0f} tok/s | "
             f"eta {duration(left)}"
         )
 

@@ -2,9 +2,10 @@
 
 import os
 import signal
-import sys
 import threading
 import time
+
+from gpt2c.support.streams import say
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TWICE = 0.3  # seconds within which a second signal is the same one: a launcher may pass on what the terminal sent to all
@@ -65,9 +66,9 @@ class Stop:
         self.signal = number
         name = signal.Signals(number).name
         if not self.training:
-            _tell(f"{name}: nothing has been trained yet")
+            say(f"{name}: nothing has been trained yet", "stderr")
             raise SystemExit(self.exit_code)
-        _tell(f"\n{name}: saving after this step; once more to leave at once")
+        say(f"\n{name}: saving after this step; once more to leave at once", "stderr")
 
     def _watch(self):
         first = None
@@ -77,10 +78,3 @@ class Stop:
                 if time.monotonic() - first > TWICE:
                     os._exit(128 + arrived[0])
         os.close(self._reading)
-
-
-def _tell(text):
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except (OSError, RuntimeError):  # no one listens any more, or the signal came in the middle of a print
-        pass

@@ -4,6 +4,7 @@ import sys
 import time
 
 from gpt2c.support.machine import in_units
+from gpt2c.support.streams import bare, say
 
 
 def duration(seconds):
@@ -18,7 +19,7 @@ class Progress:
 
     def __init__(self, what, total):
         self.what, self.total = what, total
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr is not None and sys.stderr.isatty()
         self._began = self._shown = time.monotonic()
         self._every = 0.2 if self._terminal else 5.0
 
@@ -32,8 +33,11 @@ class Progress:
             f"{self.what}: {in_units(done)} of {in_units(self.total)} ({100 * done / self.total:.0f}%) | "
             f"{in_units(done / elapsed)}/s | eta {duration(left)}"
         )
-        print(f"\r{line}\033[K" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+        self._draw(line) if self._terminal else say(line, "stderr")
 
     def end(self):
         if self._terminal:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            self._draw("")
+
+    def _draw(self, line):
+        print(f"\r{line}\033[K", end="", file=bare(sys.stderr), flush=True)

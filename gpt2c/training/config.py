@@ -9,6 +9,11 @@ from gpt2c.support.rng import checked_seed
 from gpt2c.training.optimizers import OPTIMIZERS
 from gpt2c.training.schedules import SCHEDULES
 
+IDLE = (
+    "--learning-rate is 0, with which nothing is learned; choose a higher one, or measure the model with gpt2c eval CKPT "
+    "--data FILE"
+)  # an error of programs: from Python, a Trainer may stand still
+
 
 @dataclass
 class TrainConfig:

@@ -75,6 +75,24 @@ def test_a_row_counts_operations_and_bytes():
     assert row["share"] == pytest.approx(120 / 50) and row["intensity"] == pytest.approx(10 / 120)
 
 
+def test_a_share_is_of_the_unit_that_did_the_work_and_never_more_than_all_of_it(monkeypatch):
+    case = kernel_setups.Case("matmul_forward", "x", {"R": 2, "C": 3, "N": 5})
+    program = kernel_setups.prepare(case)[0]
+    machine = MACHINE | {"peak": {"amx": 50.0, "avx2": 50.0}, "product_peak": {"AMX fp32": 120.0, "AMX bf16": 600.0}}
+    row = benchmarks.kernel_row(case, program, "amx", machine, 1e-9)
+    assert (row["share"], row["of"], row["roof"]) == (0.5, "AMX fp32", 120)
+    for precision, roof in (("fp32", 120), ("bf16", 600)):
+        with benchmarks.Worker(["cat"]) as worker:
+            row = benchmarks.model_row(TINY, "amx", machine, 1.0, worker, "gpt2c", precision)
+        assert (row["of"], row["share"]) == (f"AMX {precision}", benchmarks.model_flops(TINY) / 1e9 / roof)
+    other = next(case for case in CASES.values() if case.kernel == "gru_forward")  # computes, but no product of matrices
+    row = benchmarks.kernel_row(other, kernel_setups.prepare(other)[0], "amx", machine, 1.0)
+    assert (row["of"], row["roof"]) == ("fp32 FMA", 50)
+    monkeypatch.setattr("gpt2c.engine.peak.measured_peak", lambda *_: 75.0)
+    row = benchmarks.kernel_row(case, program, "avx2", machine, 1e-9)
+    assert (row["share"], row["of"], row["roof"]) == (60 / 75, "fp32 FMA", 75) and machine["peak"]["avx2"] == 75
+
+
 def test_medians_of_steps_that_take_turns_leave_out_what_warms_up(monkeypatch):
     monkeypatch.setattr(benchmarks, "PAUSE", 0)
     order = []

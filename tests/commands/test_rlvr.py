@@ -37,6 +37,7 @@ def test_flags_of_the_document(tmp_path):
     assert "name a checkpoint" in rlvr(tmp_path, code=2).stderr
     refused = rlvr(tmp_path, "checkpoint.safetensors", "--group-size", 1, code=2)
     assert "--group-size is 1, expected at least 2" in refused.stderr
+    assert "--learning-rate is 0, with which" in rlvr(tmp_path, "checkpoint.safetensors", "--lr", 0, code=2).stderr
 
 
 def test_a_run_that_goes_on_is_the_same_run(tmp_path):

@@ -46,7 +46,7 @@ def test_a_run_and_what_it_leaves(folder):
     assert len(lines) == 5
     assert all(
         part in lines[0]
-        for part in ("step    1/5 | loss ", "| norm ", "| lr 1.00e-03 |", "ms |", "% of fp32 peak |", "tok/s | eta")
+        for part in ("step    1/5 | loss ", "| norm ", "| lr 1.00e-03 |", "ms |", "% of ", " peak |", "tok/s | eta")
     )
     out = folder / "out"
     assert sorted(p.name for p in out.iterdir() if p.suffix != ".png") == [
@@ -141,7 +141,7 @@ def test_stopping_early(folder):
     assert "stopped: validation loss" in done.stdout and len(rows(folder / "a")) <= 3
     done = train(folder, "-o", "b", "-x", 10**6, "-v", 0, "--max-time", "1s")
     assert "stopped: after 1s, as asked" in done.stdout
-    done = train(folder, "-o", "c", "-x", 1000, "-v", 1, "-m", 1, "-l", 0, "--patience", 3)
+    done = train(folder, "-o", "c", "-x", 1000, "-v", 1, "-m", 1, "-l", "1e-30", "--patience", 3)
     assert "stopped: 3 validations without a better one" in done.stdout
 
 
@@ -218,6 +218,11 @@ def test_data_sets_are_found_listed_and_chosen(folder):
         (["--resume", "missing.safetensors"], 4, "cannot read missing.safetensors"),
         (["-y", "1"], 2, "--resume needs --out-dir"),
         (["--grad-clip=-1"], 2, "--grad-clip is -1.0, expected at least 0"),
+        (
+            ["-l", "0"],
+            2,
+            "--learning-rate is 0, with which nothing is learned; choose a higher one, or measure the model with gpt2c",
+        ),
         (["--max-time", "soon"], 2, "'soon' is not a duration"),
         (["--channels", "65536", "--num-layers", "96", "--vocab-size", "97"], 5, "of memory"),
     ],
@@ -226,6 +231,11 @@ def test_errors_are_one_sentence_with_the_right_code(folder, words, code, messag
     (folder / "words.txt").write_text("some words")
     done = train(folder, *words, code=code)
     assert done.stderr.count("\n") == 1 and message in done.stderr and "step    1" not in done.stdout
+
+
+def test_single_tensors_may_be_all_that_is_trained(folder):
+    train(folder, "-o", "out", "-x", 2, "-v", 0, "-l", 0, "--tensor-rates", "wpe=1e-3")
+    assert len(rows(folder / "out")) == 2
 
 
 def test_a_failed_save_on_the_way_is_a_warning(folder):
