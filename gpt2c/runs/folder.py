@@ -12,20 +12,20 @@
 Names that a family has for some of these (its FILES) are added as hard links to the same files.
 
 With --save-path X.bin the last checkpoint is X.bin, those during training X_epochN.bin or X_stepN.bin and the best one
-X_best.bin; logs are then kept only if there is a directory as well.
+X_best.bin; logs are then kept only if there is a directory as well. While the run lasts, .X.bin.lock keeps others from it.
 """
 
-import fcntl
 import json
 import os
 import re
-import weakref
 from datetime import datetime
 from pathlib import Path
 
 from gpt2c.errors import InputError, UsageError
 from gpt2c.formats import native
-from gpt2c.support.files import atomic_write, open_input, remove_leftovers, require_place, second_name
+from gpt2c.support.files import Lock, atomic_write, open_input, remove_leftovers, require_place, second_name
+
+FILES = r"config\.toml|metrics\.jsonl|main\.log|samples\.txt|loss\.png|best\.safetensors|ckpt_\d+\.safetensors"  # of a folder
 
 
 class Run:
@@ -39,6 +39,7 @@ class Run:
         self.folder, self._names = Path(folder) if folder else None, names or {}
         self.save_path = Path(save_path) if save_path else None
         self._unwritten = {}  # lines for which there was no room, by file
+        self._locks = []
 
     @classmethod
     def new(cls, family, names=None):
@@ -110,11 +111,13 @@ class Run:
                     name.unlink(missing_ok=True)
 
     def _set_aside(self, step):
-        """Moves checkpoints from after `step` out of the way, so that they are not taken for this run's."""
-        later = [path for path in self.checkpoints() if path.is_file() and _number_of(path) > step] if self.folder else []
-        if not step and self.folder and self.best.is_file():
+        """Moves checkpoints in the folder from after `step` out of the way, so that they are not taken for this run's."""
+        if self.save_path:  # then there are none
+            return None
+        later = [path for path in self.checkpoints() if path.is_file() and _number_of(path) > step]
+        if not step and self.best.is_file():
             later.append(self.best)
-        return None if self.save_path else self._move_aside(later, self.folder, step)
+        return self._move_aside(later, self.folder, step)
 
     def set_aside_saved(self):
         """Moves files of an earlier run with the names of --save-path aside. A message about it, or None."""
@@ -139,7 +142,7 @@ class Run:
     # ---- logs
 
     def take(self):
-        """Locks the directory for this process, and removes the temporary files of a killed one."""
+        """Locks the directory and the file to save to for this process, and removes the temporary files of a killed one."""
         if self.folder:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -147,11 +150,26 @@ class Run:
                 raise UsageError(
                     f"cannot make the run's folder {self.folder}: {error.strerror}; choose another --out-dir"
                 ) from None
-            self._lock()
-            remove_leftovers(self.folder)
+            self._lock(self.folder, "training into", "--out-dir")
+            names = [re.escape(name).replace(r"\{epoch\}", r"\d+") for name in self._names.values()]
+            remove_leftovers(self.folder, re.compile("|".join([FILES, *names])).fullmatch)
         if self.save_path:  # which may lie in the folder
             require_place(self.save_path)
-            remove_leftovers(self.save_path.parent, self.save_path.stem)
+            self._lock(self.save_path, "saving to", "--save-path")
+            for path in {self.save_path, Path(os.path.realpath(self.save_path))}:
+                ours = rf"{re.escape(path.stem)}(_best|_(step|epoch)\d+)?{re.escape(path.suffix)}"
+                remove_leftovers(path.parent, re.compile(ours).fullmatch)
+
+    def _lock(self, place, doing, flag):
+        """Holds a lock on the folder or file for the lifetime of this object or of the process."""
+        lock = Lock(place)
+        try:
+            alone = lock.take()
+        except OSError as error:
+            raise UsageError(f"cannot write {place}: {error.strerror}; choose another {flag}") from None
+        if not alone:
+            raise UsageError(f"another process is {doing} {place}: wait for it, or choose another {flag}")
+        self._locks.append(lock)
 
     def begin(self, config_text, step, tokenizer=None):
         """Writes the configuration and drops log lines of updates from `step` on. A message about checkpoints that were moved
@@ -179,19 +197,6 @@ class Run:
             return read_metrics(self.folder) if self.folder else []
         except InputError:  # none yet
             return []
-
-    def _lock(self):
-        """Holds a lock on the directory for the lifetime of this object or of the process."""
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        weakref.finalize(self, os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another process is training into {self.folder}: wait for it, or choose another --out-dir"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
 
     def forget(self, step):
         """Drops log lines of updates from `step` on."""
