@@ -105,7 +105,7 @@ def rlvr(line, stop, console):
     grpo.recorded = {name: getattr(run, name) for name in RECORDED}
     for warning in grpo.warnings:
         console.warning(warning)
-    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks)
+    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks, warn=console.warning)
     if old and grpo.step >= config.steps:
         console.info(f"already at step {grpo.step} of {config.steps}: nothing to learn; ask for more with --steps")
         return 0
@@ -126,7 +126,7 @@ def rlvr(line, stop, console):
     leave, _ = stop.agreed(ranks)
     if run.save_on_complete or leave:
         path = files.last(grpo.step)
-        grpo.save(path)
+        files.save_last(grpo.save, path, ranks)
     if not leave:
         measure(grpo, run, console, "after")
     if run.prompt and not leave and ranks.rank == 0:
@@ -160,8 +160,7 @@ def learn(grpo, run, files, stop, console):
     console.start_bar(total, first)
     for step in grpo.steps(before_update):
         row = {name: value for name, value in step._asdict().items() if name not in ("step", "best")}
-        if not files.log(step.step, lr=grpo.config.learning_rate, best=[*step.best[:3]] if step.best else [], **row):
-            console.warning(f"the logs in {files} cannot be written for now: free some room on the disk")
+        files.log(step.step, lr=grpo.config.learning_rate, best=[*step.best[:3]] if step.best else [], **row)
         console.advance(grpo.step, f"reward {step.reward:.3f}, success {100 * step.success:.0f}%")
         if run.log_every and (step.step == 0 or grpo.step % run.log_every == 0 or grpo.step == total):
             left = (total - grpo.step) * (time.monotonic() - began) / (grpo.step - first)
@@ -175,7 +174,7 @@ def learn(grpo, run, files, stop, console):
         if saving or run.save_every and grpo.step % run.save_every == 0 and grpo.step < total:
             stop.save = False
             try:
-                grpo.save(files.on_the_way(grpo.step))
+                files.save(grpo.save, files.on_the_way(grpo.step), grpo.world)
             except Gpt2cError as error:
                 console.warning(f"not saved: {error}")
     console.end_bar()

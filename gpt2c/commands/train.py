@@ -133,7 +133,8 @@ def train(line, stop, console):
         return 0, None
     start.allocate(memory)
     trainer = start.trainer()
-    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks, model.definition.files)
+    how = dict(names=model.definition.files, warn=console.warning)
+    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks, **how)
     loop = Loop(trainer, run, files, stop, console)
     if old and not trainer.going:
         console.info(

@@ -1,4 +1,4 @@
-"""Opening the files a user names; replacing a file so that a crash leaves either the old or the new one; one process at a time."""
+"""Opening the files a user names; replacing a file so that a crash leaves either the old or the new one; locks."""
 
 import fcntl
 import os
@@ -125,7 +125,7 @@ class Lock:
 
     def __init__(self, path):
         self._is_folder = os.path.isdir(path)
-        path = Path(os.path.realpath(path))
+        path = Path(path if self._is_folder else os.path.realpath(path))
         self._path = path if self._is_folder else path.with_name(f".{path.name}.lock")
         self.folder = path if self._is_folder else path.parent
         self._descriptor = None
