@@ -18,7 +18,7 @@ from gpt2c.generation.decoder import generate
 from gpt2c.models.files import load
 from gpt2c.runs import folder as runs
 from gpt2c.runs.console import Console
-from gpt2c.runs.resume import checkpoint_to_resume, recorded_flags, tell_changes
+from gpt2c.runs.resume import check_code, checkpoint_to_resume, names_of, recorded_flags, tell_changes
 from gpt2c.runs.signals import Stop
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.progress import duration
@@ -28,6 +28,7 @@ from gpt2c.training.ranks import world
 
 SHOWN = 3  # completions before and after
 RECORDED = ("checkpoint", "task", "prompt", "gen_length", "temperature", "eval_prompts")  # flags that a run that goes on keeps
+SHAPING = (*RECORDED, *names_of(GrpoConfig))  # all of them
 
 
 @dataclass
@@ -83,22 +84,24 @@ def main(argv):
 
 
 def rlvr(line, stop, console):
-    old = checkpoint_to_resume(*peek(line, RlvrConfig, "resume", "out_dir", "save_path"), console, PROGRAM)
+    resume, *where = peek(line, RlvrConfig, "resume", "out_dir", "save_path")
+    old = checkpoint_to_resume(resume, *where, console, PROGRAM)
     (run, config, _), given = parse(
         line,
         [RlvrConfig, GrpoConfig, VocabularySource],
         "gpt2c rlvr",
         __doc__.partition("\n\n")[2],
         ["checkpoint"],
-        recorded_flags(old, RlvrConfig, GrpoConfig) if old else None,
+        recorded_flags(old, RlvrConfig, GrpoConfig, names=SHAPING, out_dir=where[0]) if old else None,
     )
     if not run.checkpoint:
         raise UsageError("name a checkpoint: gpt2c rlvr CKPT [flags]; gpt2c train --data task:NAME makes one")
     ranks = world()
     ranks.settle(run.threads)
-    task = task_named(run.task)
     if old:
-        tell_changes(old, given, vars(run) | vars(config), console)
+        check_code(old, given)
+        tell_changes(old, given & set(SHAPING), vars(run) | vars(config), console)
+    task = task_named(run.task)
     model, state = old.build() if old else (load(run.checkpoint), None)
     model.tokenizer = tokenizer_of_model(model, run.tokenizer)
     grpo = Grpo(model, task, config, state)

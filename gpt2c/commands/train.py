@@ -104,7 +104,7 @@ def settings_of(line, console):
     size = own.size(start) if start else None
     layers = [Layer(f"the family {family}", {"model": family, **own.training})]
     if old:
-        recorded = recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig)
+        recorded = recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig, out_dir=where[0])
         layers.append(Layer(f"the run in {old.path}", recorded))
     elif starter:
         layers.append(Layer("a run without arguments", STARTER))
