@@ -55,6 +55,7 @@ class RlvrConfig:
         "-y",
         metavar="PATH",
     )
+    allow_new_data: bool = flag(False, "with --resume: go on although the task has changed, which is refused otherwise")
     save_every: int = flag(0, "save a checkpoint every N steps (0: only at the end)", "--checkpoint-interval")
     save_on_complete: bool = flag(True, "save a checkpoint at the end")
     log_every: int = flag(10, "print the reward every N steps", "--log-interval")
@@ -102,6 +103,10 @@ def rlvr(line, stop, console):
         check_code(old, given)
         tell_changes(old, given & set(SHAPING), vars(run) | vars(config), console)
     task = task_named(run.task)
+    if old and not run.allow_new_data and old.run.values.get("task", task.identity) != task.identity:
+        raise UsageError(
+            f"the task {run.task} has other prompts or answers than before; keep the same, or take these by --allow-new-data"
+        )
     model, state = old.build() if old else (load(run.checkpoint), None)
     model.tokenizer = tokenizer_of_model(model, run.tokenizer)
     grpo = Grpo(model, task, config, state)
@@ -113,7 +118,7 @@ def rlvr(line, stop, console):
         console.info(f"already at step {grpo.step} of {config.steps}: nothing to learn; ask for more with --steps")
         return 0
     files.take()
-    if aside := files.begin(to_toml(dataclasses.replace(run, resume=False), config), grpo.step):
+    if aside := files.begin(to_toml(dataclasses.replace(run, resume=False, allow_new_data=False), config), grpo.step):
         console.warning(aside)
     origin = f"resumed from {old.path} at step {grpo.step}" if old else f"from {run.checkpoint}"
     console.info(

@@ -132,7 +132,7 @@ def train(line, stop, console):
         console.info(f"settings:\n{settings.explained()}")
         return 0, None
     start.allocate(memory)
-    trainer = start.trainer()
+    trainer = start.trainer(console)
     how = dict(names=model.definition.files, warn=console.warning)
     files = runs.run_at(run.out_dir, run.save_path, model.family, ranks, **how)
     loop = Loop(trainer, run, files, stop, console)
@@ -146,7 +146,7 @@ def train(line, stop, console):
             loop.look_back()
         return stop.exit_code, model
     files.take()
-    resolved = dataclasses.replace(run, resume=False, init_from=start.init_from)
+    resolved = dataclasses.replace(run, resume=False, allow_new_data=False, init_from=start.init_from)
     if aside := files.begin(to_toml(resolved, start.chosen, reading, config, model.config), trainer.step, model.tokenizer):
         console.warning(aside)
     if not old and (aside := files.set_aside_saved()):

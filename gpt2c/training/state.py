@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gpt2c.data.identity import changes, identities
 from gpt2c.errors import InputError, UsageError
 from gpt2c.formats.weights import RunState
 from gpt2c.support.rng import Xorshift
@@ -53,6 +54,7 @@ def recorded(trainer, done):
         "windows": [watch.losses.count, watch.norms.count],
         "dropout": [model.seed, model.dropout_counter],
         "loader": {name: value for name, value in loader.items() if isinstance(value, int)},
+        "data": {} if trainer.world.rank else identities(trainer.loader, trainer.val_loader),
         "config": dataclasses.asdict(trainer.config) | _batch_sizes(trainer) | trainer.recorded,
     }
     return RunState(values=values, arrays=arrays)
@@ -80,6 +82,7 @@ def restore(trainer, run, data_position=True):
     validations, epoch = Validations(**values["validations"]), Epoch(**values["epoch"])
     sampling, (seed, counter) = Xorshift(values["sampling"]), values["dropout"]
     if data_position:
+        require_same_data(trainer, values)
         trainer.loader.restore(values["loader"] | _named(arrays, "loader."))
     try:
         _carry(trainer, _named(arrays, "carried."))
@@ -92,6 +95,18 @@ def restore(trainer, run, data_position=True):
     trainer.model.seed, trainer.model.dropout_counter = seed, counter
     for window, count, name in zip((watch.losses, watch.norms), values["windows"], ("loss", "norm")):
         window.count, window.values = count, np.array(arrays[f"window.{name}"], np.float64)
+
+
+def data_changes(trainer, values):
+    """`changes` since these values were recorded, as rank 0 finds them."""
+    data = values.get("data", {}), trainer.loader, trainer.val_loader
+    words, stays = ("", True) if trainer.world.rank else changes(*data, trainer.carries)
+    return trainer.world.broadcast(words), bool(trainer.world.broadcast("stays" * stays))
+
+
+def require_same_data(trainer, values):
+    if words := data_changes(trainer, values)[0]:
+        raise UsageError(f"{words}; go on with the same data, or take these by --allow-new-data")
 
 
 COUNT, NUMBER, UNKNOWN = (int,), (int, float), (int, float, type(None))
