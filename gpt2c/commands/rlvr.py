@@ -18,7 +18,7 @@ from gpt2c.generation.decoder import generate
 from gpt2c.models.files import load
 from gpt2c.runs import folder as runs
 from gpt2c.runs.console import Console
-from gpt2c.runs.resume import checkpoint_to_resume, recorded_flags, tell_changes
+from gpt2c.runs.resume import check_code, checkpoint_to_resume, names_of, recorded_flags, tell_changes
 from gpt2c.runs.signals import Stop
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.progress import duration
@@ -29,6 +29,7 @@ from gpt2c.training.ranks import world
 
 SHOWN = 3  # completions before and after
 RECORDED = ("checkpoint", "task", "prompt", "gen_length", "temperature", "eval_prompts")  # flags that a run that goes on keeps
+SHAPING = (*RECORDED, *names_of(GrpoConfig))  # all of them
 
 
 @dataclass
@@ -55,6 +56,7 @@ class RlvrConfig:
         "-y",
         metavar="PATH",
     )
+    allow_new_data: bool = flag(False, "with --resume: go on although the task has changed, which is refused otherwise")
     save_every: int = flag(0, "save a checkpoint every N steps (0: only at the end)", "--checkpoint-interval")
     save_on_complete: bool = flag(True, "save a checkpoint at the end")
     log_every: int = flag(10, "print the reward every N steps", "--log-interval")
@@ -86,14 +88,15 @@ def main(argv):
 
 
 def rlvr(line, stop, console):
-    old = checkpoint_to_resume(*peek(line, RlvrConfig, "resume", "out_dir", "save_path"), console, PROGRAM)
+    resume, *where = peek(line, RlvrConfig, "resume", "out_dir", "save_path")
+    old = checkpoint_to_resume(resume, *where, console, PROGRAM)
     (run, config, _), given = parse(
         line,
         [RlvrConfig, GrpoConfig, VocabularySource],
         "gpt2c rlvr",
         __doc__.partition("\n\n")[2],
         ["checkpoint"],
-        recorded_flags(old, RlvrConfig, GrpoConfig) if old else None,
+        recorded_flags(old, RlvrConfig, GrpoConfig, names=SHAPING, out_dir=where[0]) if old else None,
     )
     if not run.checkpoint:
         raise UsageError("name a checkpoint: gpt2c rlvr CKPT [flags]; gpt2c train --data task:NAME makes one")
@@ -101,21 +104,26 @@ def rlvr(line, stop, console):
         raise UsageError(IDLE)
     ranks = world()
     ranks.settle(run.threads)
-    task = task_named(run.task)
     if old:
-        tell_changes(old, given, vars(run) | vars(config), console)
+        check_code(old, given)
+        tell_changes(old, given & set(SHAPING), vars(run) | vars(config), console)
+    task = task_named(run.task)
+    if old and not run.allow_new_data and old.run.values.get("task", task.identity) != task.identity:
+        raise UsageError(
+            f"the task {run.task} has other prompts or answers than before; keep the same, or take these by --allow-new-data"
+        )
     model, state = old.build() if old else (load(run.checkpoint), None)
     model.tokenizer = tokenizer_of_model(model, run.tokenizer)
     grpo = Grpo(model, task, config, state)
     grpo.recorded = {name: getattr(run, name) for name in RECORDED}
     for warning in grpo.warnings:
         console.warning(warning)
-    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks)
+    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks, warn=console.warning)
     if old and grpo.step >= config.steps:
         console.info(f"already at step {grpo.step} of {config.steps}: nothing to learn; ask for more with --steps")
         return 0
     files.take()
-    if aside := files.begin(to_toml(dataclasses.replace(run, resume=False), config), grpo.step):
+    if aside := files.begin(to_toml(dataclasses.replace(run, resume=False, allow_new_data=False), config), grpo.step):
         console.warning(aside)
     origin = f"resumed from {old.path} at step {grpo.step}" if old else f"from {run.checkpoint}"
     console.info(
@@ -131,7 +139,7 @@ def rlvr(line, stop, console):
     leave, _ = stop.agreed(ranks)
     if run.save_on_complete or leave:
         path = files.last(grpo.step)
-        grpo.save(path)
+        files.save_last(grpo.save, path, ranks)
     if not leave:
         measure(grpo, run, console, "after")
     if run.prompt and not leave and ranks.rank == 0:
@@ -165,8 +173,7 @@ def learn(grpo, run, files, stop, console):
     console.start_bar(total, first)
     for step in grpo.steps(before_update):
         row = {name: value for name, value in step._asdict().items() if name not in ("step", "best")}
-        if not files.log(step.step, lr=grpo.config.learning_rate, best=[*step.best[:3]] if step.best else [], **row):
-            console.warning(f"the logs in {files} cannot be written for now: free some room on the disk")
+        files.log(step.step, lr=grpo.config.learning_rate, best=[*step.best[:3]] if step.best else [], **row)
         console.advance(grpo.step, f"reward {step.reward:.3f}, success {100 * step.success:.0f}%")
         if run.log_every and (step.step == 0 or grpo.step % run.log_every == 0 or grpo.step == total):
             left = (total - grpo.step) * (time.monotonic() - began) / (grpo.step - first)
@@ -180,7 +187,7 @@ def learn(grpo, run, files, stop, console):
         if saving or run.save_every and grpo.step % run.save_every == 0 and grpo.step < total:
             stop.save = False
             try:
-                grpo.save(files.on_the_way(grpo.step))
+                files.save(grpo.save, files.on_the_way(grpo.step), grpo.world)
             except Gpt2cError as error:
                 console.warning(f"not saved: {error}")
     console.end_bar()

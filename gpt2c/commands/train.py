@@ -105,7 +105,7 @@ def settings_of(line, console):
     size = own.size(start) if start else None
     layers = [Layer(f"the family {family}", {"model": family, **own.training})]
     if old:
-        recorded = recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig)
+        recorded = recorded_flags(old, RunConfig, DataConfig, Reading, TrainConfig, out_dir=where[0])
         layers.append(Layer(f"the run in {old.path}", recorded))
     elif starter:
         layers.append(Layer("a run without arguments", STARTER))
@@ -135,10 +135,9 @@ def train(line, stop, console):
         return 0, None
     console.info(start.banner(memory))
     start.allocate(memory)
-    trainer = start.trainer()
-    for note in trainer.notes:
-        console.warning(note)
-    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks, model.definition.files)
+    trainer = start.trainer(console)
+    how = dict(names=model.definition.files, warn=console.warning)
+    files = runs.run_at(run.out_dir, run.save_path, model.family, ranks, **how)
     loop = Loop(trainer, run, files, stop, console)
     if old and not trainer.going:
         console.info(
@@ -150,7 +149,7 @@ def train(line, stop, console):
             loop.look_back()
         return stop.exit_code, model
     files.take()
-    resolved = dataclasses.replace(run, resume=False, init_from=start.init_from)
+    resolved = dataclasses.replace(run, resume=False, allow_new_data=False, init_from=start.init_from)
     if aside := files.begin(to_toml(resolved, start.chosen, reading, config, model.config), trainer.step, model.tokenizer):
         console.warning(aside)
     if not old and (aside := files.set_aside_saved()):

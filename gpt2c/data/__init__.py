@@ -6,6 +6,7 @@ encoding, writer, texts        text to ids; data sets on disk; the cache of enco
 shards, choices                the token files
 datasets, layouts              what is below data/; data sets as llm.c's scripts make them
 loader, windows, lanes         batches
+identity                       which data these are, as checkpoints record it
 sources                        which of all these a run's flags ask for
 """
 

@@ -1,5 +1,7 @@
 """Conversations and other short texts as batches: one per row; for conversations the loss may be masked to the answers."""
 
+import functools
+import hashlib
 import itertools
 from typing import NamedTuple
 
@@ -70,7 +72,7 @@ class ItemLoader(Positioned):
     def __init__(self, items, B, T, rank=0, world=1, seed=1337, shuffle=False):
         super().__init__(B, T, rank, world, seed)
         self.shuffle = bool(shuffle)
-        self._items = usable(items, T)
+        self._all, self._items = items, usable(items, T)
         self.cut = sum(len(item.ids) > T + 1 for item in items)
         self.dropped = len(items) - len(self._items)
         if not self._items:
@@ -81,6 +83,18 @@ class ItemLoader(Positioned):
         self._batches = -(-len(self._items) // B)  # of all ranks
         self.num_batches = -(-self._batches // world)
         self._order = None, None  # the last epoch that was asked for, and its order
+
+    @functools.cached_property
+    def identity(self):
+        """Of all items as one file: their tokens, and which of them count."""
+        digest = hashlib.sha256()
+        for ids, counts, _ in self._all:
+            digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i4").tobytes() + counts.tobytes())
+        return [[sum(len(item.ids) for item in self._all), digest.hexdigest()]]
+
+    @property
+    def names(self):
+        return [self.source or "the items"]
 
     def _make(self, number):
         epoch, batch = divmod(number, self._batches)

@@ -20,6 +20,7 @@ class Lanes(Positioned):
         super().__init__(B, T, rank, world, seed)
         counts = [(len(read_shard(path, vocab_size).tokens), path) for path in expand(files)]
         ranges = [(int(part[0] * count), int(part[1] * count), path) for count, path in counts]
+        self.pieces = [(path, first, last) for first, last, path in ranges]
         self.num_tokens = sum(last - first for first, last, _ in ranges)
         longest = max(last - first for first, last, _ in ranges)
         self.chunks = min(chunks, (longest - 1) // T)

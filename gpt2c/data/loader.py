@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from gpt2c.data.identity import Identified
 from gpt2c.data.shards import copied, expand, map_shard, read_shard
 from gpt2c.errors import DataError, UsageError
 from gpt2c.support.files import StrPath
 from gpt2c.support.rng import Mt19937
 
 
-class DataLoader:
+class DataLoader(Identified):
     """Batches of B x T tokens from one or many shards, in llm.c's order.
 
     A shard of n tokens is cut into (n - 1) // (world * B * T) windows; each rank reads its own B * T tokens
@@ -42,7 +43,8 @@ class DataLoader:
         self.paths = expand(files)
         self._window = world * B * T  # tokens all ranks advance together
         self._part = part
-        self._counts = [len(self._served(read_shard(path, vocab_size).tokens)) for path in self.paths]
+        self.pieces = [(path, *self._range(len(read_shard(path, vocab_size).tokens))) for path in self.paths]
+        self._counts = [last - first for _, first, last in self.pieces]
         for path, count in zip(self.paths, self._counts):
             if count <= self._window:
                 raise DataError(
@@ -125,8 +127,11 @@ class DataLoader:
 
     def _served(self, tokens):
         """The part of a shard's tokens that this loader serves."""
-        first, last = (int(fraction * len(tokens)) for fraction in self._part)
+        first, last = self._range(len(tokens))
         return tokens[first:last]
+
+    def _range(self, count):
+        return int(self._part[0] * count), int(self._part[1] * count)
 
     def _open_shard(self):
         """Map the current shard, one at a time so that thousands do not use up the file handles."""

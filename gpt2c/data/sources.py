@@ -145,7 +145,13 @@ class TokenSource:
             loader = DocumentWindows(self._dataset.train, B, T, self.tokenizer.eot, seed=seed, **options)
         else:
             loader = DataLoader(self._dataset.train, B, T, shuffle=self._order == "shuffled", **options)
-        return loader, self._val_loader(B, T, vocab_size, seed, world) if validate else None
+        return self._named(loader), self._named(self._val_loader(B, T, vocab_size, seed, world)) if validate else None
+
+    def _named(self, loader):
+        """With the name of a text, whose token files are only a cache."""
+        if loader and self._from_text:
+            loader.source = self.name
+        return loader
 
     def _val_loader(self, B, T, vocab_size, seed, world):
         count = _smallest(self._val, self._parts[1]) if self._val else 0
@@ -198,7 +204,10 @@ class ItemSource:
         if validate and not usable(self._val_items, T):
             warn(f"{self.name} has too few {self._what} for validation: there will be none")
             validate = False
-        return loader, ItemLoader(self._val_items, B, T) if validate else None
+        val_loader = ItemLoader(self._val_items, B, T) if validate else None
+        for one in filter(None, (loader, val_loader)):
+            one.source = self.name
+        return loader, val_loader
 
 
 def choose_source(config, reading, folder, model, family):

@@ -11,6 +11,8 @@ A task of one's own is a Task in TASKS, or for the command line one named `task`
     task = Task(ask, by_position, answers="0123456789")
 """
 
+import hashlib
+import json
 import re
 import runpy
 import sys
@@ -27,6 +29,7 @@ from gpt2c.support.rng import checked_seed
 
 LETTERS, DIGITS = "abcdefghij", "0123456789"
 EXAMPLES = 20_000  # to train on
+KNOWN = 1000  # by which a task is known
 ENDS = "\n|"  # a completion ends with either
 
 
@@ -35,6 +38,11 @@ class Task:
     make: Callable[[np.random.Generator], tuple[str, str]]  # a prompt and its answer
     reward: Callable[[str, str], float]  # of a completion without its end, given the answer: 1 where it is right
     answers: str  # the characters that answers are made of
+
+    @property
+    def identity(self):
+        """By which a checkpoint knows a task again: a digest of its first prompts and answers."""
+        return hashlib.sha256(json.dumps(self.pairs(KNOWN)).encode()).hexdigest()
 
     def pairs(self, examples=EXAMPLES, seed=0):
         """Prompts with their answers: what a model reads before it is rewarded for answers of its own."""

@@ -7,6 +7,7 @@ import functools
 
 import numpy as np
 
+from gpt2c.data.identity import Identified
 from gpt2c.data.shards import copied, expand, map_shard, read_shard
 from gpt2c.errors import DataError, UsageError
 from gpt2c.support.rng import checked_seed
@@ -17,7 +18,7 @@ def random_words(seed, number, count):
     return np.random.Philox(key=seed, counter=[0, 0, 0, number]).random_raw(count)
 
 
-class Positioned:
+class Positioned(Identified):
     """A loader whose position is the number of the next batch."""
 
     SETTINGS: tuple[str, ...] = ("B", "T", "rank", "world", "seed", "num_tokens")  # what a saved position depends on
@@ -74,7 +75,8 @@ class RandomWindows(Positioned):
         self._ranges = []
         for path in self._paths:
             count = len(read_shard(path, vocab_size).tokens)
-            self._ranges.append(tuple(int(fraction * count) for fraction in part))
+            self._ranges.append((int(part[0] * count), int(part[1] * count)))
+        self.pieces = [(path, *bounds) for path, bounds in zip(self._paths, self._ranges)]
         self.num_tokens = sum(last - first for first, last in self._ranges)
         self.num_batches = max(1, self.num_tokens // (world * B * T))
         self._tokens = functools.lru_cache(64)(lambda shard: map_shard(self._paths[shard]).tokens)

@@ -59,6 +59,9 @@ class RunConfig:
         metavar="PATH",
         main=True,
     )
+    allow_new_data: bool = flag(
+        False, "with --resume: go on although the training or validation data have changed, which is refused otherwise"
+    )
     description: str = flag("", "description of the model, stored in its checkpoints")
     save_every: int = flag(
         0,

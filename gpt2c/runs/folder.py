@@ -12,42 +12,44 @@
 Names that a family has for some of these (its FILES) are added as hard links to the same files.
 
 With --save-path X.bin the last checkpoint is X.bin, those during training X_epochN.bin or X_stepN.bin and the best one
-X_best.bin; logs are then kept only if there is a directory as well.
+X_best.bin; logs are then kept only if there is a directory as well. While the run lasts, .X.bin.lock keeps others from it.
 """
 
-import fcntl
 import json
 import os
 import re
-import weakref
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from gpt2c.errors import InputError, UsageError
+from gpt2c.errors import DivergedError, Gpt2cError, InputError, ResourceError
 from gpt2c.formats import native
-from gpt2c.support.files import atomic_write, open_input, remove_leftovers, require_place, second_name
+from gpt2c.runs.places import Places
+from gpt2c.support.files import atomic_write, open_input, second_name
 
 
 class Run:
     """The files of one run. Log lines are flushed at once, so an interrupted run keeps them.
 
     `names` are the second names of files in the folder: of the best checkpoint, of one at the end of an epoch, of the last
-    one, and the name of the tokenizer's own file.
+    one, and the name of the tokenizer's own file. `warn` is told what goes wrong without ending the run.
     """
 
-    def __init__(self, folder=None, save_path=None, names=None):
+    def __init__(self, folder=None, save_path=None, names=None, warn=lambda text: None):
         self.folder, self._names = Path(folder) if folder else None, names or {}
         self.save_path = Path(save_path) if save_path else None
         self._unwritten = {}  # lines for which there was no room, by file
+        self._places = Places(self.folder, self.save_path, self._names)
+        self._warn, self._reasons = warn, {}  # of troubles that were told
 
     @classmethod
-    def new(cls, family, names=None):
+    def new(cls, family, **how):
         """A folder runs/<date>-<family> that does not exist yet."""
         name = f"runs/{datetime.now():%Y%m%d-%H%M%S}-{family}"
         number = 1
         while Path(name if number == 1 else f"{name}-{number}").exists():
             number += 1
-        return cls(name if number == 1 else f"{name}-{number}", names=names)
+        return cls(name if number == 1 else f"{name}-{number}", **how)
 
     def __str__(self):
         return str(self.folder or self.save_path)
@@ -103,18 +105,24 @@ class Run:
     def retain(self, count, step, major=0):
         """Deletes all but the newest `count` checkpoints (0: none) up to `step`, and those of every `major`-th update (0:
         none). Checkpoints named with a later step are damaged ones that were skipped: they do not count."""
-        ours = [(path, done) for path in self.checkpoints() if (done := _step_of(path)) <= step] if count else []
-        for path, done in ours[: -count or None]:
-            if path != self.save_path and not (major and done % major == 0):
-                for name in self._names_of(path):
-                    name.unlink(missing_ok=True)
+        ours, why = [(path, done) for path in self.checkpoints() if (done := _step_of(path)) <= step] if count else [], ""
+        try:
+            for path, done in ours[: -count or None]:
+                if path != self.save_path and not (major and done % major == 0):
+                    for name in self._names_of(path):
+                        name.unlink(missing_ok=True)
+        except OSError as error:
+            why = error.strerror
+        self._tell("old", why, f"old checkpoints stay for now: {why}")
 
     def _set_aside(self, step):
-        """Moves checkpoints from after `step` out of the way, so that they are not taken for this run's."""
-        later = [path for path in self.checkpoints() if path.is_file() and _number_of(path) > step] if self.folder else []
-        if not step and self.folder and self.best.is_file():
+        """Moves checkpoints in the folder from after `step` out of the way, so that they are not taken for this run's."""
+        if self.save_path:  # then there are none
+            return None
+        later = [path for path in self.checkpoints() if path.is_file() and _number_of(path) > step]
+        if not step and self.best.is_file():
             later.append(self.best)
-        return None if self.save_path else self._move_aside(later, self.folder, step)
+        return self._move_aside(later, self.folder, step)
 
     def set_aside_saved(self):
         """Moves files of an earlier run with the names of --save-path aside. A message about it, or None."""
@@ -136,22 +144,45 @@ class Run:
                 os.replace(name, aside / name.name)
         return f"moved to {aside}, because this run begins at step {step}: {', '.join(path.name for path in paths)}"
 
-    # ---- logs
+    def save(self, save, path, ranks):
+        """save(path), on all ranks; an error on all of them where this run no longer has its places."""
+        if why := ranks.broadcast(self.hold()):
+            raise ResourceError(f"cannot write {path}: {why}")
+        save(path)
+
+    def save_last(self, save, path, ranks):
+        """The same at the end of a run: the error says what there is without it."""
+        try:
+            self.save(save, path, ranks)
+        except DivergedError:
+            raise
+        except Gpt2cError as error:
+            kept = self.checkpoints()
+            left = f"the newest checkpoint of this run is {kept[-1]}" if kept else "nothing of this run is saved"
+            raise ResourceError(f"{error}; {left}") from None
+
+    # ---- the places for all of these
 
     def take(self):
-        """Locks the directory for this process, and removes the temporary files of a killed one."""
-        if self.folder:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UsageError(
-                    f"cannot make the run's folder {self.folder}: {error.strerror}; choose another --out-dir"
-                ) from None
-            self._lock()
-            remove_leftovers(self.folder)
-        if self.save_path:  # which may lie in the folder
-            require_place(self.save_path)
-            remove_leftovers(self.save_path.parent, self.save_path.stem)
+        """Locks the places for this process; an error if another one has them."""
+        self._places.take()
+
+    def hold(self):
+        """Makes folders again that were removed meanwhile, with what was in them from the beginning. Why there is no place to
+        write to any more, or ""."""
+        why, again = self._places.hold()
+        for folder in again:
+            self._warn(f"{folder} was removed during the run: it is made again, without what was in it")
+            with suppress(Gpt2cError):
+                self._write_beginning()
+        return why
+
+    def _tell(self, about, why, trouble, otherwise=""):
+        """Warns of a trouble once while its reason lasts, and says once that it is over (`why` is "")."""
+        if why != self._reasons.get(about, ""):
+            self._reasons[about] = why
+            if text := trouble if why else otherwise:
+                self._warn(text)
 
     def begin(self, config_text, step, tokenizer=None):
         """Writes the configuration and drops log lines of updates from `step` on. A message about checkpoints that were moved
@@ -159,39 +190,37 @@ class Run:
         if not self.folder:
             return None
         aside = self._set_aside(step)
-        with atomic_write(self.folder / "config.toml") as file:
-            file.write(config_text.encode())
-        if tokenizer and "tokenizer" in self._names:
-            tokenizer.save(self.folder / self._names["tokenizer"])
+        self._beginning = config_text, tokenizer
+        self._write_beginning()
         self.forget(step)
         return aside
+
+    def _write_beginning(self):
+        """What is in the folder from the beginning."""
+        if self.folder:
+            config_text, tokenizer = self._beginning
+            with atomic_write(self.folder / "config.toml") as file:
+                file.write(config_text.encode())
+            if tokenizer and "tokenizer" in self._names:
+                tokenizer.save(self.folder / self._names["tokenizer"])
+
+    # ---- logs
 
     def has_validation(self, step):
         """Whether the logs have a validation loss of this step."""
         return any(row["step"] == step and "val_loss" in row for row in self._rows())
 
     def has_sample(self, step):
-        path = self.folder and self.folder / "samples.txt"
-        return bool(path and path.exists() and f"--- step {step}\n".encode() in path.read_bytes())
+        try:
+            return bool(self.folder) and f"--- step {step}\n".encode() in (self.folder / "samples.txt").read_bytes()
+        except OSError:  # there are none yet
+            return False
 
     def _rows(self):
         try:
             return read_metrics(self.folder) if self.folder else []
         except InputError:  # none yet
             return []
-
-    def _lock(self):
-        """Holds a lock on the directory for the lifetime of this object or of the process."""
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        weakref.finalize(self, os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"another process is training into {self.folder}: wait for it, or choose another --out-dir"
-            ) from None
-        except OSError:  # a file system without locks
-            pass
 
     def forget(self, step):
         """Drops log lines of updates from `step` on."""
@@ -219,6 +248,7 @@ class Run:
         self._rewrite("samples.txt", earlier)
 
     def _rewrite(self, name, change):
+        self._unwritten[name] = change(self._unwritten.get(name, b""))
         path = self.folder / name
         if path.exists():
             with open_input(path) as file:
@@ -228,26 +258,28 @@ class Run:
                     file.write(kept)
 
     def append(self, name, text):
-        """Adds a line to a log. False if there was no room: it is then tried again with the next line."""
+        """Adds a line to a log. False if it, or one before it, cannot be written: they are tried again with the next one."""
         if not self.folder:
             return True
-        lines = self._unwritten[name] = self._unwritten.get(name, b"") + text.encode() + b"\n"
+        self._unwritten[name] = self._unwritten.get(name, b"") + text.encode() + b"\n"
+        why = self.hold() or self._write_lines()
+        logs = f"the logs in {self.folder}"
+        lost = f"{logs} cannot be written for now ({why}): their lines are kept until they can"
+        self._tell("logs", why, lost, f"{logs} are written again")
+        return not why
+
+    def _write_lines(self):
+        """Why not all could be written, or ""."""
         try:
-            with open(self.folder / name, "ab", buffering=0) as file:
-                size = file.tell()
-                try:
-                    while lines:
-                        lines = lines[file.write(lines) :]
-                except OSError:
-                    file.truncate(size)  # no half line
-                    raise
-        except OSError:
-            return False
-        self._unwritten[name] = b""
-        return True
+            for name, lines in self._unwritten.items():
+                add_lines(self.folder / name, lines)
+                self._unwritten[name] = b""
+        except OSError as error:
+            return error.strerror
+        return ""
 
     def log(self, step, validation=None, **row):
-        """One update in metrics.jsonl and main.log. False if there was no room for it yet."""
+        """One update in metrics.jsonl and main.log. False if they cannot be written yet."""
         lines = []
         if validation is not None:
             row["val_loss"] = validation
@@ -264,6 +296,9 @@ class Elsewhere(Run):
     def take(self):
         pass
 
+    def hold(self):
+        return ""
+
     def checkpoints(self):
         return []
 
@@ -278,11 +313,25 @@ class Elsewhere(Run):
         return None
 
 
-def run_at(folder, save_path, family, ranks, names=None):
+def run_at(folder, save_path, family, ranks, **how):
     """The run in this folder or file, or in a new folder; rank 0 has it."""
     if ranks.rank:
         return Elsewhere()
-    return Run(folder, save_path, names) if folder or save_path else Run.new(family, names)
+    return Run(folder, save_path, **how) if folder or save_path else Run.new(family, **how)
+
+
+def add_lines(path, lines):
+    """Adds to a file all of these or none."""
+    if not lines:
+        return
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            while lines:
+                lines = lines[file.write(lines) :]
+        except OSError:
+            file.truncate(size)  # no half line
+            raise
 
 
 def _number_of(path):

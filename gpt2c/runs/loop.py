@@ -37,6 +37,7 @@ class Loop:
         self._best_epoch = math.inf  # the least loss of one
         self._board = None
         self._leaving = False  # because a rank was told to
+        self._unsaved = False  # whether the last save failed
         self._validated = None  # the step of the last validation
         self._rolled_back = {}  # how often, by the step gone back to
         tokenizer = trainer.model.tokenizer
@@ -75,10 +76,10 @@ class Loop:
         """The last checkpoint, then the last validation, sample and picture."""
         trainer, path, why = self.trainer, self.run.last(self.trainer.step), self.trainer.stopped
         if self.flags.save_on_complete or self._leaving:
-            trainer.save(path)
+            self.run.save_last(trainer.save, path, self.world)
             self._name_too(path, "last", "epoch")
             self._retain()
-            if self._lines["saved"] and self._best_epoch < math.inf:
+            if path and self._lines["saved"] and self._best_epoch < math.inf:
                 self.console.info(
                     self._lines["saved"].format(
                         seconds=time.monotonic() - self._began,
@@ -227,8 +228,7 @@ class Loop:
         )
 
     def _log(self, step, val_loss, **row):
-        if not self.run.log(step, val_loss, **row):
-            self.console.warning(f"the logs in {self.run} cannot be written for now: free some room on the disk")
+        self.run.log(step, val_loss, **row)
         if self._board:
             for name, value in row.items() | {("val_loss", val_loss)}:
                 if value is not None:
@@ -251,29 +251,33 @@ class Loop:
             self._retain()
 
     def _name_too(self, path, *kinds):
-        for kind in kinds:
-            if kind != "epoch" or self.trainer.at_end_of_epoch:
-                self.run.name_too(path, kind, self.trainer.epochs_done)
+        try:
+            for kind in kinds:
+                if kind != "epoch" or self.trainer.at_end_of_epoch:
+                    self.run.name_too(path, kind, self.trainer.epochs_done)
+        except Gpt2cError as error:
+            self.console.warning(f"{path} has no second name: {error}")
 
     def _try_to_save(self, save, path, kind):
         """True if the checkpoint was saved; a failure is a warning, as the disk may have room the next time."""
         start = time.perf_counter()
         try:
-            save(path)
-            self._name_too(path, kind)
+            self.run.save(save, path, self.world)
         except DivergedError:
             raise
         except Gpt2cError as error:
             self.console.warning(f"not saved: {error}")
+            self._unsaved = True
             return False
-        self.console.debug(f"saved {path} in {time.perf_counter() - start:.2f} s")
+        self._name_too(path, kind)
+        (self.console.info if self._unsaved else self.console.debug)(
+            f"saved {'again: ' * self._unsaved}{path} in {time.perf_counter() - start:.2f} s"
+        )
+        self._unsaved = False
         return True
 
     def _retain(self):
-        try:
-            self.run.retain(self.flags.keep, self.trainer.step, self.flags.keep_major)
-        except OSError as error:
-            self.console.warning(f"an old checkpoint stays: {error}")
+        self.run.retain(self.flags.keep, self.trainer.step, self.flags.keep_major)
 
     def roll_back(self, error):
         """Rolls back to the newest checkpoint and continues with the data that follow; else raises the error."""
@@ -289,8 +293,11 @@ class Loop:
         times = self._rolled_back[trainer.step] = self._rolled_back.get(trainer.step, 0) + 1
         if times > ROLLBACKS:
             raise DivergedError(f"{error}; rolled back to {content.path} {ROLLBACKS} times already")
-        self.run.forget(trainer.step)
         self.console.warning(f"{error}; rolled back to {content.path}, going on with the data that follow")
+        try:
+            self.run.forget(trainer.step)
+        except Gpt2cError as error:
+            self.console.warning(f"log lines of updates that were undone stay: {error}")
 
 
 def board(report_to, run, step):

@@ -1,16 +1,32 @@
 """Resuming a run: from which checkpoint, and with which flags."""
 
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 
+from gpt2c.data.reading import Reading
 from gpt2c.errors import InputError, UsageError
 from gpt2c.models.files import newest, read
 from gpt2c.runs import folder as runs
 from gpt2c.support.files import open_input
+from gpt2c.training.config import TrainConfig
 from gpt2c.training.ranks import world
 
-SHAPING = ("matmul_precision", "sample_every", "sample_len", "prompt", "temperature", "sample_top_k", "sample_top_p", "init_from")
+
+def names_of(cls):
+    return tuple(field.name for field in dataclasses.fields(cls))
+
+
+# The flags that shape what a run computes: a checkpoint records them, and nothing else is taken from one, which may be anybody's.
+SHAPING = (
+    *("matmul_precision", "sample_every", "sample_len", "prompt", "temperature", "sample_top_k", "sample_top_p", "init_from"),
+    *("data", "training_text", "val_data", "held_out", "order", "max_chunks_per_epoch", "context_length", "mask_prompt"),
+    *("tokenizer", "use_bpe", "bpe_vocab_size", "bpe_min_frequency"),
+    *names_of(Reading),
+    *names_of(TrainConfig),
+)
+# Flags about the files of a run: they are kept by config.toml in the folder that the user names.
 ATTENDING = ("save_every", "keep", "keep_major", "resumable_best", "log_every", "report_to")
 
 
@@ -37,34 +53,20 @@ def checkpoint_to_resume(resume, out_dir, save_path, console, program="train"):
     return content
 
 
-def shaping_flags(run, data, reading):
-    """{flag: value} of a RunConfig, a DataConfig and a Reading that a checkpoint records, because they shape what the run
-    computes."""
-    return {name: getattr(run, name) for name in SHAPING} | vars(data) | vars(reading)
+def shaping_flags(*configs):
+    """{flag: value} of these dataclasses that a checkpoint records."""
+    return {name: value for config in configs for name, value in vars(config).items() if name in SHAPING}
 
 
-def recorded_flags(content, *classes):
-    """{flag: value} of these dataclasses in the checkpoint's run: flags that are not given again keep them. Lanes are divided
-    over ranks.
-
-    Flags that do not affect what the run computes, such as --save-every, are in config.toml beside the checkpoint, if any.
-    """
+def recorded_flags(content, *classes, names=SHAPING, out_dir=""):
+    """{flag: value} of these dataclasses that a run which goes on keeps if they are not given again: of the checkpoint's those
+    with these names, and of config.toml in `out_dir` those about files. Lanes are divided over ranks."""
     recorded = content.run.values.get("config")
     if not isinstance(recorded, dict):
         raise InputError(f"{content.path} does not say how its run was made: use another checkpoint")
-    beside = Path(content.path).with_name("config.toml")
-    if beside.is_file():
-        with open_input(beside) as file:
-            try:
-                settings = tomllib.loads(file.read().decode())
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{beside} is not a TOML file: {error}") from None
-        recorded = {name: settings[name] for name in ATTENDING if name in settings} | recorded
-    known = {}
-    for field in (field for cls in classes for field in dataclasses.fields(cls) if field.name in recorded):
-        value = known[field.name] = recorded[field.name]
-        if type(value) not in ((int, float) if isinstance(field.default, float) else (type(field.default),)):
-            raise InputError(f"{content.path} has {field.name} = {value!r}: use another checkpoint")
+    known, beside = _kept(recorded, names, classes, content.path), Path(out_dir, "config.toml")
+    if out_dir and beside.is_file():
+        known |= _kept(_settings(beside), ATTENDING, classes, beside)
     if "chunks" in content.run.values.get("loader", {}):
         lanes, ranks = known["batch_size"], world().size
         if lanes % ranks:
@@ -76,8 +78,36 @@ def recorded_flags(content, *classes):
     return known | dataclasses.asdict(content.config) | {"model": content.family}
 
 
+def _settings(path):
+    with open_input(path) as file:
+        try:
+            return tomllib.loads(file.read().decode())
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} is not a TOML file: {error}") from None
+
+
+def _kept(recorded, names, classes, path):
+    """The values with these names, each of the type of its field."""
+    kept = {}
+    for field in (field for cls in classes for field in dataclasses.fields(cls) if field.name in names):
+        if field.name in recorded:
+            value = kept[field.name] = recorded[field.name]
+            if type(value) not in ((int, float) if isinstance(field.default, float) else (type(field.default),)):
+                raise InputError(f"{path} has {field.name} = {value!r}: use another checkpoint or folder")
+    return kept
+
+
+def check_code(content, given):
+    """An error if the run's task is a Python file that was not named again: no checkpoint decides what code is run."""
+    for name, beginning in ("task", ""), ("data", "task:"):
+        value = content.run.values["config"].get(name)
+        if name not in given and isinstance(value, str) and re.fullmatch(rf"{beginning}.*\.py(:\d+)?", value, re.DOTALL):
+            raise UsageError(f"the run in {content.path} needs a Python file: to run it, name it again by --{name} {value}")
+
+
 def check_flags(content, given, shape, console, run, data, reading, config):
     """Prints which of the given flags have changed; an error if they would change the model."""
+    check_code(content, given)
     if run.model != content.family:
         raise UsageError(f"{content.path} holds a {content.family} model, not {run.model}: leave out --model")
     for name, new in dataclasses.asdict(shape).items():
@@ -85,7 +115,7 @@ def check_flags(content, given, shape, console, run, data, reading, config):
             raise UsageError(
                 f"--{name.replace('_', '-')} {new} does not fit {content.path}, where it is {getattr(content.config, name)}"
             )
-    tell_changes(content, given, vars(run) | vars(data) | vars(reading) | vars(config), console)
+    tell_changes(content, given & set(SHAPING), vars(run) | vars(data) | vars(reading) | vars(config), console)
 
 
 def tell_changes(content, given, now, console):

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 from gpt2c import settings
+from gpt2c.data.identity import identities
 from gpt2c.data.sources import choose_source
 from gpt2c.errors import UsageError
 from gpt2c.models.family import max_seq_len
@@ -16,6 +17,7 @@ from gpt2c.runs.resume import check_flags, shaping_flags
 from gpt2c.support.files import shipped_data
 from gpt2c.support.machine import in_units, require_memory
 from gpt2c.training.ranks import world
+from gpt2c.training.state import data_changes
 from gpt2c.training.trainer import Trainer
 
 
@@ -55,7 +57,7 @@ class Start:
         if not self.origin:
             self.model.initialise(self.config.seed)
 
-    def trainer(self):
+    def trainer(self, console):
         """The Trainer, at the step of the resumed run."""
         config = self.config
         validate = bool(config.val_every and config.val_steps)
@@ -64,9 +66,22 @@ class Start:
         trainer = Trainer(self.model, *loaders, config)
         recorded = dataclasses.replace(self.run, init_from=self.init_from)
         trainer.recorded = shaping_flags(recorded, self.chosen, self.reading)
+        if not trainer.world.rank:
+            identities(*loaders)  # of the data as they are now, whatever happens to their files
         if self.state:
-            trainer.restore(self.state)
+            trainer.restore(self.state, self._keeps_place(trainer, console))
+        for note in trainer.notes:
+            console.warning(note)
         return trainer
+
+    def _keeps_place(self, trainer, console):
+        """Whether the resumed run goes on at its place in the data, which may be others if the user allows it."""
+        words, stays = data_changes(trainer, self.state.values)
+        if not words or not self.run.allow_new_data:
+            return True
+        del self.state.values["data"]
+        console.warning(f"{words}; going on with these{'' if stays else ' from their beginning'}, as --allow-new-data says")
+        return stays
 
     def banner(self, memory):
         about, ranks, model = settings.info(), world(), self.model

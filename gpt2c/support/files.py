@@ -1,10 +1,12 @@
-"""Opening the files a user names; replacing a file so that a crash leaves either the old or the new one."""
+"""Opening the files a user names; replacing a file so that a crash leaves either the old or the new one; locks."""
 
+import fcntl
 import os
 import re
 import secrets
 import shutil
-from contextlib import contextmanager
+import weakref
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt2c.errors import InputError, ResourceError, UsageError
@@ -43,17 +45,16 @@ def require_place(path):
 def atomic_write(path, size=None):
     """Yield a temporary file to write bytes to, which is fsynced and renamed to `path` once it is complete.
 
-    If anything goes wrong before, `path` stays as it was and nothing is left behind. `size` is the number of
-    bytes to come, where it is known: a disk without that much room is refused at once.
+    If anything goes wrong before, `path` stays as it was and nothing is left behind, unless the disk allows no change any more.
+    `size` is the number of bytes to come, where it is known: a disk without that much room is refused at once.
     """
     require_place(path)
     path = Path(os.path.realpath(path))  # through symbolic links, so that the link stays a link
     folder = path.parent
-    if size is not None and (free := shutil.disk_usage(folder).free) < size:
-        raise ResourceError(f"cannot write {path}: {size:,} bytes are needed, {free:,} available; free some")
-
-    temporary = folder / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    temporary = temporary_beside(path)
     try:
+        if size is not None and (free := shutil.disk_usage(folder).free) < size:
+            raise ResourceError(f"cannot write {path}: {size:,} bytes are needed, {free:,} available; free some")
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
             yield file
             file.flush()
@@ -61,10 +62,16 @@ def atomic_write(path, size=None):
         os.replace(temporary, path)
         _sync_folder(folder)
     except BaseException as error:  # an interrupt as well: the temporary file never stays
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         if isinstance(error, OSError):
             raise ResourceError(f"cannot write {path}: {error.strerror}") from error
         raise
+
+
+def temporary_beside(path):
+    """A new name for what becomes this file; `remove_leftovers` knows it again."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def shipped_data():
@@ -78,15 +85,16 @@ def second_name(path, name):
     """Gives a file another name in its folder as well, which takes no room; a copy where the file system has no links."""
     path = Path(path)
     other = path.with_name(name)
-    if other.exists() and other.samefile(path):
-        return
-    temporary = path.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(other)
     try:
+        if other.exists() and other.samefile(path):
+            return
         os.link(path, temporary)
         os.replace(temporary, other)
     except OSError:
-        temporary.unlink(missing_ok=True)
-        with open_input(path) as old, atomic_write(other, path.stat().st_size) as new:
+        with suppress(OSError):
+            temporary.unlink()
+        with open_input(path) as old, atomic_write(other, os.fstat(old.fileno()).st_size) as new:
             shutil.copyfileobj(old, new)
 
 
@@ -99,8 +107,65 @@ def _sync_folder(folder):
         os.close(descriptor)
 
 
-def remove_leftovers(folder, beginning=""):
-    """Delete the temporary files that a killed `atomic_write` has left of files whose names begin so."""
+def remove_leftovers(folder, is_ours):
+    """Delete the temporary files that a killed `atomic_write` has left of files whose names are ours."""
     for path in Path(folder).glob(".*.tmp"):
-        if re.fullmatch(rf"\.{re.escape(beginning)}.*\.[0-9a-f]{{8}}\.tmp", path.name):
-            path.unlink(missing_ok=True)
+        found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", path.name)
+        if found and is_ours(found[1]):
+            with suppress(OSError):  # it is only litter
+                path.unlink()
+
+
+class Lock:
+    """What one process at a time has: a folder, or a file, for which an empty .NAME.lock lies beside it meanwhile.
+
+    It is held as long as this object lives, and ends with the process however that ends. On a file system without locks
+    everybody has it.
+    """
+
+    def __init__(self, path):
+        self._is_folder = os.path.isdir(path)
+        path = Path(path if self._is_folder else os.path.realpath(path))
+        self._path = path if self._is_folder else path.with_name(f".{path.name}.lock")
+        self.folder = path if self._is_folder else path.parent
+        self._descriptor = None
+
+    @property
+    def held(self):
+        """Whether it is, and what it locks is still there."""
+        return self._descriptor is not None and _is_at(self._descriptor, self._path)
+
+    def take(self):
+        """False if another process has it."""
+        flags = os.O_RDONLY if self._is_folder else os.O_RDWR | os.O_CREAT
+        while not self.held:  # its holder may let it go, and remove it, between these two steps
+            if self._descriptor is not None:
+                self._let_go()
+            self._descriptor = os.open(self._path, flags, 0o644)
+            self._let_go = weakref.finalize(self, _let_go, self._descriptor, None if self._is_folder else self._path)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._let_go.detach()
+                os.close(self._descriptor)
+                self._descriptor = None
+                return False
+            except OSError:  # a file system without locks
+                return True
+        return True
+
+
+def _let_go(descriptor, path):
+    """Ends a lock, and removes its file first: whoever has opened it sees then that it is another one."""
+    with suppress(OSError):
+        if path and _is_at(descriptor, path):
+            path.unlink()
+    os.close(descriptor)
+
+
+def _is_at(descriptor, path):
+    """Whether an open file is the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False

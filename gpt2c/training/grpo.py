@@ -333,6 +333,7 @@ class Grpo:
             "step": self.step,
             "updates": self._t,
             "random": self._rng.bit_generator.state,
+            "task": self.task.identity,
             "config": dataclasses.asdict(self.config) | self.recorded,
         }
         arrays = {"reference": self._reference.params.flat} if self._reference else {}

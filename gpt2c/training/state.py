@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from gpt2c.data.identity import changes, identities
 from gpt2c.errors import InputError, UsageError
 from gpt2c.formats.weights import RunState
 from gpt2c.support.rng import Xorshift
@@ -56,6 +57,7 @@ def recorded(trainer, done):
         "chunks": window.chunks if window else [],
         "dropout": [model.seed, model.dropout_counter],
         "loader": {name: value for name, value in loader.items() if isinstance(value, int)},
+        "data": {} if trainer.world.rank else identities(trainer.loader, trainer.val_loader),
         "config": dataclasses.asdict(trainer.config) | _batch_sizes(trainer) | trainer.recorded,
     }
     return RunState(values=values, arrays=arrays)
@@ -84,6 +86,7 @@ def restore(trainer, run, data_position=True):
     validations, epoch = Validations(**values["validations"]), Epoch(**values["epoch"])
     sampling, (seed, counter) = Xorshift(values["sampling"]), values["dropout"]
     if data_position:
+        require_same_data(trainer, values)
         trainer.loader.restore(values["loader"] | _named(arrays, "loader."))
     try:
         _carry(trainer, _named(arrays, "carried."), values.get("chunks", []) if data_position else [])
@@ -96,6 +99,18 @@ def restore(trainer, run, data_position=True):
     trainer.model.seed, trainer.model.dropout_counter = seed, counter
     for window, count, name in zip((watch.losses, watch.norms), values["windows"], ("loss", "norm")):
         window.count, window.values = count, np.array(arrays[f"window.{name}"], np.float64)
+
+
+def data_changes(trainer, values):
+    """`changes` since these values were recorded, as rank 0 finds them."""
+    data = values.get("data", {}), trainer.loader, trainer.val_loader
+    words, stays = ("", True) if trainer.world.rank else changes(*data, trainer.carries)
+    return trainer.world.broadcast(words), bool(trainer.world.broadcast("stays" * stays))
+
+
+def require_same_data(trainer, values):
+    if words := data_changes(trainer, values)[0]:
+        raise UsageError(f"{words}; go on with the same data, or take these by --allow-new-data")
 
 
 def _count(value):
@@ -187,7 +202,7 @@ def _carry(trainer, carried, chunks):
     """Goes on from `_carried`, of any number of ranks, and from the chunks that those passes went over."""
     rank, B = trainer.world.rank, trainer.loader.B
     ours = {name: array[:, rank * B : (rank + 1) * B] for name, array in carried.items() if "chain." not in name}
-    state, *before = [_named(ours, "state."), *(_named(ours, f"before.{i}.") for i in range(len(chunks)))]
+    state, before = _named(ours, "state."), [_named(ours, f"before.{i}.") for i in range(len(chunks))]
     for array, like in ((earlier[name], state[name]) for earlier in before for name in state):
         if (array.shape, array.dtype) != (like.shape, like.dtype):
             raise _damaged("the states in the window are of other shapes")

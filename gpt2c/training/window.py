@@ -27,7 +27,7 @@ class Window:
 
     def __init__(self, new, reach):
         self.new, self.reach = new, reach
-        self.past: deque[Past] = deque()
+        self.past = deque()  # of Past, the oldest first
 
     def __repr__(self):
         return f"<Window of {self.reach} chunks, {self.new} of them new>"

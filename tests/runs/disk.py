@@ -3,11 +3,13 @@
 Both stand between `gpt2c.support.files` and the system: opening, writing, syncing, renaming and deleting.
 """
 
+import errno
 import io
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
+import gpt2c.runs.folder
 import gpt2c.support.files
 
 
@@ -104,6 +106,28 @@ class FailingDisk(Disk):
             self.short, self.failed = False, False  # this one is short, and the next one fails
             self.left = 0
             return os.write(file.descriptor, data[: len(data) // 2])
+
+
+class ReadOnlyDisk(Disk):
+    """Allows no change, or none of these, while it is `read_only`."""
+
+    def __init__(self, *operations):
+        super().__init__()
+        self.operations, self.read_only = operations, False
+
+    def on(self, operation, *details):
+        if self.read_only and operation in (self.operations or (operation,)):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    @contextmanager
+    def mounted(self, monkeypatch):
+        with super().mounted(monkeypatch), monkeypatch.context() as patch:
+            patch.setattr(gpt2c.runs.folder, "open", self.added_to, raising=False)
+            yield self
+
+    def added_to(self, path, mode="r", **how):
+        self.on("open", str(path))
+        return open(path, mode, **how)
 
 
 class RecordingDisk(Disk):

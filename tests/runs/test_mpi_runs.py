@@ -103,6 +103,12 @@ def test_killed_ranks_twenty_times(straight, tmp_path):
     kill_and_relaunch(with_data(tmp_path), straight, 20, seed=2)
 
 
+def test_a_run_in_epochs_with_lines_of_its_family(mpi, tmp_path):
+    words = "--model hybrid --hidden 8 --num-layers 1 --data x_train.bin --vocab-size 97 -b 2 -t 16 --epochs 1 -v 0 -s 0".split()
+    out, _ = finish(2, "-m", "gpt2c.train", *words, folder=with_data(tmp_path))
+    assert out.count("Saved binary checkpoint to checkpoint.bin") == 1
+
+
 def test_learning_from_rewards(mpi, tmp_path):
     """The same prompts and coins, so the same answers; the third rank of three has nothing to complete."""
     tokenizer = Tokenizer.make("char", "\n0123456789+-*=:>abcdefghij")

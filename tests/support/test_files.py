@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from gpt2c.errors import InputError, ResourceError, UsageError
-from gpt2c.support.files import atomic_write, open_input
+from gpt2c.support.files import atomic_write, open_input, second_name
 
 
 def test_a_failing_disk_is_an_input_error(tmp_path):
@@ -65,6 +65,40 @@ def test_a_failing_disk_leaves_the_old_file(tmp_path, monkeypatch, call):
             file.write(b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def refused(*_, **__):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_allows_no_change_any_more_is_an_error_as_any_other(tmp_path, monkeypatch, call):
+    """The temporary file cannot be removed either."""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refused)
+        patch.setattr(os, "unlink", refused)
+        with (
+            pytest.raises(ResourceError, match="cannot write .*file: Read-only file system"),
+            atomic_write(tmp_path / "file") as file,
+        ):
+            file.write(b"new")
+
+
+def test_a_disk_that_does_not_say_how_much_room_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", refused)
+    with pytest.raises(ResourceError, match="cannot write .*file: Read-only file system"), atomic_write(tmp_path / "file", 3):
+        pytest.fail("the body ran")
+
+
+@pytest.mark.parametrize("call", ["link", "replace"])
+def test_a_second_name_that_cannot_be_given(tmp_path, monkeypatch, call):
+    (tmp_path / "file").write_bytes(b"new")
+    with monkeypatch.context() as patch:
+        for name in (call, "unlink", "open"):
+            patch.setattr(os, name, refused)
+        with pytest.raises(ResourceError, match="cannot write .*other: Read-only file system"):
+            second_name(tmp_path / "file", "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_data_is_on_the_disk_before_the_rename_and_the_rename_before_the_end(tmp_path, monkeypatch):
