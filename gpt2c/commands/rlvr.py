@@ -107,11 +107,7 @@ def rlvr(line, stop, console):
     if old:
         check_code(old, given)
         tell_changes(old, given & set(SHAPING), vars(run) | vars(config), console)
-    task = task_named(run.task)
-    if old and not run.allow_new_data and old.run.values.get("task", task.identity) != task.identity:
-        raise UsageError(
-            f"the task {run.task} has other prompts or answers than before; keep the same, or take these by --allow-new-data"
-        )
+    task = task_of(run, old)
     model, state = old.build() if old else (load(run.checkpoint), None)
     model.tokenizer = tokenizer_of_model(model, run.tokenizer)
     grpo = Grpo(model, task, config, state)
@@ -148,6 +144,16 @@ def rlvr(line, stop, console):
     why = f"stopped: {signal.Signals(stop.signal).name}" if leave else "done"
     console.info(f"{why}: step {grpo.step} of {config.steps} in {duration(time.monotonic() - began)}; checkpoint {path}")
     return stop.exit_code
+
+
+def task_of(run, old):
+    """The Task of this name; an error if it is not what it was in the run that goes on."""
+    task = task_named(run.task)
+    if old and not run.allow_new_data and old.run.values.get("task", task.identity) != task.identity:
+        raise UsageError(
+            f"the task {run.task} has other prompts or answers than before; keep the same, or take these by --allow-new-data"
+        )
+    return task
 
 
 def measure(grpo, run, console, when):

@@ -6,7 +6,6 @@ loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-3, t=1)
 
 import copy
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, overload
 
@@ -74,7 +73,7 @@ class Model:
         facts = {name: getattr(self, name) for name in ("description", "turns", "seed", "dropout_counter")}
         arenas = {name: arena.flat for name in ARENAS if (arena := getattr(self, name)).allocated}
         made = self.family, dataclasses.asdict(self.config), self.tokenizer, {"recompute": self.recompute, **ways, **self.options}
-        return _made_again, (*made, facts, arenas, self.carried(sys.maxsize))
+        return _made_again, (*made, facts, arenas, self.state)
 
     def __deepcopy__(self, memo):
         remake, (family, fields, tokenizer, *others) = self.__reduce__()
@@ -294,12 +293,12 @@ def create(family: str, *, seed: int = 1337, **fields: Any) -> Model:
     return Model(family, make_config(family, fields)).initialise(seed)
 
 
-def _made_again(family, fields, tokenizer, switches, facts, arenas, carried):
+def _made_again(family, fields, tokenizer, switches, facts, arenas, state):
     """The Model of what `Model.__reduce__` gave, into arrays of its own."""
     model = Model(family, make_config(family, fields), tokenizer, **switches)
     for name, value in facts.items():
         setattr(model, name, value)
     for name, flat in arenas.items():
         getattr(model, name).flat[...] = flat
-    model.carry(carried)
+    model.state = state
     return model

@@ -70,8 +70,8 @@ class Start:
             identities(*loaders)  # of the data as they are now, whatever happens to their files
         if self.state:
             trainer.restore(self.state, self._keeps_place(trainer, console))
-        for note in trainer.notes:
-            console.warning(note)
+        for warning in trainer.warnings:
+            console.warning(warning)
         return trainer
 
     def _keeps_place(self, trainer, console):

@@ -209,7 +209,7 @@ def _carry(trainer, carried, chunks):
     trainer.model.state = state
     trainer.window.restore(before, chunks, trainer.loader.again(sum(chunks)) if chunks else [])
     if len(ours) < len(carried):
-        trainer.notes.append(
+        trainer.warnings.append(
             "the checkpoint is of an older gpt2c, which backpropagated through several chunks in another way: the window begins "
             "anew at its state, and losses differ in their last digits from those of a run that was not interrupted"
         )

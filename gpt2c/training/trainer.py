@@ -65,7 +65,7 @@ class Trainer:
         self.stopped = ""  # why training ended before its time
         self.should_stop = lambda: False  # polled during validation and sampling, which all ranks then abandon
         self.recorded: dict[str, Any] = {}  # further entries for checkpoints, about how the run was made
-        self.notes: list[str] = []  # what whoever started the run should know, once
+        self.warnings: list[str] = []  # what differs from what was asked for
         self.sampling = Xorshift(config.seed)
         model.seed = config.seed
         model.options = model.definition.checked(config.options)
@@ -99,7 +99,7 @@ class Trainer:
         reach = self.config.reach(T, lanes, new) if recurrent else 1
         asked = math.ceil(self.config.backprop_tokens / T) or self.config.backprop_chunks
         if new < asked < reach:
-            self.notes.append(
+            self.warnings.append(
                 f"the gradient goes back through {reach} chunks, {asked} rounded up to a multiple of {new} per update"
             )
         return Window(new, reach)

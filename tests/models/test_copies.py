@@ -21,11 +21,11 @@ COPIES = {"deepcopy": copy.deepcopy, "copy": copy.copy, "pickle": pickled}
 
 
 def trained(model, steps, first=1):
-    """Some updates, with dropout and, where there is a state, a gradient through two chunks; what they come to."""
+    """Some updates, with dropout, from a state where there is one; what they come to."""
     rng, losses = np.random.default_rng(first), []
     for t in range(first, first + steps):
         x, y = rng.integers(0, model.config.vocab_size, (2, 2, 8), dtype=np.int32)
-        losses.append(model.loss_and_grad(x, y, window=2, train=True))
+        losses.append(model.loss_and_grad(x, y, train=True))
         model.update(lr=1e-2, t=t)
     return losses, *(getattr(model, name).flat.tobytes() for name in ("params", "grads", "m", "v"))
 

@@ -64,7 +64,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def at_once(monkeypatch):
     """Without what takes a second and changes nothing of a run."""
-    monkeypatch.setattr("gpt2c.runs.loop.measured_peak", lambda isa: 1.0)
+    monkeypatch.setattr("gpt2c.runs.loop.measured_peak", lambda *_: 1e9)
     monkeypatch.setattr("gpt2c.runs.loop.pictures.available", lambda: False)
 
 

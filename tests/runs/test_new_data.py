@@ -17,7 +17,7 @@ from gpt2c.models.files import read
 from gpt2c.support import pictures
 
 GPT2 = "--model gpt2 -e scratch --num-layers 1 --channels 8 --num-heads 1 --max-seq-len 8 -b 2 -t 8".split()
-MINGRU = "--model mingru --dim 8 --depth 1 -b 2 -t 8 --update-chunks 1 --backprop-chunks 1".split()
+MINGRU = "--model mingru --dim 8 --depth 1 -b 2 -t 8 --update-chunks 1 --backprop-chunks 4".split()
 QUIET = ["-v", "0", "-s", "0"]
 ALLOWED = "; go on with the same data, or take these by --allow-new-data"
 

@@ -124,12 +124,12 @@ def test_no_pass_crosses_the_border_of_an_epoch_and_every_target_counts_once(tok
 
 def test_more_chunks_than_an_update_s_are_a_multiple_of_them_and_this_is_said(tokens):
     model = gpt2c.create("mingru", **SMALL["mingru"])
-    assert trainer_of(model, tokens, update_chunks=3, backprop_chunks=7).notes == [
+    assert trainer_of(model, tokens, update_chunks=3, backprop_chunks=7).warnings == [
         "the gradient goes back through 9 chunks, 7 rounded up to a multiple of 3 per update"
     ]
     for k1, k2, reach in ((3, 6, 6), (3, 2, 2), (3, 3, 3), (1, 5, 5)):
         trainer = trainer_of(model, tokens, update_chunks=k1, backprop_chunks=k2)
-        assert trainer.window.reach == reach and not trainer.notes
+        assert trainer.window.reach == reach and not trainer.warnings
 
 
 # ---- through checkpoints
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_the_old_windows_goes_on_from_its_state(tokens, tmp_path
     resumed = trainer_of(model, tokens, max_steps=4)
     resumed.restore(run)
     assert not resumed.window.past and same(resumed.model.state, trainer.model.state)
-    (note,) = resumed.notes
+    (note,) = resumed.warnings
     assert "of an older gpt2c" in note and "the window begins anew" in note
     assert len(list(resumed)) == 2
 
