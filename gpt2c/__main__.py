@@ -51,6 +51,10 @@ def without_verb(argv):
     return main(argv)
 
 
+def with_verb(argv):
+    return importlib.import_module(f"gpt2c.commands.{argv[0].replace('-', '_')}").main(argv[1:])
+
+
 def unknown(argv):
     near = nearest(argv[0], {name: name for name in [*VERBS, *ALIASES]})
     raise UsageError(f"there is no verb {argv[0]!r}{near}; the verbs are {', '.join(VERBS)}")
@@ -73,7 +77,7 @@ def main(verb=None):
         run_program("gpt2c", without_verb, words)
     if verb not in VERBS:
         run_program("gpt2c", unknown, words)
-    run_program(f"gpt2c {verb}", importlib.import_module(f"gpt2c.commands.{verb.replace('-', '_')}").main, words[1:])
+    run_program(f"gpt2c {verb}", with_verb, [verb, *words[1:]])
 
 
 if __name__ == "__main__":
