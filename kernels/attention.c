@@ -21,8 +21,6 @@
 #include "parallel.h"
 #include "side.h"
 
-extern int gpt2c_matmul_bf16;  // set through gpt2c_set_matmul_bf16 (program.c)
-
 enum { BLOCK = 256 };
 
 typedef struct { float** part; int64_t size; } Part;
@@ -103,9 +101,8 @@ static inline void exp_lanes(float* s, int64_t n, const vf max[2], vf sum[2]) {
 }
 
 // One head: T queries at positions start .. start + T - 1 against keys and values 0 .. start + T - 1. lse may be NULL.
-static void attend(float* out, ptrdiff_t out_row, float* lse, const float* q, ptrdiff_t q_row, const float* k,
-                   const float* v, ptrdiff_t kv_row, int64_t T, int64_t start, int64_t D, Forward f) {
-    const Precision* p = precision_for(T, D);
+static void attend(const Precision* p, float* out, ptrdiff_t out_row, float* lse, const float* q, ptrdiff_t q_row,
+                   const float* k, const float* v, ptrdiff_t kv_row, int64_t T, int64_t start, int64_t D, Forward f) {
     const int64_t W = padded_width(p, D);
     copy_rows(f.k, W, k, kv_row, start + T, D, 1);
     copy_rows(f.v, W, v, kv_row, start + T, D, 1);
@@ -142,12 +139,13 @@ static void attend(float* out, ptrdiff_t out_row, float* lse, const float* q, pt
 void FN(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t C, int64_t H,
                            float* scratch) {
     int64_t D = C / H;
+    const Precision* p = precision_for(T, D);
     PARALLEL_FOR(B * T * T * C / 8)
     for (int64_t bh = 0; bh < B * H; bh++) {
         const float* q = qkv + bh / H * T * 3 * C + bh % H * D;
         Forward f;
         forward_scratch(&f, scratch + thread_index() * FN(attention_scratch)(T, D), T, D);
-        attend(out + bh / H * T * C + bh % H * D, C, lse + bh * T, q, 3 * C, q + C, q + 2 * C, 3 * C, T, 0, D, f);
+        attend(p, out + bh / H * T * C + bh % H * D, C, lse + bh * T, q, 3 * C, q + C, q + 2 * C, 3 * C, T, 0, D, f);
     }
 }
 
@@ -341,6 +339,7 @@ void FN(attention_cached_forward)(float* out, float* kcache, float* vcache, cons
                                   int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, float* scratch) {
     enum { FEW_QUERIES = 4 };  // below this, copying the head's keys and values would cost more than it saves
     int64_t D = C / H, start = pos[0];
+    const Precision* p = precision_for(T, D);
     for (int64_t bt = 0; bt < B * T; bt++) {
         int64_t at = (bt / T * S + start + bt % T) * C;
         memcpy(kcache + at, qkv + bt * 3 * C + C, C * sizeof(float));
@@ -354,7 +353,7 @@ void FN(attention_cached_forward)(float* out, float* kcache, float* vcache, cons
         if (T >= FEW_QUERIES) {
             Forward f;
             forward_scratch(&f, mine, S, D);
-            attend(o, C, NULL, q, 3 * C, k, v, C, T, start, D, f);
+            attend(p, o, C, NULL, q, 3 * C, k, v, C, T, start, D, f);
         } else
             for (int64_t t = 0; t < T; t++) attend_one(o + t * C, q + t * 3 * C, k, v, C, start + t + 1, D, mine);
     }

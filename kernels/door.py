@@ -16,7 +16,8 @@ DTYPES = {"f32": DType(4, "float32", "float"), "i32": DType(4, "int32", "int32_t
 _ARRAY = re.compile(r"(\w+)(\?(\w*))?:([^:\s]+)(:i)?$")
 _DIM = re.compile(r"(?=.)(\d*)([A-Z]?)$")
 _SCALAR = re.compile(r"(\w+):([nf])(?:=(\S+))?$")
-_RULE = re.compile(r"(\w+)(%|<=|>=|=)([\w*]+)$")
+_RULE = re.compile(r"(\w+)(%|<=|>=|=)([\w*]+)(?:\+(\d+))?(?:\?(\w+))?$")
+_NEED = re.compile(r"(\w+)->(\w+)$")
 _MISSING = inspect.Parameter.empty
 
 
@@ -35,7 +36,7 @@ class Door:
     def __init__(self, number, name, text):
         self.number, self.name, self.text = number, name, text
         self.arrays = []  # (name, optional, [(factor, letter) or int], dtype, writable)
-        self.groups = {}  # the arrays that come all or none: word: [(place, name)]
+        self.groups = {}  # the arrays that come all or none: word: [name]
         self.letters = []  # sizes, in order of appearance
         self.scalars = []  # (name, kind, default)
         outputs, inputs, scalars, rules = [part.split() for part in (text + "| | |").split("|")[:4]]
@@ -44,7 +45,9 @@ class Door:
         for item in scalars:
             scalar, kind, default = self._parts(_SCALAR, item)
             self.scalars.append((scalar, kind, default and (int if kind == "n" else float)(default)))
-        self.rules = [self._parts(_RULE, rule) for rule in rules]  # (size, "%", "<=", ">=" or "=", sizes or numbers, multiplied)
+        self.needs = [self._parts(_NEED, rule) for rule in rules if "->" in rule]  # (what, which other)
+        # (size, "%", "<=", ">=" or "=", sizes or numbers, multiplied, what is added to that, where what is given)
+        self.rules = [self._parts(_RULE, rule) for rule in rules if "->" not in rule]
         self.defaults = {a[0]: None if a[1] else _MISSING for a in self.arrays}  # of every argument, in order
         self.defaults |= {s[0]: _MISSING if s[2] is None else s[2] for s in self.scalars}
         self._check_names()
@@ -64,18 +67,21 @@ class Door:
             if letter and letter not in self.letters:
                 self.letters.append(letter)
         if group:
-            self.groups.setdefault(group, []).append((len(self.arrays), name))
+            self.groups.setdefault(group, []).append(name)
         self.arrays.append((name, bool(optional), shape, "i32" if integer else "f32", writable))
 
     def _check_names(self):
-        names = [a[0] for a in self.arrays] + self.letters + [s[0] for s in self.scalars]
+        arrays, scalars = [a[0] for a in self.arrays], [s[0] for s in self.scalars]
+        names = arrays + self.letters + scalars + list(self.groups)
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise ValueError(f"{self.name}: two arguments are named {name}")
-        for left, _, right in self.rules:
-            for name in [left, *right.split("*")]:
-                if not name.isdigit() and name not in names:
-                    raise ValueError(f"{self.name}: a rule names {name}, which is none of the arguments")
+        named = [name for need in self.needs for name in need]
+        for left, _, right, _, where in self.rules:
+            named += [left, *right.split("*"), *([where] if where else [])]
+        for name in named:
+            if not name.isdigit() and name not in names:
+                raise ValueError(f"{self.name}: a rule names {name}, which is none of the arguments")
 
     @property
     def signature(self):
@@ -142,14 +148,29 @@ class Door:
 
     def check_rules(self, arrays, sizes, scalars):
         """An error where arguments that are right one by one make no sense together."""
-        for members in self.groups.values():
-            there = [name for place, name in members if arrays[place] is not None]
-            if 0 < len(there) < len(members):
-                absent = next(name for _, name in members if name not in there)
-                raise TypeError(f"{self.name}: {absent} is None, but {there[0]} is not: they come together")
         value = dict(zip(self.letters, sizes)) | {scalar[0]: number for scalar, number in zip(self.scalars, scalars)}
-        for left, sign, right in self.rules:
+        given = self._given(arrays, value)
+        for left, sign, right, more, where in self.rules:
+            if where and where not in given:
+                continue
             a, b = value[left], math.prod(int(part) if part.isdigit() else value[part] for part in right.split("*"))
+            if more:
+                b, right = b + int(more), f"{right}+{more}"
             if not ((b > 0 and a % b == 0) if sign == "%" else a <= b if sign == "<=" else a >= b if sign == ">=" else a == b):
                 wanted = {"%": "a multiple of ", "=": ""}.get(sign, sign + " ") + right + ("" if right.isdigit() else f" = {b}")
                 raise ValueError(f"{self.name}: {left} = {a}, expected {wanted}")
+
+    def _given(self, arrays, value):
+        """The names and the words of the arrays that are there; an error where others should be there too."""
+        given = [name for (name, *_), a in zip(self.arrays, arrays) if a is not None]
+        for word, members in self.groups.items():
+            there = [name for name in members if name in given]
+            if len(there) == len(members):
+                given.append(word)
+            elif there:
+                absent = next(name for name in members if name not in there)
+                raise TypeError(f"{self.name}: {absent} is None, but {there[0]} is not: the arrays of {word!r} come together")
+        for what, other in self.needs:
+            if (what in given or value.get(what)) and other not in given:
+                raise TypeError(f"{self.name}: {what} is given without {other}, which it needs")
+        return given

@@ -1,4 +1,4 @@
-// Which instruction sets this build has, which of them this CPU and its operating system can run, and the one in use.
+// Which instruction sets this build has, which of them this CPU and its operating system can run, and its kernels.
 // Compiled without instruction set flags: nothing here may itself need what it asks about.
 #include "program.h"
 #include "table.h"
@@ -75,8 +75,7 @@ static const Isa isas[] = {
 
 enum { NUM_ISAS = sizeof isas / sizeof isas[0] };
 const int gpt2c_num_isas = NUM_ISAS;
-const Kernels* gpt2c_kernels = &kernels_baseline;
 
 const char* gpt2c_isa_name(int isa) { return isas[isa].name; }
 int gpt2c_isa_usable(int isa) { return isas[isa].usable(); }
-void gpt2c_set_isa(int isa) { gpt2c_kernels = isas[isa].kernels; }
+const Kernels* gpt2c_isa_kernels(int isa) { return isas[isa].kernels; }

@@ -30,8 +30,6 @@
 #include "parallel.h"
 #include "precision.h"
 
-extern int gpt2c_matmul_bf16;  // set through gpt2c_set_matmul_bf16 (program.c)
-
 enum {
     MC = 64 * TM,             // about 900
     SLACK = 2 * VL,           // packed rows are stored in whole vectors

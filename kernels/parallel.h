@@ -10,7 +10,8 @@
 
 #include <stdint.h>
 
-extern int gpt2c_num_threads;  // set through gpt2c_set_num_threads (program.c)
+// Of this run (program.c). Only the thread that called the kernel has it: what depends on it is asked for before a loop, not in one.
+extern _Thread_local int gpt2c_num_threads;
 
 // Waking a thread costs a few microseconds: below this much work per thread it does not pay (measured: SPEED.md).
 enum { WORK_PER_THREAD = 1 << 15 };

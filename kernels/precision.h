@@ -11,6 +11,9 @@
 #include "amx.h"
 #include "tile.h"
 
+// Whether the products of this run are bf16's (program.c). As gpt2c_num_threads, only the thread that called the kernel has it.
+extern _Thread_local int gpt2c_matmul_bf16;
+
 typedef struct {
     const float* data;
     ptrdiff_t stride;  // between its rows in memory

@@ -1,4 +1,4 @@
-// The replay loop, the kernels' scratch, and what is set for all kernels: threads, precision. Compiled once, without instruction set flags.
+// The replay loop, and what is set while it runs: threads, precision. Compiled once, without instruction set flags.
 #include "program.h"
 
 #include <stdlib.h>
@@ -7,11 +7,9 @@
 #include "parallel.h"
 #include "table.h"
 
-int gpt2c_num_threads = 1;
-void gpt2c_set_num_threads(int n) { gpt2c_num_threads = n; }
-
-int gpt2c_matmul_bf16 = 0;
-void gpt2c_set_matmul_bf16(int on) { gpt2c_matmul_bf16 = on; }
+// Of the run that the calling thread is in: runs of several threads have each their own.
+_Thread_local int gpt2c_num_threads;
+_Thread_local int gpt2c_matmul_bf16;
 
 int gpt2c_has_openmp(void) {
 #ifdef _OPENMP
@@ -39,7 +37,7 @@ const char* const gpt2c_kernel_names[] = {KERNELS(NAME)};
 #define DOOR(name, door, scratch, arguments) door,
 const char* const gpt2c_kernel_doors[] = {KERNELS(DOOR)};
 
-extern const Kernels* gpt2c_kernels;  // isa.c
+const Kernels* gpt2c_isa_kernels(int isa);  // isa.c
 
 static size_t scratch_floats(const Kernels* k, const Call* call) {
     const int64_t* n = call->n;
@@ -60,17 +58,12 @@ static void run_one(const Kernels* k, const Call* call, float* scratch) {
     }
 }
 
-// Scratch is kept between runs and only grows: it is a few megabytes per thread.
-static float* scratch_memory;
-static size_t scratch_size;
-
-static int reserve_scratch(size_t floats) {
-    if (floats <= scratch_size) return 0;
+static int reserve(Scratch* scratch, size_t floats) {
+    if (floats <= scratch->floats) return 0;
     float* larger = aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
     if (!larger) return -1;
-    free(scratch_memory);
-    scratch_memory = larger;
-    scratch_size = floats;
+    free(scratch->memory);
+    *scratch = (Scratch){larger, floats};
     return 0;
 }
 
@@ -114,18 +107,20 @@ static Rounding without_subnormals(void) {
     return before;
 }
 
-int gpt2c_run(const Call* calls, int64_t count, double* seconds) {
-    const Kernels* k = gpt2c_kernels;
+int gpt2c_run(const Call* calls, int64_t count, Settings settings, Scratch* scratch, double* seconds) {
+    const Kernels* k = gpt2c_isa_kernels(settings.isa);
+    gpt2c_num_threads = settings.threads;
+    gpt2c_matmul_bf16 = settings.matmul_bf16;
     size_t most = 0;
     for (int64_t i = 0; i < count; i++) {
         size_t floats = scratch_floats(k, &calls[i]);
         if (floats > most) most = floats;
     }
-    if (reserve_scratch(most * gpt2c_num_threads)) return -1;
+    if (reserve(scratch, most * settings.threads)) return -1;
     const Rounding before = without_subnormals();
     double start = seconds ? now() : 0;
     for (int64_t i = 0; i < count; i++) {
-        run_one(k, &calls[i], scratch_memory);
+        run_one(k, &calls[i], scratch->memory);
         if (!seconds) continue;
         double end = now();
         seconds[i] = end - start;

@@ -24,15 +24,26 @@ extern const char* const gpt2c_kernel_doors[];
 extern const int gpt2c_num_isas;
 const char* gpt2c_isa_name(int isa);
 int gpt2c_isa_usable(int isa);
-void gpt2c_set_isa(int isa);
 
-void gpt2c_set_num_threads(int n);
-void gpt2c_set_matmul_bf16(int on);
 int gpt2c_has_openmp(void);
 extern const char* const gpt2c_compiler;
 
+// What is set for all kernels. A run has a copy, so that what is set meanwhile holds from the next one on.
+typedef struct {
+    int isa;  // by number
+    int threads;
+    int matmul_bf16;
+} Settings;
+
+// Memory for the kernels of one run at a time. It only grows: it is a few megabytes per thread.
+typedef struct {
+    float* memory;  // free() it at the end
+    size_t floats;
+} Scratch;
+
 // Runs `count` calls in order. `seconds`, if not NULL, receives the time each took. Returns 0, or -1 if there was no
-// memory for the kernels' scratch: then nothing has run.
-int gpt2c_run(const Call* calls, int64_t count, double* seconds);
+// memory for the kernels' scratch: then nothing has run. Any number of threads may be in here at once, each with a
+// scratch of its own.
+int gpt2c_run(const Call* calls, int64_t count, Settings settings, Scratch* scratch, double* seconds);
 
 #endif

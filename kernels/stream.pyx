@@ -10,7 +10,6 @@ recorded is a Program: it replays in C with the GIL released and no Python in be
     s = Stream("record"); ...; program = s.program(); program.run(); print(program)
 """
 import operator
-import threading
 
 import numpy as np
 
@@ -32,12 +31,16 @@ cdef extern from "program.h":
     const int gpt2c_num_isas
     const char* gpt2c_isa_name(int isa)
     bint gpt2c_isa_usable(int isa)
-    void gpt2c_set_isa(int isa)
-    void gpt2c_set_num_threads(int n)
-    void gpt2c_set_matmul_bf16(bint on)
     bint gpt2c_has_openmp()
-    int gpt2c_run(const Call* calls, int64_t count, double* seconds) nogil
     const char* gpt2c_compiler
+    ctypedef struct Settings:
+        int isa
+        int threads
+        bint matmul_bf16
+    ctypedef struct Scratch:
+        float* memory
+        size_t floats
+    int gpt2c_run(const Call* calls, int64_t count, Settings settings, Scratch* scratch, double* seconds) nogil
 
 include "door.py"  # DTYPES, nbytes, class Door
 
@@ -93,28 +96,48 @@ for _i in range(gpt2c_num_kernels):
     _name = gpt2c_kernel_names[_i].decode()
     DOORS[_name] = Door(_i, _name, gpt2c_kernel_doors[_i].decode())
 
-_running = threading.Lock()  # the kernels' scratch is one
+cdef Settings _settings = Settings(0, 1, False)  # changed and copied with the GIL held
+cdef bint _has_had_threads = False
+
+
+cdef class _Room:
+    """The kernels' scratch."""
+    cdef Scratch scratch
+
+    def __dealloc__(self):
+        free(self.scratch.memory)
+
+
+cdef list _rooms = []  # those that no run is in: as many as there ever were runs at once
 
 
 cdef int _run(const Call* calls, int64_t count, double* seconds) except -1:
+    global _has_had_threads
+    cdef Settings settings = _settings
+    cdef _Room room = _rooms.pop() if _rooms else _Room()
     cdef int failed
-    with _running:
-        with nogil:
-            failed = gpt2c_run(calls, count, seconds)
+    if settings.threads > 1:
+        _has_had_threads = True
+    with nogil:
+        failed = gpt2c_run(calls, count, settings, &room.scratch, seconds)
+    _rooms.append(room)
     if failed:
         raise MemoryError("not enough memory for the kernels' scratch")
     return 0
 
 
 cdef class Program:
-    """Recorded kernel calls. run() replays them; str() lists them, one line per call."""
+    """Recorded kernel calls. run() replays them; str() lists them, one line per call.
+
+    Programs of several threads may run at once; each has its scratch and, to its end, the settings that it began with."""
     cdef Call* calls
     cdef int64_t count, room
+    cdef bint running
     cdef list lines   # (Door, argument names, sizes, scalars)
     cdef list owners  # what keeps the memory alive
 
     def __cinit__(self):
-        self.calls, self.count, self.room, self.lines, self.owners = NULL, 0, 0, [], []
+        self.calls, self.count, self.room, self.running, self.lines, self.owners = NULL, 0, 0, False, [], []
 
     def __dealloc__(self):
         free(self.calls)
@@ -136,8 +159,15 @@ cdef class Program:
         """Runs every call in order. `seconds`, one number per call, receives the time each took."""
         if seconds is not None and seconds.shape[0] != self.count:
             raise ValueError(f"seconds has {seconds.shape[0]} entries, the program {self.count} calls")
-        if self.count:
+        if self.running:
+            raise RuntimeError("this program is running in another thread: record one, or make a model, for each thread")
+        if not self.count:
+            return
+        self.running = True
+        try:
             _run(self.calls, self.count, NULL if seconds is None else &seconds[0])
+        finally:
+            self.running = False
 
     def __len__(self):
         return self.count
@@ -226,22 +256,27 @@ def isas():
 
 
 def use_isa(str name):
-    """Makes all kernels run their version for an instruction set that isas() names."""
+    """Makes all kernels run their version for an instruction set that isas() names, from the next run on."""
     for i in range(gpt2c_num_isas):
         if gpt2c_isa_name(i).decode() == name and gpt2c_isa_usable(i):
-            gpt2c_set_isa(i)
+            _settings.isa = i
             return
     raise ValueError(f"instruction set {name!r} is not usable here, expected one of {', '.join(isas())}")
 
 
 def use_threads(int n):
-    """Makes all kernels run on up to n threads."""
-    gpt2c_set_num_threads(n)
+    """Makes all kernels run on up to n threads, from the next run on."""
+    _settings.threads = n
+
+
+def has_had_threads():
+    """Whether kernels have run on several threads, which a child of fork does not have but OpenMP waits for."""
+    return _has_had_threads
 
 
 def use_matmul_bf16(bint on):
-    """Whether products of matrices round their operands to bf16."""
-    gpt2c_set_matmul_bf16(on)
+    """Whether products of matrices round their operands to bf16, from the next run on."""
+    _settings.matmul_bf16 = on
 
 
 def build_info():

@@ -29,8 +29,10 @@ def tree(tmp_path):
     for file in "setup.py", "pyproject.toml", "README.md", "LICENSE":
         if (ROOT / file).exists():
             shutil.copy2(ROOT / file, tmp_path)
-    shutil.copytree(ROOT / "tests/kernels", tmp_path / "tests/kernels", ignore=skip)
-    shutil.copy2(ROOT / "tests/conftest.py", tmp_path / "tests")
+    for folder in "tests/kernels", "tests/engine":
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=skip)
+    for file in "conftest.py", "families.py":
+        shutil.copy2(ROOT / "tests" / file, tmp_path / "tests")
     return tmp_path
 
 
@@ -100,16 +102,65 @@ def test_each_mutant_turns_the_tests_of_its_kernel_red_and_no_others(tree):
     assert red == {(isa, kernel) for isa in _core.isas() for kernel, _, _ in MUTANTS.values()}
 
 
+COMPILER = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC"))
+
+
+def library_of(sanitizer):
+    library = subprocess.check_output([*COMPILER, f"-print-file-name=lib{sanitizer}.so"], text=True).strip()
+    if not Path(library).is_absolute():
+        pytest.skip(f"the compiler brings no {sanitizer}")
+    return library
+
+
 @pytest.mark.slow
 def test_sanitizers_find_nothing(tree):
-    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC"))
-    library = subprocess.check_output([*compiler, "-print-file-name=libasan.so"], text=True).strip()
-    if not Path(library).is_absolute():
-        pytest.skip("the compiler brings no address sanitizer")
+    library = library_of("asan")
     built = build(tree, GPT2C_SANITIZE="address,undefined")
     assert built.returncode == 0, built.stdout
     tests = run_kernel_tests(tree, "--capture=sys", LD_PRELOAD=library, ASAN_OPTIONS="detect_leaks=0")
     assert tests.returncode == 0 and "Sanitizer" not in tests.stdout, tests.stdout
+
+
+@pytest.fixture
+def race_detector(tmp_path):
+    """Variables of the environment with which a program that was built for it dies of a race: exit code 66."""
+    library, openmp = library_of("tsan"), str(tmp_path / "gomp.so")
+    how = "-shared", "-fPIC", "-fsanitize=thread", "-g", "-O1", "-pthread"
+    subprocess.run([*COMPILER, *how, str(ROOT / "tests/kernels/gomp.c"), "-o", openmp], check=True)
+    return {"LD_PRELOAD": f"{library}:{openmp}", "OPENBLAS_NUM_THREADS": "1", "TSAN_OPTIONS": "exitcode=66"}
+
+
+RACE = """
+#include "parallel.h"
+_Thread_local int gpt2c_num_threads = 4;
+int main(int count, char** words) {
+    static int64_t sums[4], one;
+    PARALLEL_FOR(1 << 20)
+    for (int64_t i = 0; i < 100; i++) *(count > 1 ? &one : &sums[thread_index()]) += i;
+    return 0;
+}
+"""
+
+
+def test_the_sanitizer_of_threads_sees_a_race_and_no_other(tmp_path, race_detector):
+    (tmp_path / "race.c").write_text(RACE)
+    words = *COMPILER, "-fopenmp", "-fsanitize=thread", "-I", str(ROOT / "kernels"), "race.c", "-o", "race"
+    subprocess.run(words, cwd=tmp_path, check=True)
+    for words, code in (["./race"], 0), (["./race", "one"], 66):
+        done = subprocess.run(words, cwd=tmp_path, env=os.environ | race_detector, capture_output=True, text=True)
+        assert done.returncode == code and ("data race" in done.stderr) == (code != 0), done.stderr
+
+
+@pytest.mark.slow
+def test_the_sanitizer_of_threads_finds_nothing(tree, race_detector):
+    """In any kernel, on any instruction set; and in models that run at once while settings change."""
+    built = build(tree, GPT2C_SANITIZE="thread")
+    assert built.returncode == 0, built.stdout
+    tests = run_kernel_tests(tree, "--capture=sys", "-k", "threads_change_no_bit and not -2- and not -7-", **race_detector)
+    assert tests.returncode == 0 and "Sanitizer" not in tests.stdout, tests.stdout
+    paths = os.pathsep.join(map(str, (tree, tree / "tests")))
+    models = run(tree, "tests/engine/at_once.py", "steps_keep_their_bits", **race_detector | {"PYTHONPATH": paths})
+    assert models.returncode == 0 and "Sanitizer" not in models.stdout, models.stdout
 
 
 @pytest.fixture

@@ -126,6 +126,8 @@ REFUSED = {
         "def", "eps:f=1", "eps:f=1 at:n", "norm: two arguments are named at"),
     "a rule on what is not there": (
         "def", "C%R", "C%H", "norm: a rule names H, which is none of the arguments"),
+    "a need of what is not there": (
+        "def", "C%R", "rows->moe", "norm: a rule names moe, which is none of the arguments"),
     "a slip": (
         "def", "rows?:R", "rows:?R", "norm: what is '?R'?"),
 }  # fmt: skip

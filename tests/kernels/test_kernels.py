@@ -17,7 +17,7 @@ from guarded import bits, call, run
 
 from gpt2c import _core
 
-FENCED = Path(__file__).with_name("fenced.py")
+HERE = Path(__file__).parent
 
 
 def test_every_kernel_has_a_case():
@@ -33,11 +33,12 @@ def test_against_the_oracle(isa, threads, name, sizes):
     assert_within(run(name, *args), expected)
 
 
-def test_nothing_beside_an_array_is_touched():
-    """On any instruction set, in a process that dies of it."""
+@pytest.mark.parametrize("script", ["fenced.py", "optional.py"])
+def test_nothing_beside_an_array_is_touched(script):
+    """On any instruction set, and whatever optional arrays are there, in a process that dies of it."""
     done = subprocess.run(
-        [sys.executable, str(FENCED)],
-        env=os.environ | {"PYTHONPATH": str(FENCED.parents[2])},
+        [sys.executable, str(HERE / script)],
+        env=os.environ | {"PYTHONPATH": str(HERE.parents[1])},
         capture_output=True,
         text=True,
         timeout=300,

@@ -79,7 +79,21 @@ REFUSED = {
         "moe_forward",
         (floats(1, 2, 3), floats(1, 1, 2, 12), floats(1, 1, 2, 3), floats(1, 2, 1), floats(1, 2, 1), ints(1, 2, 1),
          floats(1, 2, 3), floats(2, 6, 3), floats(2, 6, 3), floats(2, 3, 6)), TypeError,
-        "moe_forward: router is None, but probs is not: they come together"),
+        "moe_forward: router is None, but probs is not: the arrays of 'routed' come together"),
+    "an array without another that it needs": (
+        "rmsnorm_backward", (floats(2, 3), floats(3), floats(2, 3), floats(2, 3), None, floats(2)), TypeError,
+        "rmsnorm_backward: dw is given without w, which it needs"),
+    "a scalar without the array that it needs": (
+        "sgd", (floats(3), None, floats(3), 0.1, 0.9), TypeError,
+        "sgd: momentum is given without m, which it needs"),
+    "a rule on what may be absent": (
+        "embedding_forward", (floats(1, 3, 2), ints(1, 3), floats(4, 2), floats(2, 2), ints(1)), ValueError,
+        "embedding_forward: T = 3, expected <= S = 2"),
+    "a sum of sizes": (
+        "moe_forward",
+        (floats(1, 2, 3), floats(1, 1, 2, 12), floats(1, 1, 2, 3), None, floats(1, 2, 1), ints(1, 2, 1),
+         floats(1, 2, 3), floats(2, 6, 3), floats(2, 6, 3), floats(2, 3, 6)), ValueError,
+        "moe_forward: N = 2, expected M+1 = 1"),
 }  # fmt: skip
 
 
