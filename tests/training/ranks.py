@@ -33,7 +33,7 @@ def trainer_of(family, data, zero, start):
         model, run = gpt2c.create(family, **sizes), None
     if family == "mingru":
         loader, val_loader = (Lanes(data, LANES // ranks.size, T, 10, ranks.rank, ranks.size, seed=seed) for seed in (1, 2))
-        more = dict(backprop_chunks=2, update_chunks=2)
+        more = dict(backprop_chunks=4, update_chunks=2)
     else:
         val_loader = gpt2c.DataLoader(data, B, T)
         loader = RandomWindows(data, B, T) if family in ("chargpt", "hybrid") else gpt2c.DataLoader(data, B, T, shuffle=True)
