@@ -48,7 +48,7 @@ def draw_run(number, ranks=(1,)):
     def draw(*choices):
         return rng.choice(choices)
 
-    family = draw(*SIZES)
+    family = draw(*SIZES, *RECURRENT)  # which carry most
     words = ["--model", family, *SIZES[family](draw), "-b", draw(1, 2, 3), "--seed", draw(1, 7, 2**40)]
     words += data_of(draw, family)
     words += ["-x", draw(6, 9, 12), *optimizer_of(draw), *schedule_of(draw), *validation_of(draw)]
@@ -73,9 +73,9 @@ def draw_run(number, ranks=(1,)):
 
 def data_of(draw, family):
     """The text, its tokens, and the order of batches; where the order is of lanes, TBPTT(k1, k2)."""
-    if draw(True, False, False, False):
+    if draw(True, False, False, False, False):
         return ["--data", "talks.jsonl", "--mask-prompt", "--tokenizer", draw("char", "byte"), "-t", draw(20, 24)]
-    order = draw(*ORDERS, *(["lanes"] * 6 if family in RECURRENT else []))
+    order = draw(*ORDERS, *(["lanes"] * 9 if family in RECURRENT else []))
     words = [
         "--data",
         "text.txt",
@@ -90,7 +90,7 @@ def data_of(draw, family):
     ]
     if order != "lanes":
         return words
-    words += ["--max-chunks-per-epoch", draw(1, 5, 7, 1000), draw("--preserve-hidden-states", "--preserve-hidden-states",
+    words += ["--max-chunks-per-epoch", draw(3, 7, 1000), draw("--preserve-hidden-states", "--preserve-hidden-states",
               "--no-preserve-hidden-states")]  # fmt: skip
     return [*words, "--update-chunks", draw(1, 2, 3, 4), "--backprop-chunks", draw(1, 2, 3, 5, 8)]
 
