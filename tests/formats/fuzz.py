@@ -164,13 +164,15 @@ def _time_out(*_):
 
 
 class Fuzzer:
-    """Tries files on one reader. `pool`: those that are damaged further; `findings`: {what went wrong: the file}."""
+    """Tries files on one reader. `pool`: those that are damaged further, half of the time one of the `sound`, which were read;
+    `findings`: {what went wrong: the file}."""
 
     def __init__(self, reader, corpus, folder, seed=0):
         self.reader, self.rng, self.path = reader, random.Random(seed), Path(folder) / reader.seeds[0]
         self.pool = [(corpus / name).read_bytes() for name in reader.seeds]
         self.seen, self.findings, self.tries, self.refused = set(), {}, 0, 0
-        for data in self.pool:
+        self.sound = list(self.pool)
+        for data in self.sound[:]:
             self.attempt(data)  # and what is imported on the way is there
         self.tries = self.refused = 0
 
@@ -183,7 +185,7 @@ class Fuzzer:
     def next(self):
         """A file that was not tried yet."""
         rng, form = self.rng, self.reader.form
-        data = rng.choice(self.pool)
+        data = rng.choice(self.sound if rng.random() < 0.5 else self.pool)
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
             try:
                 if form and rng.random() < 0.6:
@@ -202,7 +204,7 @@ class Fuzzer:
     def attempt(self, data):
         """Reads these bytes; keeps them if they reached something new, and what went wrong."""
         self.path.write_bytes(data)
-        reached = set()
+        reached, before = set(), self.refused
         wrong, taken = self._read(reached)
         if not wrong and taken > len(data) + self.reader.room:  # once more: tables of the interpreter may have grown
             self.path.write_bytes(data)
@@ -215,6 +217,7 @@ class Fuzzer:
         elif not reached <= self.seen and len(data) < LARGEST:
             self.seen |= reached
             self.pool.append(data)
+            self.sound += [data] * (self.refused == before)
 
     def _read(self, reached):
         """(what went wrong or "", bytes that it took); the lines and sentences go into `reached`."""
@@ -235,7 +238,7 @@ class Fuzzer:
         except Gpt2cError as error:
             sys.settrace(None)
             self.refused += 1
-            reached.add(re.sub(r"['\"(\[{].*|[0-9]+", "", str(error).replace(str(self.path), ""))[:80])
+            reached.add(re.sub(r"['\"`(\[{].*|keys .*|\w*[0-9]\w*", "", str(error).replace(str(self.path), ""))[:80])
             wrong = "" if str(error) and "\n" not in str(error) else f"not one sentence: {error}"
         except KeyboardInterrupt:
             raise
