@@ -30,6 +30,7 @@ from gpt2c.errors import Gpt2cError
 PACKAGE = str(Path(gpt2c.__file__).parent)
 SECONDS = 5  # of processor time that a file may take
 ADDRESSES = 2**31  # bytes that a process may map beyond what it has: more is a reader that believed a number in the file
+TIMES = 16  # its size that a file may take: as bytes, as text, parsed, and so again inside
 LARGEST = 1 << 16  # bytes of a file that is damaged further
 WORDS = [0, 1, -1, 2, 127, 128, 255, 256, 2**15, 2**16, 2**31 - 1, -(2**31), 2**30, 1024]
 TEXTS = [
@@ -87,7 +88,7 @@ class Reader(NamedTuple):
     read: Callable[[Path], object]
     seeds: tuple[str, ...]  # files of tests/corpus; the copies are called as the first of them
     form: Form | None = None
-    room: int = 2**20  # bytes beyond the file's own that reading it may take
+    room: int = 2**20  # bytes beyond those of the file that reading it may take
 
 
 def damaged(data, rng):
@@ -106,7 +107,8 @@ def damaged(data, rng):
     elif kind == 4:
         data[at // 4 * 4 : at // 4 * 4 + 4] = struct.pack("<i", rng.choice(WORDS))
     elif kind == 5:
-        data[at : at + rng.randrange(20)] = rng.choice(TEXTS) * rng.choice((1, 1, 3, 200))
+        text = rng.choice(TEXTS)
+        data[at : at + rng.randrange(20)] = text * rng.choice((1, 1, 3, 5000 // len(text)))
     elif kind == 6:
         del data[at : at + rng.randrange(1, 30)]
     elif kind == 7:
@@ -206,10 +208,10 @@ class Fuzzer:
         self.path.write_bytes(data)
         reached, before = set(), self.refused
         wrong, taken = self._read(reached)
-        if not wrong and taken > len(data) + self.reader.room:  # once more: tables of the interpreter may have grown
+        if not wrong and taken > TIMES * len(data) + self.reader.room:  # once more: tables of the interpreter may have grown
             self.path.write_bytes(data)
             wrong, taken = self._read(reached)
-            if taken > len(data) + self.reader.room:
+            if taken > TIMES * len(data) + self.reader.room:
                 wrong = f"{taken:,} bytes of memory"
         self.tries += 1
         if wrong:
