@@ -141,8 +141,8 @@ def _column(path, wanted, names, row):
     """The index of the column with the text; `row` is the first of the data."""
     if wanted in names and wanted:
         return names.index(wanted)
-    if wanted.isdecimal() and 1 <= int(wanted) <= len(row):
-        return int(wanted) - 1
+    if wanted in (numbers := [str(number) for number in range(1, len(row) + 1)]):
+        return numbers.index(wanted)
     if wanted:
         raise UsageError(f"{path} has no column {wanted!r}; it has {', '.join(names) or f'1 to {len(row)}'}")
     if "text" in names:

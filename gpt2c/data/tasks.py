@@ -63,7 +63,7 @@ def by_position_or_half(text, answer):
 
 def by_number(text, answer):
     """The same, where 08 and +8 are right for 8."""
-    number = re.fullmatch(r"[+-]?[0-9]+", text)
+    number = re.fullmatch(r"[+-]?[0-9]{1,999}", text)
     return 1.0 if number and int(text) == int(answer) else 0.5 * by_position(text, answer)
 
 

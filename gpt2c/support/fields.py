@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from gpt2c.errors import UsageError
 
+LONGER = 4  # times: a word so much longer than another is not like it, and long to compare
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -65,6 +66,8 @@ def require_at_least(instance, **least):
 def nearest(word, meanings):
     """The question "; did you mean A or B?" from {spelling: what to show}; "" if nothing is like `word`."""
     shown = {letters(spelling): text for spelling, text in meanings.items()}
+    if len(word) > LONGER * max(map(len, shown), default=0):
+        return ""
     close = difflib.get_close_matches(letters(word), shown, n=5)
     close = list(dict.fromkeys(shown[key] for key in close))[:3]
     return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import tracemalloc
 from dataclasses import field
 
 import pytest
@@ -179,6 +180,16 @@ def test_unknown_flags_name_the_nearest():
 def test_a_flag_that_counts_elsewhere_is_said_to():
     with pytest.raises(UsageError, match=r"unknown flag --use-RWKV, which goes with --kind large or huge \("):
         run("--use-RWKV", elsewhere=("--kind", {"large": Config, "huge": Config, "small": Options}))
+
+
+def test_a_word_too_long_to_be_like_any_is_not_compared():
+    tracemalloc.start()
+    try:
+        assert nearest("max_step" * 10**5, {"max_steps": "max_steps", "seed": "seed"}) == ""
+        assert tracemalloc.get_traced_memory()[1] < 4 * 10**6
+    finally:
+        tracemalloc.stop()
+    assert nearest("", {}) == ""
 
 
 def test_nearest_serves_other_names_too():

@@ -49,6 +49,7 @@ def test_sums_differences_and_products_are_right():
         (by_number, "1_2", "12", 1 / 6),
         (by_number, "13", "12", 0.25),
         (by_number, "", "0", 0),
+        (by_number, "1" * 5000, "1", 0.5 / 5000),
         (by_number, "٣", "3", 0),
     ],
 )

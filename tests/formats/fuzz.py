@@ -30,6 +30,7 @@ from gpt2c.errors import Gpt2cError
 PACKAGE = str(Path(gpt2c.__file__).parent)
 SECONDS = 5  # of processor time that a file may take
 ADDRESSES = 2**31  # bytes that a process may map beyond what it has: more is a reader that believed a number in the file
+TIMES = 16  # its size that a file may take: as bytes, as text, parsed, and so again inside
 LARGEST = 1 << 16  # bytes of a file that is damaged further
 WORDS = [0, 1, -1, 2, 127, 128, 255, 256, 2**15, 2**16, 2**31 - 1, -(2**31), 2**30, 1024]
 TEXTS = [
@@ -87,7 +88,7 @@ class Reader(NamedTuple):
     read: Callable[[Path], object]
     seeds: tuple[str, ...]  # files of tests/corpus; the copies are called as the first of them
     form: Form | None = None
-    room: int = 2**20  # bytes beyond the file's own that reading it may take
+    room: int = 2**20  # bytes beyond those of the file that reading it may take
 
 
 def damaged(data, rng):
@@ -106,7 +107,8 @@ def damaged(data, rng):
     elif kind == 4:
         data[at // 4 * 4 : at // 4 * 4 + 4] = struct.pack("<i", rng.choice(WORDS))
     elif kind == 5:
-        data[at : at + rng.randrange(20)] = rng.choice(TEXTS) * rng.choice((1, 1, 3, 200))
+        text = rng.choice(TEXTS)
+        data[at : at + rng.randrange(20)] = text * rng.choice((1, 1, 3, 5000 // len(text)))
     elif kind == 6:
         del data[at : at + rng.randrange(1, 30)]
     elif kind == 7:
@@ -164,13 +166,15 @@ def _time_out(*_):
 
 
 class Fuzzer:
-    """Tries files on one reader. `pool`: those that are damaged further; `findings`: {what went wrong: the file}."""
+    """Tries files on one reader. `pool`: those that are damaged further, half of the time one of the `sound`, which were read;
+    `findings`: {what went wrong: the file}."""
 
     def __init__(self, reader, corpus, folder, seed=0):
         self.reader, self.rng, self.path = reader, random.Random(seed), Path(folder) / reader.seeds[0]
         self.pool = [(corpus / name).read_bytes() for name in reader.seeds]
         self.seen, self.findings, self.tries, self.refused = set(), {}, 0, 0
-        for data in self.pool:
+        self.sound = list(self.pool)
+        for data in self.sound[:]:
             self.attempt(data)  # and what is imported on the way is there
         self.tries = self.refused = 0
 
@@ -183,7 +187,7 @@ class Fuzzer:
     def next(self):
         """A file that was not tried yet."""
         rng, form = self.rng, self.reader.form
-        data = rng.choice(self.pool)
+        data = rng.choice(self.sound if rng.random() < 0.5 else self.pool)
         for _ in range(rng.choice((1, 1, 1, 2, 4))):
             try:
                 if form and rng.random() < 0.6:
@@ -202,12 +206,12 @@ class Fuzzer:
     def attempt(self, data):
         """Reads these bytes; keeps them if they reached something new, and what went wrong."""
         self.path.write_bytes(data)
-        reached = set()
+        reached, before = set(), self.refused
         wrong, taken = self._read(reached)
-        if not wrong and taken > len(data) + self.reader.room:  # once more: tables of the interpreter may have grown
+        if not wrong and taken > TIMES * len(data) + self.reader.room:  # once more: tables of the interpreter may have grown
             self.path.write_bytes(data)
             wrong, taken = self._read(reached)
-            if taken > len(data) + self.reader.room:
+            if taken > TIMES * len(data) + self.reader.room:
                 wrong = f"{taken:,} bytes of memory"
         self.tries += 1
         if wrong:
@@ -215,6 +219,7 @@ class Fuzzer:
         elif not reached <= self.seen and len(data) < LARGEST:
             self.seen |= reached
             self.pool.append(data)
+            self.sound += [data] * (self.refused == before)
 
     def _read(self, reached):
         """(what went wrong or "", bytes that it took); the lines and sentences go into `reached`."""
@@ -235,7 +240,7 @@ class Fuzzer:
         except Gpt2cError as error:
             sys.settrace(None)
             self.refused += 1
-            reached.add(re.sub(r"['\"(\[{].*|[0-9]+", "", str(error).replace(str(self.path), ""))[:80])
+            reached.add(re.sub(r"['\"`(\[{].*|keys .*|\w*[0-9]\w*", "", str(error).replace(str(self.path), ""))[:80])
             wrong = "" if str(error) and "\n" not in str(error) else f"not one sentence: {error}"
         except KeyboardInterrupt:
             raise

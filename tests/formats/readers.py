@@ -101,7 +101,8 @@ def read_tokens(path):
 def read_text(path):
     """Whole documents, and one that is cut in two."""
     for split_on in "\n", "":
-        list(read_pieces([str(path)], Reading(split_on=split_on, max_line=0.01), 50))
+        for _ in read_pieces([str(path)], Reading(split_on=split_on, max_line=0.01), 50):
+            pass
 
 
 def sealed(document):
