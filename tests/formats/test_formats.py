@@ -123,7 +123,7 @@ def test_a_fault_of_our_own_is_not_taken_for_a_damaged_file(kind, name, tmp_path
         raise kind("ours")
 
     model.save(tmp_path / name)
-    for owner, what in ((Tokenizer, "from_json"), (files, "make_config"), (files, "_check_tensors")):
+    for owner, what in ((Tokenizer, "from_document"), (files, "make_config"), (files, "_check_tensors")):
         with monkeypatch.context() as patch:
             patch.setattr(owner, what, faulty)
             with pytest.raises(kind, match="ours"):
