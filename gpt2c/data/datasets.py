@@ -95,7 +95,7 @@ def choose_dataset(datasets, choice):
     for dataset in datasets:
         if choice == dataset.name:
             return dataset
-    if choice.isdecimal() and int(choice) < len(datasets):
+    if choice.isdecimal() and len(choice) < 10 and int(choice) < len(datasets):
         return datasets[int(choice)]
     if os.path.isfile(choice):
         return next((dataset for dataset in datasets if os.path.samefile(choice, dataset.train)), dataset_of(choice))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import reprlib
 import tomllib
 from pathlib import Path
 
@@ -68,7 +69,9 @@ def recorded_flags(content, *classes, names=SHAPING, out_dir=""):
     if out_dir and beside.is_file():
         known |= _kept(_settings(beside), ATTENDING, classes, beside)
     if "chunks" in content.run.values.get("loader", {}):
-        lanes, ranks = known["batch_size"], world().size
+        lanes, ranks = known.get("batch_size"), world().size
+        if lanes is None:
+            raise InputError(f"{content.path} does not say how many lanes its run has: use another checkpoint")
         if lanes % ranks:
             raise UsageError(
                 f"{content.path} has {lanes} lanes, which {ranks} ranks cannot share evenly: use a "
@@ -92,8 +95,9 @@ def _kept(recorded, names, classes, path):
     for field in (field for cls in classes for field in dataclasses.fields(cls) if field.name in names):
         if field.name in recorded:
             value = kept[field.name] = recorded[field.name]
-            if type(value) not in ((int, float) if isinstance(field.default, float) else (type(field.default),)):
-                raise InputError(f"{path} has {field.name} = {value!r}: use another checkpoint or folder")
+            kinds = (int, float) if isinstance(field.default, float) else (type(field.default),)
+            if type(value) not in kinds or isinstance(value, int) and value.bit_length() > 64:
+                raise InputError(f"{path} has {field.name} = {reprlib.repr(value)}: use another checkpoint or folder")
     return kept
 
 

@@ -91,7 +91,7 @@ def restore(trainer, run, data_position=True):
     try:
         _carry(trainer, _named(arrays, "carried."), values.get("chunks", []) if data_position else [])
     except (KeyError, IndexError, TypeError, ValueError) as error:  # arrays that are missing or of another shape
-        if isinstance(error, (UsageError, InputError)):
+        if isinstance(error, InputError):
             raise
         raise _damaged(error) from None
     trainer.step, trainer.tokens, trainer.validations, trainer.epoch = values["step"], values["tokens"], validations, epoch

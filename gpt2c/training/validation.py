@@ -17,7 +17,7 @@ class Validations:
 
     def note(self, step, loss, config):
         """True if this is the best yet."""
-        better = self.best is None or loss < self.best
+        better = loss == loss and (self.best is None or not self.best <= loss)  # NaN never is, and is no best to beat
         if better:
             self.best, self.best_step = loss, step
         self.since_best = 0 if better else self.since_best + 1

@@ -101,6 +101,8 @@ def test_choosing(tree):
     assert choose_dataset(datasets, "stories") is datasets[2]
     assert choose_dataset(datasets, "0") is datasets[0]
     assert choose_dataset(datasets, "2") is datasets[2]
+    with pytest.raises(UsageError, match="there is no data set '999"):
+        choose_dataset(datasets, "9" * 5000)
     assert choose_dataset(datasets, "7") is datasets[0]  # a name comes before a number
     assert choose_dataset(datasets, os.path.join(tree.root, ".", "stories_train.bin")) is datasets[2]
 

@@ -17,7 +17,7 @@ from gpt2c.data.lanes import Lanes
 from gpt2c.data.reading import Reading
 from gpt2c.data.sources import DataConfig
 from gpt2c.data.tasks import TASKS
-from gpt2c.errors import UsageError
+from gpt2c.errors import InputError, UsageError
 from gpt2c.formats import native
 from gpt2c.formats.weights import RunState
 from gpt2c.models.files import read
@@ -118,6 +118,25 @@ def test_a_checkpoint_says_what_shapes_a_run_and_nothing_else(folder, classes, n
     attends = {"out_dir", "save_path", "keep", "keep_major", "save_every", "resume", "save_on_complete", "report_to", "threads"}
     assert not attends & taken and not {"list_datasets", "dry_run", "interactive", "allow_new_data"} & taken
     assert names and set(names) <= fields.keys()
+
+
+@pytest.mark.parametrize("flags, message", [
+    ({"learning_rate": 10**400}, "has learning_rate = 1000"),
+    ({"batch_size": "many"}, "has batch_size = 'many'"),
+])  # fmt: skip
+def test_recorded_flags_that_cannot_be_are_refused(folder, flags, message):
+    forge(folder / "x.bin", **flags)
+    with pytest.raises(InputError, match=message):
+        recorded_flags(read(folder / "x.bin"), TrainConfig)
+
+
+def test_a_run_over_lanes_says_how_many(folder):
+    weights = native.read(folder / "x.bin")
+    weights.run.values["loader"]["chunks"] = 3
+    del weights.run.values["config"]["batch_size"]
+    native.write(folder / "x.bin", weights)
+    with pytest.raises(InputError, match="does not say how many lanes"):
+        recorded_flags(read(folder / "x.bin"), TrainConfig)
 
 
 def test_no_file_is_written_or_deleted_because_a_checkpoint_says_so(folder):

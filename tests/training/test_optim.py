@@ -268,6 +268,11 @@ def test_a_plateau_lowers_the_rate_and_patience_ends_the_run():
     assert (v.best, v.best_step, seen[-2][2]) == (2, 10, 5)
 
 
+def test_a_loss_that_is_no_number_is_no_best():
+    config, v = TrainConfig(), Validations()
+    assert [v.note(step, loss, config) for step, loss in enumerate([np.nan, 3.0, np.nan, 2.0])] == [False, True, False, True]
+
+
 def test_the_trainer_uses_the_lowered_rate(tokens):
     t = trainer(tokens, lr_schedule="plateau", plateau_patience=1, val_every=1, val_steps=1, learning_rate=0.0, max_steps=6)
     t.config.learning_rate = 1e-30  # so small that no validation is better than the first

@@ -215,3 +215,15 @@ def test_a_window_that_cannot_be_is_refused(tokens, tmp_path, chunks):
     run.values["chunks"] = chunks
     with pytest.raises(InputError, match="damaged"):
         trainer_of(model, tokens).restore(run)
+
+
+@pytest.mark.parametrize("name", ["carried.state.h", "carried.before.0.h"])
+def test_states_of_another_shape_are_refused(tokens, tmp_path, name):
+    trainer = trainer_of(gpt2c.create("mingru", **SMALL["mingru"]), tokens)
+    for _ in zip(range(2), trainer):
+        pass
+    trainer.save(tmp_path / "x.safetensors")
+    model, run = load_run(tmp_path / "x.safetensors")
+    run.arrays[name] = run.arrays[name][..., 1:]
+    with pytest.raises(InputError, match="damaged"):
+        trainer_of(model, tokens).restore(run)
