@@ -17,6 +17,7 @@ from gpt2c.errors import InputError
 from gpt2c.models.files import read
 from gpt2c.models.registry import family_named
 from gpt2c.runs import folder as runs
+from gpt2c.runs.logs import read_metrics
 from gpt2c.support.fields import flag
 from gpt2c.support.machine import available_memory, in_units
 
@@ -46,7 +47,7 @@ def machine():
 def run(folder):
     """The run in a folder, by its logs and checkpoints."""
     last, best = {}, None
-    for row in runs.read_metrics(folder):
+    for row in read_metrics(folder):
         last |= row
         if "val_loss" in row and (best is None or row["val_loss"] < best["val_loss"]):
             best = row

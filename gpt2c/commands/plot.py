@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gpt2c.bench import tables
 from gpt2c.commands.command_line import parse
 from gpt2c.errors import UsageError
-from gpt2c.runs import folder as runs
+from gpt2c.runs.logs import read_metrics
 from gpt2c.support import pictures
 from gpt2c.support.fields import flag
 from gpt2c.support.streams import say
@@ -35,7 +35,7 @@ def main(argv):
         pictures.roofline(*tables.load_kernels(config.roofline), path)
     else:
         path = config.out or "loss.png"
-        pictures.loss_curves({name: runs.read_metrics(folder) for name, folder in named(config.run).items()}, path)
+        pictures.loss_curves({name: read_metrics(folder) for name, folder in named(config.run).items()}, path)
     say(f"written: {path}")
 
 

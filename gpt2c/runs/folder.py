@@ -24,6 +24,7 @@ from pathlib import Path
 
 from gpt2c.errors import DivergedError, Gpt2cError, InputError, ResourceError
 from gpt2c.formats import native
+from gpt2c.runs.logs import read_metrics, step_of_line, step_of_row
 from gpt2c.runs.places import Places
 from gpt2c.support.files import atomic_write, open_input, second_name
 
@@ -207,14 +208,18 @@ class Run:
     # ---- logs
 
     def has_validation(self, step):
-        """Whether the logs have a validation loss of this step."""
-        return any(row["step"] == step and "val_loss" in row for row in self._rows())
+        """Whether both logs have a validation loss of this step."""
+        rows = [row for row in self._rows() if row["step"] == step and "val_loss" in row]
+        return bool(rows) and f"\ns:{step} tel:".encode() in b"\n" + self._text("main.log")
 
     def has_sample(self, step):
+        return f"--- step {step}\n".encode() in self._text("samples.txt")
+
+    def _text(self, name):
         try:
-            return bool(self.folder) and f"--- step {step}\n".encode() in (self.folder / "samples.txt").read_bytes()
-        except OSError:  # there are none yet
-            return False
+            return (self.folder / name).read_bytes() if self.folder else b""
+        except OSError:  # there is none yet
+            return b""
 
     def _rows(self):
         try:
@@ -226,8 +231,8 @@ class Run:
         """Drops log lines of updates from `step` on."""
         if not self.folder:
             return
-        self._keep("metrics.jsonl", _step_of_row, step)
-        self._keep("main.log", _step_of_line, step)
+        self._keep("metrics.jsonl", step_of_row, step)
+        self._keep("main.log", step_of_line, step)
         self._keep_samples(step)
 
     def _keep(self, name, step_of, step):
@@ -348,51 +353,3 @@ def _step_of(path):
     except InputError:
         step = None
     return step if isinstance(step, int) else float("inf")
-
-
-def _step_of_line(line):
-    """The step of a line of main.log; None of any other line."""
-    found = re.match(rb"s:([0-9]{1,18}) ", line)
-    return int(found[1]) if found else None
-
-
-def _step_of_row(line):
-    """The step of a line of metrics.jsonl; None of any other line."""
-    row = _row(line)
-    return row["step"] if row else None
-
-
-def _row(line):
-    """A line of metrics.jsonl: an object with numbers for step and, where it has them, loss and val_loss; else None."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict) or not all(_is_number(row.get(key)) for key in {"step", "loss", "val_loss"} & {"step", *row}):
-        return None
-    return row
-
-
-def _is_number(value):
-    """Whether it is one that a float can hold."""
-    return type(value) is float or type(value) is int and value.bit_length() < 1024
-
-
-def read_metrics(folder):
-    """The rows of a run's metrics.jsonl. A last line cut short does not count: the run may be going on."""
-    path = Path(folder) / "metrics.jsonl"
-    if not path.exists():
-        raise InputError(f"{folder} is not the folder of a run: there is no {path}")
-    with open_input(path) as file:
-        lines = file.read().split(b"\n")[:-1]
-    rows = []
-    for number, line in enumerate(lines, 1):
-        row = _row(line)
-        if row is None:
-            raise InputError(
-                f"line {number} of {path} is not a row of a run: expected an object with numbers for step, loss and val_loss"
-            )
-        rows.append(row)
-    if not rows:
-        raise InputError(f"{path} has no rows yet: the run has not done an update")
-    return rows

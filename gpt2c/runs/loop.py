@@ -10,7 +10,7 @@ from gpt2c import settings
 from gpt2c.engine.peak import measured_peak, raised, unit
 from gpt2c.errors import DivergedError, Gpt2cError, UsageError
 from gpt2c.models.files import newest, read
-from gpt2c.runs import folder as runs
+from gpt2c.runs.logs import read_metrics
 from gpt2c.support import pictures
 from gpt2c.support.machine import in_units
 from gpt2c.support.progress import duration
@@ -107,6 +107,7 @@ class Loop:
         stop.training = True
         wanted = trainer.val_loader and trainer.config.val_steps and self._validated != step
         if wanted and not self.world.all_reduce_max(bool(stop) or self.run.has_validation(step))[0]:
+            self._forget(step)  # what a killed run has written to one of the logs
             val_loss = trainer.validate()
             if val_loss is not None:
                 self.tell_validation(val_loss)
@@ -119,7 +120,7 @@ class Loop:
     def _draw(self):
         try:
             name = self.run.folder.name
-            pictures.loss_curves({name: runs.read_metrics(self.run.folder)}, self.run.folder / "loss.png")
+            pictures.loss_curves({name: read_metrics(self.run.folder)}, self.run.folder / "loss.png")
         except Gpt2cError as error:  # a run that was stopped before its first update has no rows
             self.console.debug(f"no picture: {error}")
             return False
@@ -294,10 +295,13 @@ class Loop:
         if times > ROLLBACKS:
             raise DivergedError(f"{error}; rolled back to {content.path} {ROLLBACKS} times already")
         self.console.warning(f"{error}; rolled back to {content.path}, going on with the data that follow")
+        self._forget(trainer.step)
+
+    def _forget(self, step):
         try:
-            self.run.forget(trainer.step)
+            self.run.forget(step)
         except Gpt2cError as error:
-            self.console.warning(f"log lines of updates that were undone stay: {error}")
+            self.console.warning(f"log lines from step {step} on stay: {error}")
 
 
 def board(report_to, run, step):

@@ -15,7 +15,7 @@ import gpt2c
 from gpt2c.commands.train import main as train
 from gpt2c.errors import TokenizationError
 from gpt2c.formats import native as checkpoint
-from gpt2c.runs import folder as runs
+from gpt2c.runs.logs import read_metrics
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -196,7 +196,7 @@ def test_a_target_for_the_validation_loss_ends_training_before_the_epochs_do(fol
     done, total = map(int, found.groups())
     assert 0 < done < total == 50
     assert checkpoint.metadata("out/model_final.bin")["step"] == done
-    assert runs.read_metrics("out")[-1]["val_loss"] <= 4
+    assert read_metrics("out")[-1]["val_loss"] <= 4
 
 
 def test_a_checkpoint_between_epochs_is_small(folder):

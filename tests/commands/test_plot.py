@@ -10,7 +10,7 @@ from programs import call, run
 
 from gpt2c.bench import tables
 from gpt2c.errors import InputError, UsageError
-from gpt2c.runs import folder as runs
+from gpt2c.runs.logs import read_metrics
 from gpt2c.support import pictures
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -52,7 +52,7 @@ def test_the_legend_names_the_runs_and_the_curves(two_runs):
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none"}):  # text as text
-        pictures.loss_curves({name: runs.read_metrics(two_runs / name) for name in ("first", "_b$")}, two_runs / "a.svg")
+        pictures.loss_curves({name: read_metrics(two_runs / name) for name in ("first", "_b$")}, two_runs / "a.svg")
         pictures.roofline(MACHINE, [KERNEL], two_runs / "b.svg")
     curves, roof = (two_runs / "a.svg").read_text(), (two_runs / "b.svg").read_text()
     named = [f"{name}: {curve}" for name in ("first", " _b$") for curve in ("training", "validation")]
@@ -114,7 +114,7 @@ def test_a_roofline(tmp_path):
 )
 def test_a_picture_that_cannot_be_written(two_runs, name, message):
     with pytest.raises(UsageError, match=message):
-        pictures.loss_curves({"first": runs.read_metrics(two_runs / "first")}, two_runs / name)
+        pictures.loss_curves({"first": read_metrics(two_runs / "first")}, two_runs / name)
     assert sorted(path.name for path in two_runs.iterdir()) == ["_b$", "first"]
 
 
@@ -130,7 +130,7 @@ def test_without_matplotlib_the_user_is_told_how_to_get_it(two_runs):
 def test_a_line_that_is_being_written_does_not_count(two_runs):
     with open(two_runs / "first" / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "lo')
-    assert [row["step"] for row in runs.read_metrics(two_runs / "first")] == [0, 1, 2, 3]
+    assert [row["step"] for row in read_metrics(two_runs / "first")] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_what_is_no_row_of_a_run_is_refused(two_runs, line):
     with open(two_runs / "first" / "metrics.jsonl", "ab") as file:
         file.write(line + b"\n")
     with pytest.raises(InputError, match="line 5 of .* is not a row of a run"):
-        runs.read_metrics(two_runs / "first")
+        read_metrics(two_runs / "first")
 
 
 @pytest.mark.parametrize("change, message", [

@@ -27,6 +27,7 @@ from gpt2c.formats.llmc import load_debug_state
 from gpt2c.models.files import load, load_run
 from gpt2c.models.registry import make_config
 from gpt2c.runs import folder as runs
+from gpt2c.runs.logs import read_metrics
 from gpt2c.tokenizers.tokenizer import Tokenizer
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.trainer import Trainer
@@ -75,7 +76,7 @@ def read_log(path):
     run.has_validation(2), run.has_sample(2)
     run.forget(2)
     if path.exists() and path.name == "metrics.jsonl":
-        runs.read_metrics(path.parent)
+        read_metrics(path.parent)
 
 
 def read_records(path):

@@ -12,7 +12,8 @@ from gpt2c.errors import UsageError
 from gpt2c.generation.decoder import Decoder
 from gpt2c.models.model import Model
 from gpt2c.models.registry import make_config
-from gpt2c.runs.folder import Run, read_metrics
+from gpt2c.runs.folder import Run
+from gpt2c.runs.logs import read_metrics
 
 SMALL = dict(vocab_size=61, channels=24, hidden=40, num_heads=3, max_seq_len=40, cope_max_pos=7)
 KINDS = {"plain": {}, "adaptive": dict(adaptive=True, max_depth=5), "without positions": dict(pos_emb="none", depth=1)}

@@ -25,7 +25,8 @@ from programs import as_before
 
 from gpt2c.__main__ import main
 from gpt2c.models.model import Model
-from gpt2c.runs.folder import Run, read_metrics
+from gpt2c.runs.folder import Run
+from gpt2c.runs.logs import read_metrics
 from gpt2c.support import files
 from gpt2c.training.trainer import Trainer
 

@@ -14,7 +14,8 @@ import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.errors import InputError, ResourceError
 from gpt2c.models.files import newest, read
-from gpt2c.runs.folder import Run, read_metrics
+from gpt2c.runs.folder import Run
+from gpt2c.runs.logs import read_metrics
 from gpt2c.support import files
 
 SMALL = dict(num_layers=1, channels=8, num_heads=1, vocab_size=17, max_seq_len=8)

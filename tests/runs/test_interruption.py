@@ -276,3 +276,16 @@ def test_memory_stays_flat(folder):
             before = process.memory_info().rss
     assert process.memory_info().rss - before <= 2**20
     assert Path(run.last(2300)).exists()
+
+
+def test_the_last_validation_is_in_both_logs_or_is_done_again(folder):
+    """A run that is killed between the two has it in one of them."""
+    words = [*TINY, "-o", "out", "-x", 10]
+    finish(folder, *words)
+    logs = {name: (folder / "out" / name).read_bytes() for name in ("main.log", "metrics.jsonl")}
+    assert all(b"10" in text.splitlines()[-1] for text in logs.values())
+    for cut in logs:
+        path = folder / "out" / cut
+        path.write_bytes(b"".join(logs[cut].splitlines(keepends=True)[:-1]))
+        finish(folder, *words, "--resume")
+        assert {name: (folder / "out" / name).read_bytes() for name in logs} == logs, cut

@@ -15,7 +15,7 @@ from mpi import finish, started
 
 import gpt2c
 from gpt2c.data import write_shard
-from gpt2c.runs.folder import read_metrics
+from gpt2c.runs.logs import read_metrics
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 MODEL = "-e scratch --num-layers 1 --channels 16 --num-heads 1 --max-seq-len 16 --vocab-size 97"

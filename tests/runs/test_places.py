@@ -16,7 +16,8 @@ from gpt2c.data import write_shard
 from gpt2c.errors import InputError, ResourceError, UsageError
 from gpt2c.formats import native
 from gpt2c.runs import folder as runs
-from gpt2c.runs.folder import Run, read_metrics
+from gpt2c.runs.folder import Run
+from gpt2c.runs.logs import read_metrics
 from gpt2c.support import pictures
 from gpt2c.training.trainer import Trainer
 

@@ -14,7 +14,8 @@ import gpt2c
 from gpt2c.data import write_shard
 from gpt2c.errors import UsageError
 from gpt2c.formats import native as checkpoint
-from gpt2c.runs.folder import Run, read_metrics
+from gpt2c.runs.folder import Run
+from gpt2c.runs.logs import read_metrics
 
 SMALL = "-e scratch --num-layers 1 --channels 16 --num-heads 1 --max-seq-len 16 --vocab-size 97 -b 2 -t 16 -l 1e-2".split()
 QUIET = ["-v", "0", "-s", "0"]
