@@ -71,7 +71,7 @@ def test_errors_are_one_sentence(write, tmp_path, words, code, message):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_nothing_and_can_be_repeated(write, tmp_path, number, code):
-    write("a.txt", random_text(2_500_000, alphabet="once upon a time\n.,"))
+    write("a.txt", random_text(1_200_000, alphabet="once upon a time\n.,"))
     words = ["prepare", "a.txt", "--tokenizer", STORIES, "--workers", 2]
     process = start(tmp_path, *words)
     while not any(path.stat().st_size for path in tmp_path.glob("data/.a.*.tmp/train_0")):

@@ -17,7 +17,7 @@ from readers import READERS
 
 from gpt2c.errors import Gpt2cError, InputError
 
-TRIES = int(os.environ.get("GPT2C_FUZZ", 25))
+TRIES = int(os.environ.get("GPT2C_FUZZ", 10))
 LENIENT = "metrics", "samples", "log", "text"  # of which almost anything is one, or has some lines that are
 readers = pytest.mark.parametrize("name", READERS)
 

@@ -248,7 +248,7 @@ def kill_and_resume(folder, straight, kills, seed):
 
 
 def test_killed_while_saving_every_step(folder, straight):
-    kill_and_resume(folder, straight, int(os.environ.get("GPT2C_KILLS", 15)), seed=1)
+    kill_and_resume(folder, straight, int(os.environ.get("GPT2C_KILLS", 5)), seed=1)
 
 
 @pytest.mark.slow
