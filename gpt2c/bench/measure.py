@@ -228,7 +228,8 @@ def model_flops(case):
         work = model.program(case.B, case.T)
         return flops(work.forward_program) + flops(work.backward_program)
     work = Runner(model, context=case.T).prepare(Work(case.B, case.T, targets=False))
-    attention = FLOPS["attention_forward"](case.B, case.T, config.channels, config.num_heads)  # the cached kernel's too
+    D = config.channels // config.num_heads
+    attention = FLOPS["attention_forward"](case.B, case.T, config.num_heads, D)  # the cached kernel's too
     return flops(work.forward_program) + config.num_layers * attention
 
 
