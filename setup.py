@@ -36,6 +36,7 @@ KERNELS = [
         "optim",
         "peak",
         "recursion",
+        "rope",
         "scan",
         "table",
     )

@@ -1,4 +1,5 @@
-// Causal self-attention: tiled (memory O(T) per head), materialised (to look at) and cached (to decode).
+// Causal self-attention: tiled (memory O(T) per head), materialised (to look at) and cached (to decode). H / K heads of queries in
+// a row share a head of keys and values; the backward takes these together, for their gradients are sums.
 //
 // Tiled, for one (b, h), plainly:
 //   for i:  s_j = q_i k_j / sqrt(D) for j <= i;  lse_i = log sum_j exp(s_j);  out_i = sum_j exp(s_j - lse_i) v_j
@@ -136,16 +137,17 @@ static void attend(const Precision* p, float* out, ptrdiff_t out_row, float* lse
     end(p);
 }
 
-void FN(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t C, int64_t H,
+void FN(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t H, int64_t D, int64_t K,
                            float* scratch) {
-    int64_t D = C / H;
+    const int64_t row = (H + 2 * K) * D;
     const Precision* p = precision_for(T, D);
-    PARALLEL_FOR(B * T * T * C / 8)
+    PARALLEL_FOR(B * T * T * H * D / 8)
     for (int64_t bh = 0; bh < B * H; bh++) {
-        const float* q = qkv + bh / H * T * 3 * C + bh % H * D;
+        int64_t b = bh / H, h = bh % H;
+        const float *heads = qkv + b * T * row, *k = heads + (H + h * K / H) * D;
         Forward f;
         forward_scratch(&f, scratch + thread_index() * FN(attention_scratch)(T, D), T, D);
-        attend(p, out + bh / H * T * C + bh % H * D, C, lse + bh * T, q, 3 * C, q + C, q + 2 * C, 3 * C, T, 0, D, f);
+        attend(p, out + (b * T * H + h) * D, H * D, lse + bh * T, heads + h * D, row, k, k + K * D, row, T, 0, D, f);
     }
 }
 
@@ -169,57 +171,66 @@ static void probabilities(float* s, float* ds, int64_t rows, int64_t at, int64_t
         }
 }
 
-void FN(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
-                            int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch) {
-    const int64_t D = C / H;
-    const Precision* p = precision_for(T, D);
+// One head of queries, rows q_row apart, against the keys and values in b; dk_t and dv_t there get its part of their gradients,
+// which is added if heads of the group came before it.
+static void backward_of_head(const Precision* p, float* dq, const float* q, ptrdiff_t q_row, const float* g, const float* o,
+                             ptrdiff_t o_row, const float* lse, int64_t T, int64_t D, int later, int add, Backward b) {
     const int64_t W = padded_width(p, D);
     const float scale = 1.0f / sqrtf(D);
-    PARALLEL_FOR(B * T * T * C / 4)
-    for (int64_t bh = 0; bh < B * H; bh++) {
-        int64_t head = bh / H * T * 3 * C + bh % H * D, head_out = bh / H * T * C + bh % H * D;
-        const float *q = qkv + head, *o = out + head_out, *g = dout + head_out;
-        float* dq = dqkv + head;
+    for (int64_t first = 0; first < T; first += BLOCK) {
+        int64_t rows = T - first < BLOCK ? T - first : BLOCK;
+        float dots[BLOCK];  // dout_i out_i
+        row_dots(dots, g + first * o_row, o + first * o_row, o_row, rows, D);
+        copy_rows(b.q, W, q + first * q_row, q_row, rows, D, scale);
+        copy_rows(b.dout, W, g + first * o_row, o_row, rows, D, 1);
+        memset(b.dq, 0, rows * W * sizeof(float));
+        Side queries = left_side(p, b.queries, b.q, W, 0, rows, D), queries_t = left_side(p, b.queries_t, b.q, W, 1, D, rows);
+        Side douts = left_side(p, b.douts, b.dout, W, 0, rows, D), douts_t = left_side(p, b.douts_t, b.dout, W, 1, D, rows);
+
+        for (int64_t j = 0; j < first + rows; j += TN) {
+            int64_t lanes = T - j < TN ? T - j : TN, from = j > first ? j - first : 0, n = rows - from;
+            float *k = b.k + j * W, *s = b.s + from * TN, *ds = b.ds + from * TN;
+            Side keys_t = right_side(p, b.keys_t, k, W, 1, D, lanes);
+            Side values_t = right_side(p, b.values_t, b.v + j * W, W, 1, D, lanes);
+            multiply(p, s, TN, n, TN, D, queries, from, 0, keys_t, 0);
+            multiply(p, ds, TN, n, TN, D, douts, from, 0, values_t, 0);
+            probabilities(s, ds, n, first + from, j, lse + first + from, dots + from);
+
+            int more = later || j < first;  // other heads, or queries of blocks before, saw these keys
+            multiply(p, b.dv_t + j * W, TN, D, TN, n, douts_t, 0, from, right_side(p, b.probs, s, TN, 0, n, TN), more);
+            multiply(p, b.dk_t + j * W, TN, D, TN, n, queries_t, 0, from, right_side(p, b.probs, ds, TN, 0, n, TN), more);
+            multiply(p, b.dq + from * W, W, n, W, lanes, left_side(p, b.probs, ds, TN, 0, n, lanes), 0, 0,
+                     right_side(p, b.keys, k, W, 0, lanes, W), 1);
+        }
+        store_rows(dq + first * q_row, q_row, b.dq, W, rows, D, scale, add);
+    }
+}
+
+void FN(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
+                            int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int64_t add, float* scratch) {
+    const int64_t row = (H + 2 * K) * D, each = H / K;
+    const Precision* p = precision_for(T, D);
+    const int64_t W = padded_width(p, D);
+    PARALLEL_FOR(B * T * T * H * D / 4)
+    for (int64_t bk = 0; bk < B * K; bk++) {
+        int64_t at = bk / K * T * row, key = at + (H + bk % K) * D;
         Backward b;
         backward_scratch(&b, scratch + thread_index() * FN(attention_scratch)(T, D), T, D);
-        copy_rows(b.k, W, q + C, 3 * C, T, D, 1);
-        copy_rows(b.v, W, q + 2 * C, 3 * C, T, D, 1);
+        copy_rows(b.k, W, qkv + key, row, T, D, 1);
+        copy_rows(b.v, W, qkv + key + K * D, row, T, D, 1);
         begin(p);
-
-        for (int64_t first = 0; first < T; first += BLOCK) {
-            int64_t rows = T - first < BLOCK ? T - first : BLOCK;
-            float dots[BLOCK];  // dout_i out_i
-            row_dots(dots, g + first * C, o + first * C, C, rows, D);
-            copy_rows(b.q, W, q + first * 3 * C, 3 * C, rows, D, scale);
-            copy_rows(b.dout, W, g + first * C, C, rows, D, 1);
-            memset(b.dq, 0, rows * W * sizeof(float));
-            Side queries = left_side(p, b.queries, b.q, W, 0, rows, D), queries_t = left_side(p, b.queries_t, b.q, W, 1, D, rows);
-            Side douts = left_side(p, b.douts, b.dout, W, 0, rows, D), douts_t = left_side(p, b.douts_t, b.dout, W, 1, D, rows);
-
-            for (int64_t j = 0; j < first + rows; j += TN) {
-                int64_t lanes = T - j < TN ? T - j : TN, from = j > first ? j - first : 0, n = rows - from;
-                float *k = b.k + j * W, *s = b.s + from * TN, *ds = b.ds + from * TN;
-                Side keys_t = right_side(p, b.keys_t, k, W, 1, D, lanes);
-                Side values_t = right_side(p, b.values_t, b.v + j * W, W, 1, D, lanes);
-                multiply(p, s, TN, n, TN, D, queries, from, 0, keys_t, 0);
-                multiply(p, ds, TN, n, TN, D, douts, from, 0, values_t, 0);
-                probabilities(s, ds, n, first + from, j, lse + bh * T + first + from, dots + from);
-
-                int more = j < first;  // queries of blocks before saw these keys
-                multiply(p, b.dv_t + j * W, TN, D, TN, n, douts_t, 0, from, right_side(p, b.probs, s, TN, 0, n, TN), more);
-                multiply(p, b.dk_t + j * W, TN, D, TN, n, queries_t, 0, from, right_side(p, b.probs, ds, TN, 0, n, TN), more);
-                multiply(p, b.dq + from * W, W, n, W, lanes, left_side(p, b.probs, ds, TN, 0, n, lanes), 0, 0,
-                         right_side(p, b.keys, k, W, 0, lanes, W), 1);
-            }
-            store_rows(dq + first * 3 * C, 3 * C, b.dq, W, rows, D, scale, add);
+        for (int64_t i = 0; i < each; i++) {
+            int64_t h = bk % K * each + i, head = at + h * D, o = (bk / K * T * H + h) * D;
+            backward_of_head(p, dqkv + head, qkv + head, row, dout + o, out + o, H * D, lse + (bk / K * H + h) * T, T, D,
+                             i > 0, add, b);
         }
         end(p);
         float one[TN];
         for (int i = 0; i < TN; i++) one[i] = 1;
         for (int64_t j = 0; j < T; j += TN) {
             int64_t lanes = T - j < TN ? T - j : TN;
-            store_lanes(dq + C + j * 3 * C, 3 * C, b.dk_t + j * W, lanes, D, one, add);
-            store_lanes(dq + 2 * C + j * 3 * C, 3 * C, b.dv_t + j * W, lanes, D, one, add);
+            store_lanes(dqkv + key + j * row, row, b.dk_t + j * W, lanes, D, one, add);
+            store_lanes(dqkv + key + K * D + j * row, row, b.dv_t + j * W, lanes, D, one, add);
         }
     }
 }
@@ -252,48 +263,52 @@ static void softmax(float* p, const float* s, int64_t n) {
 }
 
 void FN(attention_materialised_forward)(float* out, float* preatt, float* att, const float* qkv,
-                                        int64_t B, int64_t T, int64_t C, int64_t H) {
-    int64_t D = C / H;
+                                        int64_t B, int64_t T, int64_t H, int64_t D, int64_t K) {
+    const int64_t row = (H + 2 * K) * D;
     const float scale = 1.0f / sqrtf(D);
-    PARALLEL_FOR(B * T * T * C)
+    PARALLEL_FOR(B * T * T * H * D)
     for (int64_t bht = 0; bht < B * H * T; bht++) {
-        int64_t t = bht % T, b = bht / T / H, offset = bht / T % H * D;
-        const float* head = qkv + b * T * 3 * C + offset;
-        float *s = preatt + bht * T, *p = att + bht * T, *o = out + (b * T + t) * C + offset;
+        int64_t t = bht % T, h = bht / T % H, b = bht / T / H;
+        const float *heads = qkv + b * T * row, *q = heads + t * row + h * D, *k = heads + (H + h * K / H) * D, *v = k + K * D;
+        float *s = preatt + bht * T, *p = att + bht * T, *o = out + ((b * T + t) * H + h) * D;
         memset(s, 0, T * sizeof(float));
         memset(p, 0, T * sizeof(float));
-        for (int64_t j = 0; j <= t; j++) s[j] = dot(head + t * 3 * C, head + j * 3 * C + C, D) * scale;
+        for (int64_t j = 0; j <= t; j++) s[j] = dot(q, k + j * row, D) * scale;
         softmax(p, s, t + 1);
         memset(o, 0, D * sizeof(float));
-        for (int64_t j = 0; j <= t; j++) axpy(o, p[j], head + j * 3 * C + 2 * C, D);
+        for (int64_t j = 0; j <= t; j++) axpy(o, p[j], v + j * row, D);
     }
 }
 
 size_t FN(attention_materialised_scratch)(int64_t T) { return T; }
 
 void FN(attention_materialised_backward)(float* dqkv, const float* dout, const float* qkv, const float* att,
-                                         int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch) {
-    int64_t D = C / H;
+                                         int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int64_t add, float* scratch) {
+    const int64_t row = (H + 2 * K) * D, each = H / K;
     const float scale = 1.0f / sqrtf(D);
-    PARALLEL_FOR(2 * B * T * T * C)
-    for (int64_t bh = 0; bh < B * H; bh++) {
-        int64_t b = bh / H, offset = bh % H * D;
-        const float* head = qkv + b * T * 3 * C + offset;
-        float *dhead = dqkv + b * T * 3 * C + offset, *da = scratch + thread_index() * T;
-        for (int64_t t = 0; !add && t < T; t++)
-            for (int third = 0; third < 3; third++) memset(dhead + (t * 3 + third) * C, 0, D * sizeof(float));
-        for (int64_t t = 0; t < T; t++) {
-            const float *p = att + (bh * T + t) * T, *g = dout + (b * T + t) * C + offset;
-            float mean = 0;  // sum_j p_j da_j
+    PARALLEL_FOR(2 * B * T * T * H * D)
+    for (int64_t bk = 0; bk < B * K; bk++) {
+        int64_t b = bk / K, at = b * T * row, key = at + (H + bk % K) * D;
+        const float *k = qkv + key, *v = k + K * D;
+        float *dk = dqkv + key, *dv = dk + K * D, *da = scratch + thread_index() * T;
+        for (int64_t j = 0; !add && j < T; j++) {
+            memset(dk + j * row, 0, D * sizeof(float));
+            memset(dv + j * row, 0, D * sizeof(float));
+        }
+        for (int64_t ht = 0; ht < each * T; ht++) {
+            int64_t h = bk % K * each + ht / T, t = ht % T;
+            const float *q = qkv + at + t * row + h * D, *g = dout + ((b * T + t) * H + h) * D, *p = att + ((b * H + h) * T + t) * T;
+            float *dq = dqkv + at + t * row + h * D, mean = 0;  // sum_j p_j da_j
+            if (!add) memset(dq, 0, D * sizeof(float));
             for (int64_t j = 0; j <= t; j++) {
-                da[j] = dot(g, head + j * 3 * C + 2 * C, D);
-                axpy(dhead + j * 3 * C + 2 * C, p[j], g, D);
+                da[j] = dot(g, v + j * row, D);
+                axpy(dv + j * row, p[j], g, D);
                 mean += p[j] * da[j];
             }
             for (int64_t j = 0; j <= t; j++) {
                 float ds = p[j] * (da[j] - mean) * scale;
-                axpy(dhead + t * 3 * C, ds, head + j * 3 * C + C, D);
-                axpy(dhead + j * 3 * C + C, ds, head + t * 3 * C, D);
+                axpy(dq, ds, k + j * row, D);
+                axpy(dk + j * row, ds, q, D);
             }
         }
     }
@@ -336,25 +351,25 @@ static void attend_one(float* out, const float* q, const float* k, const float* 
 }
 
 void FN(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
-                                  int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, float* scratch) {
+                                  int64_t B, int64_t T, int64_t H, int64_t D, int64_t S, int64_t K, float* scratch) {
     enum { FEW_QUERIES = 4 };  // below this, copying the head's keys and values would cost more than it saves
-    int64_t D = C / H, start = pos[0];
+    const int64_t row = (H + 2 * K) * D, kv_row = K * D, start = pos[0];
     const Precision* p = precision_for(T, D);
     for (int64_t bt = 0; bt < B * T; bt++) {
-        int64_t at = (bt / T * S + start + bt % T) * C;
-        memcpy(kcache + at, qkv + bt * 3 * C + C, C * sizeof(float));
-        memcpy(vcache + at, qkv + bt * 3 * C + 2 * C, C * sizeof(float));
+        int64_t at = (bt / T * S + start + bt % T) * kv_row;
+        memcpy(kcache + at, qkv + bt * row + H * D, kv_row * sizeof(float));
+        memcpy(vcache + at, qkv + bt * row + H * D + kv_row, kv_row * sizeof(float));
     }
-    PARALLEL_FOR(4 * B * T * (start + T) * C)
+    PARALLEL_FOR(4 * B * T * (start + T) * H * D)
     for (int64_t bh = 0; bh < B * H; bh++) {
-        int64_t b = bh / H, offset = bh % H * D;
-        const float *q = qkv + b * T * 3 * C + offset, *k = kcache + b * S * C + offset, *v = vcache + b * S * C + offset;
-        float *o = out + b * T * C + offset, *mine = scratch + thread_index() * FN(attention_cached_scratch)(S, D);
+        int64_t b = bh / H, h = bh % H, at = b * S * kv_row + h * K / H * D;
+        const float *q = qkv + b * T * row + h * D, *k = kcache + at, *v = vcache + at;
+        float *o = out + (b * T * H + h) * D, *mine = scratch + thread_index() * FN(attention_cached_scratch)(S, D);
         if (T >= FEW_QUERIES) {
             Forward f;
             forward_scratch(&f, mine, S, D);
-            attend(p, o, C, NULL, q, 3 * C, k, v, C, T, start, D, f);
+            attend(p, o, H * D, NULL, q, row, k, v, kv_row, T, start, D, f);
         } else
-            for (int64_t t = 0; t < T; t++) attend_one(o + t * C, q + t * 3 * C, k, v, C, start + t + 1, D, mine);
+            for (int64_t t = 0; t < T; t++) attend_one(o + t * H * D, q + t * row, k, v, kv_row, start + t + 1, D, mine);
     }
 }

@@ -16,7 +16,7 @@ DTYPES = {"f32": DType(4, "float32", "float"), "i32": DType(4, "int32", "int32_t
 _ARRAY = re.compile(r"(\w+)(\?(\w*))?:([^:\s]+)(:i)?$")
 _DIM = re.compile(r"(?=.)(\d*)([A-Z]?)$")
 _SCALAR = re.compile(r"(\w+):([nf])(?:=(\S+))?$")
-_RULE = re.compile(r"(\w+)(%|<=|>=|=)([\w*]+)(?:\+(\d+))?(?:\?(\w+))?$")
+_RULE = re.compile(r"(\w+)(%|<=|>=|=)([\w*+]+)(?:\?(\w+))?$")
 _NEED = re.compile(r"(\w+)->(\w+)$")
 _MISSING = inspect.Parameter.empty
 
@@ -46,7 +46,7 @@ class Door:
             scalar, kind, default = self._parts(_SCALAR, item)
             self.scalars.append((scalar, kind, default and (int if kind == "n" else float)(default)))
         self.needs = [self._parts(_NEED, rule) for rule in rules if "->" in rule]  # (what, which other)
-        # (size, "%", "<=", ">=" or "=", sizes or numbers, multiplied, what is added to that, where what is given)
+        # (size, "%", "<=", ">=" or "=", a sum of products of sizes and numbers, where what is given)
         self.rules = [self._parts(_RULE, rule) for rule in rules if "->" not in rule]
         self.defaults = {a[0]: None if a[1] else _MISSING for a in self.arrays}  # of every argument, in order
         self.defaults |= {s[0]: _MISSING if s[2] is None else s[2] for s in self.scalars}
@@ -77,8 +77,8 @@ class Door:
             if name in names[:i]:
                 raise ValueError(f"{self.name}: two arguments are named {name}")
         named = [name for need in self.needs for name in need]
-        for left, _, right, _, where in self.rules:
-            named += [left, *right.split("*"), *([where] if where else [])]
+        for left, _, right, where in self.rules:
+            named += [left, *re.split(r"[*+]", right), *([where] if where else [])]
         for name in named:
             if not name.isdigit() and name not in names:
                 raise ValueError(f"{self.name}: a rule names {name}, which is none of the arguments")
@@ -150,12 +150,11 @@ class Door:
         """An error where arguments that are right one by one make no sense together."""
         value = dict(zip(self.letters, sizes)) | {scalar[0]: number for scalar, number in zip(self.scalars, scalars)}
         given = self._given(arrays, value)
-        for left, sign, right, more, where in self.rules:
+        for left, sign, right, where in self.rules:
             if where and where not in given:
                 continue
-            a, b = value[left], math.prod(int(part) if part.isdigit() else value[part] for part in right.split("*"))
-            if more:
-                b, right = b + int(more), f"{right}+{more}"
+            products = [[int(part) if part.isdigit() else value[part] for part in term.split("*")] for term in right.split("+")]
+            a, b = value[left], sum(math.prod(product) for product in products)
             if not ((b > 0 and a % b == 0) if sign == "%" else a <= b if sign == "<=" else a >= b if sign == ">=" else a == b):
                 wanted = {"%": "a multiple of ", "=": ""}.get(sign, sign + " ") + right + ("" if right.isdigit() else f" = {b}")
                 raise ValueError(f"{self.name}: {left} = {a}, expected {wanted}")

@@ -43,6 +43,20 @@ void FN(rmsnorm_forward)(float* out, float* rstd, const float* x, const float* w
 // d = dout w,  dx += rstd (d - n mean(d n)),  dw += sum_r dout n   (dw may be NULL)
 void FN(rmsnorm_backward)(float* dx, float* dw, const float* dout, const float* x, const float* w, const float* rstd,
                           int64_t R, int64_t C, int64_t add);
+// The same of single heads, width D, of queries and keys: the first H of G heads with gains qw, those before the N-th with kw.
+// The others stay as they are.                         out, x (R,G,D)  rstd (R,N)  qw, kw (D)
+void FN(head_norm_forward)(float* out, float* rstd, const float* x, const float* qw, const float* kw,
+                           int64_t R, int64_t G, int64_t D, int64_t N, int64_t H, float eps);
+void FN(head_norm_backward)(float* dx, float* dqw, float* dkw, const float* dout, const float* x, const float* qw,
+                            const float* kw, const float* rstd, int64_t R, int64_t G, int64_t D, int64_t N, int64_t H,
+                            int64_t add);
+
+// rope.c --------------------------------------------------------------------------------------------------------
+// Turns the first N of G heads, each a half a and a half b of width E, by the angles of position p = pos + t:
+// a <- a cos - b sin,  b <- a sin + b cos,  with `back` by the opposite angles, which is the backward
+//                                                      x (B,T,G,D), D = 2 E  rotations (S,2,E): cosines, sines  pos (1)
+void FN(rope)(float* x, const float* rotations, const int32_t* pos, int64_t B, int64_t T, int64_t G, int64_t D, int64_t E,
+              int64_t N, int64_t back);
 
 // matmul.c ------------------------------------------------------------------------------------------------------
 size_t FN(matmul_scratch)(void);
@@ -57,29 +71,30 @@ void FN(matmul_backward_w)(float* dw, float* db, const float* dout, const float*
                            int64_t R, int64_t C, int64_t N, int64_t add, float* scratch);
 
 // attention.c ---------------------------------------------------------------------------------------------------
-// Causal self-attention over H heads of width D = C / H; qkv holds q | k | v, head h at offset h D of each third.
+// Causal self-attention over H heads of queries and K of keys and values, all of width D; head h of the queries goes with head
+// h K / H of the others. qkv holds the heads of q, of k, of v.
 // s[i,j] = q_i k_j / sqrt(D),  a[i,j] = softmax over j <= i,  out_i = sum_j a[i,j] v_j
-//                                                      out (B,T,C)  qkv (B,T,3C)  lse (B,H,T)
+//                                                      out (B,T,H,D)  qkv (B,T,H+2K,D)  lse (B,H,T)
 // Tiled: keeps only lse_i = log sum_j exp(s[i,j]).
 size_t FN(attention_scratch)(int64_t T, int64_t D);
-void FN(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t C, int64_t H,
+void FN(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, int64_t T, int64_t H, int64_t D, int64_t K,
                            float* scratch);
 // p = exp(s - lse),  ds[i,j] = p[i,j] (dout_i v_j - dout_i out_i)
 // dv_j += sum_i p[i,j] dout_i,  dq_i += sum_j ds[i,j] k_j / sqrt(D),  dk_j += sum_i ds[i,j] q_i / sqrt(D)
 void FN(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
-                            int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch);
+                            int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int64_t add, float* scratch);
 // Materialised: the scaled scores and the probabilities stay to be looked at; entries j > i are 0.
 //                                                      preatt, att (B,H,T,T)
 void FN(attention_materialised_forward)(float* out, float* preatt, float* att, const float* qkv,
-                                        int64_t B, int64_t T, int64_t C, int64_t H);
+                                        int64_t B, int64_t T, int64_t H, int64_t D, int64_t K);
 size_t FN(attention_materialised_scratch)(int64_t T);
 void FN(attention_materialised_backward)(float* dqkv, const float* dout, const float* qkv, const float* att,
-                                         int64_t B, int64_t T, int64_t C, int64_t H, int64_t add, float* scratch);
+                                         int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int64_t add, float* scratch);
 // Decoding: stores the keys and values of T new positions pos .. pos + T - 1 in the caches and attends from those
-// positions to all cached ones.                        kcache, vcache (B,S,C)  pos (1)
+// positions to all cached ones.                        kcache, vcache (B,S,K,D)  pos (1)
 size_t FN(attention_cached_scratch)(int64_t S, int64_t D);
 void FN(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
-                                  int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, float* scratch);
+                                  int64_t B, int64_t T, int64_t H, int64_t D, int64_t S, int64_t K, float* scratch);
 
 // activation.c --------------------------------------------------------------------------------------------------
 // u = sqrt(2/pi) (x + 0.044715 x^3),  out = x (1 + tanh u) / 2 = x / (1 + exp(-2u))       out, x (R)

@@ -67,6 +67,14 @@ cdef class Buffer:
         part.whole = self
         return part
 
+    def shaped(self, *shape):
+        """The same numbers in another shape."""
+        if nbytes(self.dtype, shape) != nbytes(self.dtype, self.shape):
+            raise ValueError(f"{self.name} has shape {self.shape}, which is not {shape}")
+        again = Buffer(self.name, shape, self.address, self.owner, self.dtype)
+        again.whole = self
+        return again
+
     @property
     def array(self):
         """The memory as a NumPy array, shared."""

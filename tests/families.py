@@ -10,6 +10,7 @@ FAMILIES = {
     "chargpt": dict(num_layers=2, channels=32, num_heads=2, max_seq_len=64),
     "mingru": dict(dim=32, depth=2),
     "hybrid": dict(hidden=16, num_layers=2, num_experts=2),  # where choices of experts make no jumps
+    "llama": dict(num_layers=2, channels=32, num_heads=4, num_kv_heads=2, max_seq_len=64),
     "trm": dict(channels=32, hidden=48, num_heads=2, max_seq_len=64),
 }
 families = pytest.mark.parametrize("family", FAMILIES)

@@ -26,7 +26,7 @@ def gpt2_cases(B, lengths, C, H, V, P, parameters):
         yield Case("matmul_forward", product, {"R": 1, "C": inputs, "N": outputs}, absent, L)
     S = lengths[-1]
     L = math.ceil(parameters / (2 * S * C))
-    yield Case("attention_cached_forward", f"S{S}", {"B": 1, "T": 1, "S": S, "C": C, "H": H}, turns=L)
+    yield Case("attention_cached_forward", f"S{S}", {"B": 1, "T": 1, "S": S, **heads(H, H, C // H)}, turns=L)
     yield from whole_model(parameters)
     yield from of_other_families(B, *lengths, C, H)
 
@@ -42,9 +42,18 @@ def both(op, label, absent=(), in_place=(), **sizes):
         yield Case(f"{op}_{way}", label, sizes, absent, in_place=in_place if way == "backward" else ())
 
 
+def heads(H, K, D):
+    """Sizes of attention, with K heads of keys and values."""
+    return {"H": H, "K": K, "D": D, "G": H + 2 * K}
+
+
 def step_at(B, T, C, H, V, P):
     R, label = B * T, f"T{T}"
-    yield from both("attention", label, B=B, T=T, C=C, H=H)
+    for K, shared in (H, ""), (H // 3, "-shared"):
+        yield from both("attention", label + shared, B=B, T=T, **heads(H, K, C // H))
+    turned = {"D": C // H, "G": 3 * H, "N": 2 * H}
+    yield Case("rope", label, {"B": B, "T": T, "S": T, "E": C // H // 2, **turned})
+    yield from both("head_norm", label, R=R, H=H, **turned)
     yield from both("layernorm", label, R=R, C=C)
     yield from both("rmsnorm", label, R=R, C=C)
     for activation in "gelu", "gelu_erf", "squared_relu", "swiglu":
@@ -74,13 +83,13 @@ def of_other_families(B, T, longest, C, H):
     """Where the hybrid and the TRM are smaller than GPT-2, so are they here."""
     R, label = B * T, f"T{T}"
     yield Case("gelu_forward_scalar", label, {"R": R * 4 * C})
-    yield from both("attention_materialised", label, B=B, T=T, C=C, H=H)
+    yield from both("attention_materialised", label, B=B, T=T, **heads(H, H, C // H))
     yield Case("mingru_log_forward", label, {"B": B, "T": T, "I": C})
     yield Case("last_position_forward", f"T{longest}", {"B": B, "T": longest, "C": C})
     W, absent = C // 6, ("preatt", "att")
-    heads = {"C": W, "H": 2, "D": W // 2, "M": 17}
-    yield from both("cope", label, absent, B=B, T=T, **heads)
-    yield Case("cope_cached_forward", f"S{4 * T}", {"B": 1, "T": 1, "S": 4 * T, **heads})
+    small = {"C": W, "H": 2, "D": W // 2, "M": 17}
+    yield from both("cope", label, absent, B=B, T=T, **small)
+    yield Case("cope_cached_forward", f"S{4 * T}", {"B": 1, "T": 1, "S": 4 * T, **small})
     R *= 4
     yield from both("dyt", label, R=R, C=W)
     yield from both("scaled_residual", label, R=R, C=W)
@@ -106,11 +115,14 @@ def bound_by_memory(case):
 
 # Operations that gpt2c.flops does not count: each +, -, x, /, exp and sqrt of the formula in kernels/gpt2c.h is one.
 OPERATIONS = {
-    "attention_cached_forward": lambda S, C, **_: 4 * S * C,
+    "attention_cached_forward": lambda S, H, D, **_: 4 * S * H * D,
     "layernorm_forward": lambda R, C: 8 * R * C,
     "layernorm_backward": lambda R, C: 14 * R * C,
     "rmsnorm_forward": lambda R, C: 4 * R * C,
     "rmsnorm_backward": lambda R, C: 10 * R * C,
+    "head_norm_forward": lambda R, N, D, **_: 4 * R * N * D,
+    "head_norm_backward": lambda R, N, D, **_: 10 * R * N * D,
+    "rope": lambda B, T, N, D, **_: 3 * B * T * N * D,
     "gelu_forward": lambda R: 8 * R,
     "gelu_backward": lambda R: 16 * R,
     "gelu_forward_scalar": lambda R: 8 * R,
@@ -143,8 +155,8 @@ OPERATIONS = {
     "global_norm": lambda R: 2 * R,
     "clamp": lambda R: 2 * R,
     "add_scaled": lambda R: 2 * R,
-    "attention_materialised_forward": lambda B, T, C, H: 2 * B * T * (T + 1) * C,
-    "attention_materialised_backward": lambda B, T, C, H: 4 * B * T * (T + 1) * C,
+    "attention_materialised_forward": lambda B, T, H, D, **_: 2 * B * T * (T + 1) * H * D,
+    "attention_materialised_backward": lambda B, T, H, D, **_: 4 * B * T * (T + 1) * H * D,
     "cope_forward": lambda B, T, C, H, M, **_: B * T * (2 * (T + 1) * C + 8 * (T + 1) * H + 2 * M * C),
     "cope_backward": lambda B, T, C, H, M, **_: B * T * (5 * (T + 1) * C + 16 * (T + 1) * H + 6 * M * C),
     "cope_cached_forward": lambda B, T, S, C, H, M, **_: B * T * (4 * S * C + 16 * S * H + 2 * M * C),

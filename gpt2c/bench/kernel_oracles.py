@@ -27,20 +27,30 @@ def expected(kernel, arguments):
     return outputs if isinstance(outputs, tuple | list) else (outputs,)
 
 
-def attention_forward(qkv, H):
-    out, _, _, lse = ref.attention_forward(qkv, H)
+def flat(*arrays):
+    """(B, T, heads, D) -> (B, T, heads D), as the reference has them"""
+    return (array.reshape(*array.shape[:2], -1) for array in arrays)
+
+
+def attention_forward(qkv, H, K):
+    out, _, _, lse = ref.attention_forward(*flat(qkv), H, K)
     return out, lse
 
 
-def attention_materialised_forward(qkv, H):
-    return ref.attention_forward(qkv, H)[:3]
+def attention_materialised_forward(qkv, H, K):
+    return ref.attention_forward(*flat(qkv), H, K)[:3]
 
 
-def attention_backward(dout, qkv, H):
-    return ref.attention_backward(dout, qkv, ref.attention_forward(qkv, H)[2], H)
+def attention_backward(dout, qkv, H, K):
+    dout, qkv = flat(dout, qkv)
+    return ref.attention_backward(dout, qkv, ref.attention_forward(qkv, H, K)[2], H, K)
 
 
 attention_materialised_backward = attention_backward
+
+
+def attention_cached_forward(qkv, kcache, vcache, pos, H, K):
+    return ref.attention_cached_forward(*flat(qkv, kcache, vcache), pos, H, K)
 
 
 def cope_forward(qkv, table, H):

@@ -50,6 +50,7 @@ READ = {
     "clamp": ("x",),
     "attention_cached_forward": ("kcache", "vcache"),
     "cope_cached_forward": ("kcache", "vcache"),
+    "rope": ("x",),
     "crossentropy_backward": (),
     "scan_backward": (),
     "ponder_backward": (),
@@ -70,6 +71,7 @@ VALUES = {
     "targets": lambda shape, n: rng.integers(n.get("V", 1), size=shape, dtype=np.int32),
     "chosen": lambda shape, n: np.tile(np.arange(shape[-1], dtype=np.int32), (*shape[:-1], 1)),
     "pos": lambda shape, n: np.array([n["S"] - n["T"]], np.int32),  # the last there is room for
+    "rotations": lambda shape, n: rotations(*shape),
     "noise": lambda shape, n: np.array([1, 2], np.int32),  # seed and counter
     "depth": lambda shape, n: rng.integers(1, 3, size=shape).astype(np.float32),
     "count": lambda shape, n: np.full(shape, n["R"], np.float32),
@@ -86,11 +88,11 @@ ROUNDINGS = {
     "matmul_forward": lambda C, **_: C,
     "matmul_backward_x": lambda N, **_: N,
     "matmul_backward_w": lambda R, **_: R,
-    "attention_forward": lambda T, C, H, **_: T + C // H,
-    "attention_backward": lambda T, C, H, **_: T + C // H,
-    "attention_materialised_forward": lambda T, C, H, **_: T + C // H,
-    "attention_materialised_backward": lambda T, C, H, **_: T + C // H,
-    "attention_cached_forward": lambda S, C, H, **_: S + C // H,
+    "attention_forward": lambda T, D, **_: T + D,
+    "attention_backward": lambda T, D, H, K, **_: T * H // K + D,
+    "attention_materialised_forward": lambda T, D, **_: T + D,
+    "attention_materialised_backward": lambda T, D, H, K, **_: T * H // K + D,
+    "attention_cached_forward": lambda S, D, **_: S + D,
     "cope_forward": lambda T, D, M, **_: T * M + D,  # T gates add up to a position, whose unit is as many as M
     "cope_backward": lambda T, D, M, **_: T * M + D,
     "cope_cached_forward": lambda S, D, M, **_: S * M + D,
@@ -98,6 +100,8 @@ ROUNDINGS = {
     "layernorm_backward": lambda R, C, **_: max(R, C),
     "rmsnorm_forward": lambda C, **_: C,
     "rmsnorm_backward": lambda R, C, **_: max(R, C),
+    "head_norm_forward": lambda D, **_: D,
+    "head_norm_backward": lambda R, N, D, **_: max(R * N, D),
     "dyt_backward": lambda R, C, **_: R * C,
     "scaled_residual_backward": lambda R, C, **_: R * C,
     "halting_forward": lambda C, **_: C,
@@ -117,11 +121,9 @@ ROUNDINGS = {
 PARTS = {
     ("embedding_forward", "wte"): lambda B, T, C, **_: B * T * C,
     ("embedding_backward", "dwte"): lambda B, T, C, **_: 2 * B * T * C,
-    **{
-        (f"{kind}_cached_forward", cache): lambda B, S, C, **_: B * S * C
-        for kind in ("attention", "cope")
-        for cache in ("kcache", "vcache")
-    },
+    **{("attention_cached_forward", cache): lambda B, S, K, D, **_: B * S * K * D for cache in ("kcache", "vcache")},
+    **{("cope_cached_forward", cache): lambda B, S, C, **_: B * S * C for cache in ("kcache", "vcache")},
+    ("rope", "x"): lambda B, T, N, D, **_: 2 * B * T * N * D,
 }
 
 
@@ -141,6 +143,14 @@ def constant(value, *shape):
 
 def uniform(*shape):
     return rng.random(out=constant(0, *shape), dtype=np.float32)
+
+
+def rotations(*shape):
+    """Cosines and sines of any angles."""
+    cosines = rng.random((shape[0], shape[2]))
+    both = constant(0, *shape)
+    both[...] = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1)
+    return both
 
 
 def normal(*shape):

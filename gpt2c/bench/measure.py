@@ -61,6 +61,7 @@ class ModelCase(NamedTuple):
 
 SMALL = {"max_seq_len": 64, "vocab_size": 65, "num_layers": 4, "num_heads": 4, "channels": 128}
 MEDIUM = {"max_seq_len": 256, "vocab_size": 65, "num_layers": 6, "num_heads": 6, "channels": 384}
+LIKE_GPT2 = {"max_seq_len": 1024, "vocab_size": 50304, "num_layers": 12, "num_heads": 12, "channels": 768}
 MODEL_CASES = {
     case.name: case
     for case in (
@@ -71,6 +72,7 @@ MODEL_CASES = {
         ModelCase("train", "chargpt-1.2M", 32, 64, {}, "chargpt"),
         ModelCase("train", "mingru-0.6M", 32, 256, {"dim": 128}, "mingru"),
         ModelCase("train", "hybrid-2M", 4, 180, {"hidden": 128, "num_layers": 2}, "hybrid"),
+        ModelCase("train", "llama-t1024", 4, 1024, LIKE_GPT2, "llama"),
         ModelCase("train", "trm-0.4M", 16, 80, {"vocab_size": 1000}, "trm"),
         ModelCase("generate", "gpt2", 1, 1, {}),
         ModelCase("prefill", "gpt2-t512", 1, 512, {}),
@@ -228,7 +230,8 @@ def model_flops(case):
         work = model.program(case.B, case.T)
         return flops(work.forward_program) + flops(work.backward_program)
     work = Runner(model, context=case.T).prepare(Work(case.B, case.T, targets=False))
-    attention = FLOPS["attention_forward"](case.B, case.T, config.channels, config.num_heads)  # the cached kernel's too
+    D = config.channels // config.num_heads
+    attention = FLOPS["attention_forward"](case.B, case.T, config.num_heads, D)  # the cached kernel's too
     return flops(work.forward_program) + config.num_layers * attention
 
 

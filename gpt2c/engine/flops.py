@@ -6,8 +6,8 @@ FLOPS = {
     "matmul_forward": lambda R, N, C: 2 * R * N * C,
     "matmul_backward_x": lambda R, N, C: 2 * R * N * C,
     "matmul_backward_w": lambda R, N, C: 2 * R * N * C,
-    "attention_forward": lambda B, T, C, H: 2 * B * T * (T + 1) * C,
-    "attention_backward": lambda B, T, C, H: 5 * B * T * (T + 1) * C,
+    "attention_forward": lambda B, T, H, D, **_: 2 * B * T * (T + 1) * H * D,
+    "attention_backward": lambda B, T, H, D, **_: 5 * B * T * (T + 1) * H * D,
 }
 
 

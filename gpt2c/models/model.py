@@ -288,9 +288,12 @@ class Model:
         }
 
 
-def create(family: str, *, seed: int = 1337, **fields: Any) -> Model:
-    """A new model with random parameters; fields are those of the family's Config."""
-    return Model(family, make_config(family, fields)).initialise(seed)
+def create(family: str, *, size: str = "", seed: int = 1337, **fields: Any) -> Model:
+    """A new model with random parameters; fields are those of the family's Config, beside those that `size` names."""
+    named = family_named(family).size(size) if size else {}
+    if named is None:
+        raise UsageError(f"{family} has no size {size!r}: give the fields of its Config")
+    return Model(family, make_config(family, named | fields)).initialise(seed)
 
 
 def _made_again(family, fields, tokenizer, switches, facts, arenas, state):

@@ -5,7 +5,7 @@ import typing
 from numbers import Integral, Real
 
 from gpt2c.errors import UsageError
-from gpt2c.models import chargpt, gpt2, hybrid, mingru, trm
+from gpt2c.models import chargpt, gpt2, hybrid, llama, mingru, trm
 from gpt2c.models.family import Family
 from gpt2c.support.fields import NOUNS, nearest
 
@@ -17,7 +17,7 @@ def register_family(family: Family) -> None:
     FAMILIES[family.name] = family
 
 
-for module in gpt2, chargpt, mingru, trm, hybrid:
+for module in gpt2, chargpt, mingru, trm, hybrid, llama:
     register_family(module.FAMILY)
 
 

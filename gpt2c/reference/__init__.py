@@ -19,7 +19,16 @@ from gpt2c.reference.activation import (
     swiglu_backward,
     swiglu_forward,
 )
-from gpt2c.reference.attention import attention_backward, attention_cached_forward, attention_forward, merge_heads, split_heads
+from gpt2c.reference.attention import (
+    attention_backward,
+    attention_cached_forward,
+    attention_forward,
+    heads_of,
+    merge_gradients,
+    merge_heads,
+    parts_of,
+    split_heads,
+)
 from gpt2c.reference.chargpt import chargpt_forward
 from gpt2c.reference.cope import cope_backward, cope_forward
 from gpt2c.reference.dropout import dropout_mask, dropout_residual_backward, dropout_residual_forward
@@ -55,7 +64,15 @@ from gpt2c.reference.moe import (
     moe_kept,
     softmax,
 )
-from gpt2c.reference.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
+from gpt2c.reference.norm import (
+    head_gains,
+    head_norm_backward,
+    head_norm_forward,
+    layernorm_backward,
+    layernorm_forward,
+    rmsnorm_backward,
+    rmsnorm_forward,
+)
 from gpt2c.reference.optim import adamw, add_scaled, clamp, global_norm, sgd
 from gpt2c.reference.recursion import (
     halting_backward,
@@ -66,5 +83,6 @@ from gpt2c.reference.recursion import (
     scaled_residual_backward,
     scaled_residual_forward,
 )
+from gpt2c.reference.rope import rope
 from gpt2c.reference.scan import mingru_gates_backward, mingru_gates_forward, mingru_log_forward, scan_backward, scan_forward
 from gpt2c.reference.trm import trm_backward, trm_forward, trm_random_params, trm_shapes

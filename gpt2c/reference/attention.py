@@ -4,7 +4,8 @@ import numpy as np
 
 from gpt2c.reference.float64 import in_float64
 
-# ---- attention: causal, qkv is (B, T, 3C) with thirds q | k | v and head h at offset h * hs of each third
+# ---- attention: causal, qkv is (B, T, (H + 2K) hs): H heads of q, K of k, K of v (K = 0: as many as H), which H / K heads of q
+# in a row share
 
 
 def split_heads(x, H):
@@ -17,9 +18,34 @@ def merge_heads(x):
     return x.transpose(0, 2, 1, 3).reshape(B, T, H * hs)
 
 
+def parts_of(qkv, H, K=0):
+    """-> q (B, T, H hs), k and v (B, T, K hs)"""
+    K = K or H
+    hs = qkv.shape[-1] // (H + 2 * K)
+    return np.split(qkv, [H * hs, (H + K) * hs], axis=-1)
+
+
+def shared(x, H, K=0):
+    """k or v (B, T, K hs) as each head of q sees them: (B, H, T, hs)"""
+    return split_heads(x, K or H).repeat(H // (K or H), axis=1)
+
+
+def heads_of(qkv, H, K=0):
+    """-> q, k, v, each (B, H, T, hs)"""
+    q, k, v = parts_of(qkv, H, K)
+    return split_heads(q, H), shared(k, H, K), shared(v, H, K)
+
+
+def merge_gradients(dq, dk, dv, K=0):
+    """What flows into qkv, from what flows into `heads_of` it: what several heads see gets the sum."""
+    B, H, T, hs = dq.shape
+    dk, dv = (d.reshape(B, K or H, H // (K or H), T, hs).sum(axis=2) for d in (dk, dv))
+    return np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)
+
+
 @in_float64
-def attention_forward(qkv, H):
-    q, k, v = (split_heads(x, H) for x in np.split(qkv, 3, axis=-1))
+def attention_forward(qkv, H, K=0):
+    q, k, v = heads_of(qkv, H, K)
     scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])  # (B, H, T, T)
     seen = np.tri(qkv.shape[1], dtype=bool)  # position t sees j <= t
     scores = np.where(seen, scores, -np.inf)
@@ -29,26 +55,25 @@ def attention_forward(qkv, H):
 
 
 @in_float64
-def attention_backward(dout, qkv, att, H):
-    q, k, v = (split_heads(x, H) for x in np.split(qkv, 3, axis=-1))
+def attention_backward(dout, qkv, att, H, K=0):
+    q, k, v = heads_of(qkv, H, K)
     dy = split_heads(dout, H)
     datt = dy @ v.swapaxes(-1, -2)
     dscores = att * (datt - (att * datt).sum(axis=-1, keepdims=True)) / np.sqrt(q.shape[-1])
-    dq, dk, dv = dscores @ k, dscores.swapaxes(-1, -2) @ q, att.swapaxes(-1, -2) @ dy
-    return np.concatenate([merge_heads(d) for d in (dq, dk, dv)], axis=-1)  # (B, T, 3C)
+    return merge_gradients(dscores @ k, dscores.swapaxes(-1, -2) @ q, att.swapaxes(-1, -2) @ dy, K)
 
 
 @in_float64
-def attention_cached_forward(qkv, kcache, vcache, pos, H):
-    """Queries at pos..pos+T-1 over keys and values at 0..pos+T-1; caches are (B, S, C) -> out, caches."""
-    q, k, v = np.split(qkv, 3, axis=-1)
+def attention_cached_forward(qkv, kcache, vcache, pos, H, K=0):
+    """Queries at pos..pos+T-1 over keys and values at 0..pos+T-1; caches are (B, S, K hs) -> out, caches."""
+    q, k, v = parts_of(qkv, H, K)
     end = pos + q.shape[1]
     kcache, vcache = kcache.copy(), vcache.copy()
     kcache[:, pos:end], vcache[:, pos:end] = k, v
     out = np.zeros_like(q)
     for t in range(pos, end):
         query = split_heads(q[:, t - pos, None], H)  # (B, H, 1, hs)
-        keys, values = split_heads(kcache[:, : t + 1], H), split_heads(vcache[:, : t + 1], H)
+        keys, values = shared(kcache[:, : t + 1], H, K), shared(vcache[:, : t + 1], H, K)
         scores = query @ keys.swapaxes(-1, -2) / np.sqrt(query.shape[-1])  # (B, H, 1, t + 1)
         att = np.exp(scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True))
         out[:, t - pos, None] = merge_heads(att @ values)

@@ -36,3 +36,23 @@ def rmsnorm_backward(dout, x, w, rstd):
     n = x * rstd[..., None]
     dn = dout * (1 if w is None else w)
     return rstd[..., None] * (dn - n * (dn * n).mean(axis=-1, keepdims=True)), sum_rows(dout * n)
+
+
+# ---- head_norm: rmsnorm of the first N of the heads of x (R, heads, hs): H with gains qw, the others with kw
+
+
+def head_gains(qw, kw, H, N):
+    return np.where(np.arange(N)[:, None] < H, qw, kw)  # (N, hs)
+
+
+@in_float64
+def head_norm_forward(x, qw, kw, H, N, eps=1e-5):
+    normed, rstd = rmsnorm_forward(x[:, :N], head_gains(qw, kw, H, N), eps)
+    return np.concatenate([normed, x[:, N:]], axis=1), rstd
+
+
+@in_float64
+def head_norm_backward(dout, x, qw, kw, rstd, H, N):
+    dx, _ = rmsnorm_backward(dout[:, :N], x[:, :N], head_gains(qw, kw, H, N), rstd)
+    dw = dout[:, :N] * x[:, :N] * rstd[..., None]  # (R, N, hs)
+    return np.concatenate([dx, dout[:, N:]], axis=1), dw[:, :H].sum(axis=(0, 1)), dw[:, H:].sum(axis=(0, 1))

@@ -24,9 +24,10 @@ class RunConfig:
     )
     init_from: str = flag(
         "",
-        "initial weights: scratch (random), the checkpoint of a pretrained model to fine-tune, or for gpt2 a size such as d12",
+        "initial weights: scratch (random), the checkpoint of a pretrained model to fine-tune, or the name of a size of the "
+        "family, such as d12 of gpt2 or smollm2-135m of llama",
         "-e",
-        metavar="scratch|PATH|dN",
+        metavar="scratch|PATH|SIZE",
         default_text=f"{PRETRAINED} if it is there, else scratch",
         main=True,
     )

@@ -85,7 +85,7 @@ class Start:
 
     def banner(self, memory):
         about, ranks, model = settings.info(), world(), self.model
-        size = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(model.config).items())
+        size = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(model.config).items() if value != "")
         parts = " + ".join(f"{what} {in_units(n)}" for what, n in memory.items())
         threads = f"{about['threads']} threads"
         if ranks.size > 1:

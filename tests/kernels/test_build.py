@@ -72,6 +72,7 @@ MUTANTS = {
     "norm.c": ("layernorm_backward", "(d - mean_d - n * mean_dn) * s", "(d - mean_d) * s"),
     "optim.c": ("adamw", "(sqrtf(vi[i]) * root + eps)", "(sqrtf(vi[i]) * root)"),
     "recursion.c": ("halting_forward", "if (step == 1 || depth[r] >= step)", "if (step == 1 || depth[r] > step)"),
+    "rope.c": ("rope", "aj * s + bj * c", "aj * s - bj * c"),
     "scan.c": ("scan_backward", "bt % T ? out + (bt - 1) * I", "bt ? out + (bt - 1) * I"),  # crosses the border of a sequence
 }
 

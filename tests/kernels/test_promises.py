@@ -210,14 +210,14 @@ def test_residual_of_a_tensor_with_itself_sends_it_both_gradients(isa, rng):
 
 
 def test_decoding_in_any_steps_is_the_full_forward(isa):
-    sizes = B, T, H, D = 2, 33, 3, 13
-    (*_, qkv), [(out, bound), _] = made("attention_forward", sizes)
+    sizes = B, T, H, D, _, K = 2, 33, 6, 13, 1, 3
+    (*_, qkv, _), [(out, bound), _] = made("attention_forward", sizes)
     decoded = []
     for ends in range(1, T + 1), (7, 8, 30, T), (T,):
-        caches, parts, pos = [unset(B, T + 2, H * D), unset(B, T + 2, H * D)], [], 0
+        caches, parts, pos = [unset(B, T + 2, K, D), unset(B, T + 2, K, D)], [], 0
         for end in ends:
             new, at = qkv[:, pos:end].copy(), np.array([pos], np.int32)
-            part, *caches = run("attention_cached_forward", unset(B, end - pos, H * D), *caches, new, at, H)
+            part, *caches = run("attention_cached_forward", unset(B, end - pos, H, D), *caches, new, at)
             parts.append(part)
             pos = end
         decoded.append(np.concatenate(parts, axis=1))
@@ -255,8 +255,10 @@ def attention_of_rounded(q, k, v, dout, rounded):
 
 def attention(qkv, dout, H):
     """-> out, dqkv"""
-    out, lse = run("attention_forward", unset(*dout.shape), unset(len(qkv), H, qkv.shape[1]), qkv)
-    return out, run("attention_backward", np.zeros_like(qkv), dout, qkv, out, lse)[0]
+    heads, y = ((*array.shape[:2], n * H, -1) for array, n in ((qkv, 3), (dout, 1)))
+    x, dy = qkv.reshape(heads), dout.reshape(y)
+    out, lse = run("attention_forward", unset(*dy.shape), unset(len(qkv), H, qkv.shape[1]), x, H)
+    return out.reshape(dout.shape), run("attention_backward", np.zeros_like(x), dy, x, out, lse, H)[0].reshape(qkv.shape)
 
 
 @pytest.mark.parametrize("T, D", [(1, 9), (33, 16), (70, 31), (257, 65)])

@@ -33,8 +33,8 @@ REFUSED = {
         "layernorm_forward", (floats(2, 3, 5), floats(2, 3), floats(5), None, None, None), ValueError,
         "layernorm_forward: rstd has shape (5,), expected (R) with R = 6 from out, C = 5 from out"),
     "a multiple": (
-        "attention_backward", (floats(1, 2, 8), None, None, None, None), ValueError,
-        "attention_backward: dqkv has shape (1, 2, 8), expected (B, T, 3C) with B = 1 from dqkv, "
+        "cope_backward", (floats(1, 2, 8), None, None, None, None, None, None), ValueError,
+        "cope_backward: dqkv has shape (1, 2, 8), expected (B, T, 3C) with B = 1 from dqkv, "
         + "T = 2 from dqkv"),
     "a fixed size": (
         "global_norm", (floats(2), floats(3)), ValueError,
@@ -58,14 +58,17 @@ REFUSED = {
         "matmul_forward", (floats(3, 7), None, floats(7, 4), None), TypeError,
         "matmul_forward: x is None, expected an array"),
     "a rule on sizes": (
-        "attention_forward", (floats(1, 2, 5), floats(1, 2, 2), floats(1, 2, 15)), ValueError,
-        "attention_forward: C = 5, expected a multiple of H = 2"),
+        "attention_forward", (floats(1, 2, 3, 5), floats(1, 3, 2), floats(1, 2, 7, 5), 2), ValueError,
+        "attention_forward: H = 3, expected a multiple of K = 2"),
+    "a sum of products": (
+        "attention_forward", (floats(1, 2, 4, 5), floats(1, 4, 2), floats(1, 2, 7, 5), 2), ValueError,
+        "attention_forward: G = 7, expected H+2*K = 8"),
     "a product of sizes": (
         "cope_forward", (floats(1, 2, 6), floats(1, 2, 2), None, None, floats(1, 2, 18), floats(2, 5, 4)), ValueError,
         "cope_forward: C = 6, expected H*D = 8"),
     "no heads": (
-        "attention_forward", (floats(1, 2, 5), floats(1, 0, 2), floats(1, 2, 15)), ValueError,
-        "attention_forward: C = 5, expected a multiple of H = 0"),
+        "attention_forward", (floats(1, 2, 3, 5), floats(1, 3, 2), floats(1, 2, 3, 5), 0), ValueError,
+        "attention_forward: H = 3, expected a multiple of K = 0"),
     "a rule on a scalar": (
         "crossentropy_backward", (floats(3, 5), floats(3, 5), floats(3), ints(3), floats(1), None, 6), ValueError,
         "crossentropy_backward: V = 6, expected <= P = 5"),

@@ -18,6 +18,10 @@ SIZES = {
         draw(1, 2, 4), "--top-k", draw(1, 2), "--carry", draw("layer", "cell"), draw("--use-rwkv", "--no-use-rwkv"),
         "--balance-loss", draw(0, 0.01, 0.5),
     ],
+    "llama": lambda draw: [
+        "--num-layers", draw(1, 2), "--channels", draw(16, 24), "--num-heads", draw(2, 4), "--num-kv-heads", draw(1, 2),
+        "--max-seq-len", 24, draw("--tied", "--no-tied"), draw("--qkv-bias", "--no-qkv-bias"), draw("--qk-norm", "--no-qk-norm"),
+    ],
     "trm": lambda draw: [
         "--channels", draw(8, 16), "--hidden", draw(8, 12), "--num-heads", draw(1, 2), "--max-seq-len", 24, "--depth", draw(1, 3),
         "--pos-emb", draw("learned", "none"), draw("--adaptive", "--no-adaptive"), "--max-depth", 4,

@@ -6,7 +6,7 @@ others add, so a tensor used twice gets both.
 """
 
 from gpt2c.engine.ops.activation import gelu, gelu_erf, squared_relu, swiglu
-from gpt2c.engine.ops.attention import attention
+from gpt2c.engine.ops.attention import attention, head_norm, rope
 from gpt2c.engine.ops.elementwise import residual
 from gpt2c.engine.ops.embedding import embedding
 from gpt2c.engine.ops.loss import Output, Term, classifier
@@ -22,11 +22,13 @@ __all__ = [
     "embedding",
     "gelu",
     "gelu_erf",
+    "head_norm",
     "layernorm",
     "linear",
     "mingru",
     "residual",
     "rmsnorm",
+    "rope",
     "squared_relu",
     "swiglu",
 ]

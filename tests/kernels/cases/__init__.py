@@ -15,5 +15,6 @@ from cases import (  # noqa: F401  each registers its cases
     norm,
     optim,
     recursion,
+    rope,
     scan,
 )

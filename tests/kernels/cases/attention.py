@@ -1,4 +1,4 @@
-"""Cases of kernels/attention.c: B, T, H, D, and how large the entries of q and k are."""
+"""Cases of kernels/attention.c: B, T, H, D, how large the entries of q and k are, and how many heads k and v have (0: H)."""
 
 import numpy as np
 
@@ -9,78 +9,94 @@ HEADS = [
     (0, 3, 1, 4), (1, 1, 1, 1), (2, 1, 3, 2), (1, 2, 1, 3), (2, 7, 2, 5), (1, 8, 2, 8), (1, 9, 1, 7),
     (3, 15, 1, 16), (1, 16, 2, 15), (1, 17, 1, 17), (1, 31, 2, 33), (1, 32, 1, 31), (2, 33, 1, 64),
     (1, 67, 1, 13), (1, 257, 1, 65), (1, 515, 2, 64), (1, 33, 1, 4, 30),
+    (1, 1, 2, 1, 1, 1), (2, 7, 4, 5, 1, 2), (1, 40, 3, 33, 1, 1), (1, 259, 6, 65, 1, 3),
 ]  # fmt: skip
 
 
-def attention_inputs(rng, B, T, H, D, scale=1):
+def attention_inputs(rng, B, T, H, D, scale=1, K=0):
     """-> qkv, the oracle's results, the sizes of scores and out, by what share a probability may be off.
 
     A score s is off by gamma(D + 3) of its size; exp turns that, and the rounding of s - max or s - lse, into
     a share, and adds three roundings of its own.
     """
-    qkv = normal(rng, B, T, 3 * H * D)
-    qkv[..., : 2 * H * D] *= scale
-    out, scores, att, lse = ref.attention_forward(qkv, H)
-    q, k, v = (ref.split_heads(abs(x.astype(float)), H) for x in np.split(qkv, 3, axis=-1))
+    K = K or H
+    qkv = normal(rng, B, T, (H + 2 * K) * D)
+    qkv[..., : (H + K) * D] *= scale
+    out, scores, att, lse = ref.attention_forward(qkv, H, K)
+    q, k, v = ref.heads_of(abs(qkv.astype(float)), H, K)
     size = q @ k.swapaxes(-1, -2) / np.sqrt(D) * np.tri(T)
     off = gamma(D + 3) * size.max(initial=0) + U * (2 * abs(scores).max(initial=0) + abs(lse).max(initial=0) + 3)
     return qkv, (out, scores, att, lse), size, ref.merge_heads(att @ v), off
 
 
-@case(*HEADS, large=(2, 129, 7, 33))
-def attention_forward(rng, B, T, H, D, scale=1):
-    qkv, (out, _, _, lse), _, size_out, off = attention_inputs(rng, B, T, H, D, scale)
-    args = unset(*out.shape), unset(*lse.shape), qkv
+def in_heads(D, *arrays):
+    """(B, T, heads D) -> (B, T, heads, D)"""
+    return [array.reshape(*array.shape[:2], array.shape[2] // D, D) for array in arrays]
+
+
+@case(*HEADS, large=(2, 129, 8, 33, 1, 4))
+def attention_forward(rng, B, T, H, D, scale=1, K=0):
+    qkv, (out, _, _, lse), _, size_out, off = attention_inputs(rng, B, T, H, D, scale, K)
+    qkv, out, size_out = in_heads(D, qkv, out, size_out)
     share = 2 * off + gamma(2 * T + 8)  # of the weighted sum and of the sum of weights
+    args = unset(*out.shape), unset(*lse.shape), qkv, K or H
     return args, [(out, share * size_out), (lse, off + gamma(T + 8) * (1 + abs(lse)))]
 
 
-@case(*HEADS, large=(2, 129, 7, 33))
-def attention_materialised_forward(rng, B, T, H, D, scale=1):
-    qkv, (out, scores, att, _), size, size_out, off = attention_inputs(rng, B, T, H, D, scale)
-    args = unset(*out.shape), unset(*att.shape), unset(*att.shape), qkv
+@case(*HEADS, large=(2, 129, 8, 33, 1, 4))
+def attention_materialised_forward(rng, B, T, H, D, scale=1, K=0):
+    qkv, (out, scores, att, _), size, size_out, off = attention_inputs(rng, B, T, H, D, scale, K)
+    qkv, out, size_out = in_heads(D, qkv, out, size_out)
+    args = unset(*out.shape), unset(*att.shape), unset(*att.shape), qkv, K or H
     share = 2 * off + gamma(2 * T + 8)
     return args, [(out, share * size_out), (scores, gamma(D + 3) * size), (att, share * att)]
 
 
-@case(*HEADS, large=(2, 129, 7, 33))
-def attention_backward(rng, B, T, H, D, scale=1):
-    """The kernels get what the forward keeps as the oracle has it, rounded."""
-    qkv, (out, _, att, lse), _, _, off = attention_inputs(rng, B, T, H, D, scale)
+def backward_of(rng, kept, B, T, H, D, scale, K):
+    """The kernels get what the forward keeps as the oracle has it, rounded: `kept` takes out, lse and att."""
+    qkv, (out, _, att, lse), _, _, off = attention_inputs(rng, B, T, H, D, scale, K)
     dqkv, dout = normal(rng, *qkv.shape), normal(rng, *out.shape)
-    q, k, v, dy = (ref.split_heads(abs(x.astype(float)), H) for x in (*np.split(qkv, 3, axis=-1), dout))
+    q, k, v = ref.heads_of(abs(qkv.astype(float)), H, K)
+    dy = ref.split_heads(abs(dout.astype(float)), H)
     datt = dy @ v.swapaxes(-1, -2)
     ds = att * (datt + (att * datt).sum(-1, keepdims=True)) / np.sqrt(D)
-    sizes = ds @ k, ds.swapaxes(-1, -2) @ q, att.swapaxes(-1, -2) @ dy
-    size = np.concatenate([ref.merge_heads(x) for x in sizes], axis=-1)
-    bound = (off + gamma(2 * T + D + 16)) * size + gamma(2) * abs(dqkv)
-    args = dqkv, dout, qkv, single(out), single(lse)
-    return args, [(dqkv + ref.attention_backward(dout, qkv, att, H), bound)]
+    size = ref.merge_gradients(ds @ k, ds.swapaxes(-1, -2) @ q, att.swapaxes(-1, -2) @ dy, K)
+    terms = 2 * T * (H // (K or H))  # of the sums over all queries that see a key
+    bound = (off + gamma(terms + D + 16)) * size + gamma(2) * abs(dqkv)
+    exact = dqkv + ref.attention_backward(dout, qkv, att, H, K)
+    dqkv, dout, qkv, out, exact, bound = in_heads(D, dqkv, dout, qkv, out, exact, bound)
+    return (dqkv, dout, qkv, *map(single, kept(out, lse, att)), K or H), [(exact, bound)]
 
 
-@case(*HEADS, large=(2, 129, 7, 33))
-def attention_materialised_backward(rng, B, T, H, D, scale=1):
-    (dqkv, dout, qkv, *_), expected = attention_backward(rng, B, T, H, D, scale)
-    return (dqkv, dout, qkv, single(ref.attention_forward(qkv, H)[2])), expected
+@case(*HEADS, large=(2, 129, 8, 33, 1, 4))
+def attention_backward(rng, B, T, H, D, scale=1, K=0):
+    return backward_of(rng, lambda out, lse, att: (out, lse), B, T, H, D, scale, K)
+
+
+@case(*HEADS, large=(2, 129, 8, 33, 1, 4))
+def attention_materialised_backward(rng, B, T, H, D, scale=1, K=0):
+    return backward_of(rng, lambda out, lse, att: (att,), B, T, H, D, scale, K)
 
 
 DECODED = [(0, 1, 1, 3, 0), (1, 1, 1, 1, 0), (2, 1, 3, 5, 8), (2, 3, 2, 8, 13), (1, 17, 1, 33, 2)]
 
 
-def decoding(qkv, out, off, size_out, T, pos, last_argument):
-    """(args, expected) for the last T of pos + T positions; the others are in the caches already, beyond them lies rubbish."""
-    B, _, C = out.shape
-    _, k, v = np.split(qkv, 3, axis=-1)
-    after = np.full((2, B, pos + T + 3, C), 1e30, np.float32)
-    after[:, :, : pos + T] = k, v
+def decoding(qkv, k, v, out, off, size_out, T, *last_arguments):
+    """(args, expected) for the last T positions; the others are in the caches already, beyond them lies rubbish."""
+    B, end = k.shape[:2]
+    pos = end - T
+    after = np.full((2, B, end + 3, *k.shape[2:]), 1e30, np.float32)
+    after[:, :, :end] = k, v
     before = after.copy()
-    before[:, :, pos : pos + T] = 1e30
-    bound = (2 * off + gamma(2 * (pos + T) + 8)) * size_out
-    args = unset(B, T, C), *before, qkv[:, pos:].copy(), np.array([pos], np.int32), last_argument
+    before[:, :, pos:end] = 1e30
+    bound = (2 * off + gamma(2 * end + 8)) * size_out
+    args = unset(*out[:, pos:].shape), *before, qkv[:, pos:].copy(), np.array([pos], np.int32), *last_arguments
     return args, [(out[:, pos:], bound[:, pos:]), (after[0], 0), (after[1], 0)]
 
 
-@case(*DECODED, large=(2, 65, 7, 33, 64))
-def attention_cached_forward(rng, B, T, H, D, pos):
-    qkv, (out, *_), _, size_out, off = attention_inputs(rng, B, pos + T, H, D)
-    return decoding(qkv, out, off, size_out, T, pos, H)
+@case(*DECODED, (2, 3, 4, 8, 13, 2), (2, 9, 3, 5, 13, 1), large=(2, 65, 8, 33, 64, 4))
+def attention_cached_forward(rng, B, T, H, D, pos, K=0):
+    qkv, (out, *_), _, size_out, off = attention_inputs(rng, B, pos + T, H, D, K=K)
+    qkv, out, size_out = in_heads(D, qkv, out, size_out)
+    k, v = np.split(qkv[:, :, H:], 2, axis=2)
+    return decoding(qkv, k, v, out, off, size_out, T)

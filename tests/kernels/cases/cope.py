@@ -97,4 +97,4 @@ def cope_backward(rng, B, T, H, D, M, scale=1):
 @case(*[(B, T, H, D, pos, M) for (B, T, H, D, pos), M in zip(DECODED, (3, 1, 2, 30, 5))], large=(2, 65, 7, 33, 64, 40))
 def cope_cached_forward(rng, B, T, H, D, pos, M):
     qkv, table, out, _, size_out, (_, _, _, off, _) = cope_inputs(rng, B, pos + T, H, D, M)
-    return decoding(qkv, out, off, size_out, T, pos, table)
+    return decoding(qkv, *np.split(qkv, 3, axis=-1)[1:], out, off, size_out, T, table)

@@ -56,3 +56,36 @@ def rmsnorm_backward(rng, R, C, gains=True):
     if gains:
         expected.append((dw + exact_dw, gamma(R + 4) * (abs(dw) + ref.sum_rows(abs(dout) * n))))
     return (dx, dw, dout, x, w, rstd), expected
+
+
+HEADS = [
+    (0, 3, 2, 1, 5), (1, 1, 1, 1, 1), (2, 3, 2, 1, 3), (3, 3, 1, 0, 4), (1, 5, 3, 2, 7), (5, 4, 3, 3, 8), (2, 3, 2, 1, 15),
+    (3, 4, 3, 2, 16), (2, 6, 5, 4, 17), (7, 3, 2, 1, 33), (2, 4, 3, 2, 64), (5, 5, 3, 1, 65),
+]  # fmt: skip
+
+
+@case(*HEADS, large=(31, 12, 9, 6, 67))
+def head_norm_forward(rng, R, G, N, H, D):
+    x, qw, kw, eps = 1 + normal(rng, R, G, D), normal(rng, D), normal(rng, D), single(1e-5)
+    out, rstd = ref.head_norm_forward(x, qw, kw, H, N, float(eps))
+    off = gamma(D + 8)
+    bound = (off + gamma(2)) * abs(out)
+    bound[:, N:] = 0
+    return (unset(R, G, D), unset(R, N), x, qw, kw, H, eps), [(out, bound), (rstd, off * rstd)]
+
+
+@case(*HEADS, large=(31, 12, 9, 6, 67))
+def head_norm_backward(rng, R, G, N, H, D):
+    x, qw, kw, dout = 1 + normal(rng, R, G, D), normal(rng, D), normal(rng, D), normal(rng, R, G, D)
+    dx, dqw, dkw = normal(rng, R, G, D), normal(rng, D), normal(rng, D)
+    rstd = single(ref.head_norm_forward(x, qw, kw, H, N)[1])
+    exact = ref.head_norm_backward(dout, x, qw, kw, rstd, H, N)
+    n, g = abs(x[:, :N].astype(float)) * rstd[..., None], abs(dout[:, :N].astype(float))
+    d = g * abs(ref.head_gains(qw, kw, H, N))
+    size = abs(dout.astype(float))
+    size[:, :N] = rstd[..., None] * (d + n * (d * n).mean(-1, keepdims=True))
+    dw = g * n
+    sizes = size, dw[:, :H].sum((0, 1)), dw[:, H:].sum((0, 1))
+    bounds = [gamma(k) * (abs(old) + s) for k, old, s in zip((D + 10, R * N + 4, R * N + 4), (dx, dqw, dkw), sizes)]
+    args = dx, dqw, dkw, dout, x, qw, kw, rstd, H
+    return args, [(old + e, bound) for old, e, bound in zip((dx, dqw, dkw), exact, bounds)]
