@@ -57,6 +57,7 @@ def main():
     rows = [{"step": n, "loss": 1.5 / (n + 1), "lr": 1e-3, **({"val_loss": 2.0} if n % 2 else {})} for n in range(4)]
     (CORPUS / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     write_old_models(model, rng)
+    write_gguf(tokenizer)
     model.tokenizer, model.description, model.turns = Tokenizer.make("char", "abcde"), "says “é”", 2
     model.save(CORPUS / "model.json")
     write_tokenizers()
@@ -83,6 +84,14 @@ def write_old_models(model, rng):
     for version, copies in ((1, 3), (2, 1), (3, 3)):
         head = struct.pack("<8s3If", b"RGPT000%d" % version, 3, 7, 8, 1.5)
         (CORPUS / f"randygpt_{version}.bin").write_bytes(head + rng.standard_normal(copies * weights, np.float32).tobytes())
+
+
+def write_gguf(tokenizer):
+    """With a tokenizer and a description; and with blocks of several types."""
+    model = gpt2c.create("gpt2", **CONFIG | {"vocab_size": 262, "padded_vocab_size": 264})
+    model.tokenizer, model.description, model.turns = tokenizer, "says “é”", 2
+    model.save(CORPUS / "model.gguf")
+    gpt2c.create("gpt2", **CONFIG | {"channels": 32}).save(CORPUS / "model_q.gguf", dtype="q4_0")
 
 
 def write_tokenizers():

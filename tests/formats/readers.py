@@ -6,6 +6,7 @@ import struct
 from contextlib import redirect_stderr
 from unittest import mock
 
+import hand_gguf
 import numpy as np
 from fuzz import JSON, LINES, Form, Reader
 from make_corpus import CONFIG, CORPUS, LIBRARY, TINY_RANDYGPT
@@ -141,6 +142,7 @@ def silent(read):
 
 
 CHECKPOINT, MODEL = Form(checkpoint_apart, checkpoint_together), Form(json.loads, sealed)
+GGUF = Form(hand_gguf.apart, hand_gguf.together)
 ENCODED = 2**23  # bytes: a tokenizer of characters has a table of all that there are
 READERS = {
     "checkpoint": Reader(read_run, ("run.safetensors", "weights.safetensors"), CHECKPOINT, ENCODED),
@@ -148,6 +150,7 @@ READERS = {
     "llmc": Reader(load, tuple(f"model_v{version}.bin" for version in (3, 1, 2, 4, 5))),
     "debug-state": Reader(lambda path: load_debug_state(path, make_config("gpt2", CONFIG)), ("debug_state.bin",)),
     "json": Reader(load, ("model.json", "model_v1.json"), MODEL, ENCODED),
+    "gguf": Reader(load, ("model.gguf", "model_q.gguf"), GGUF),
     "randygpt": Reader(read_randygpt, tuple(f"randygpt_{version}.bin" for version in (2, 1, 3))),
     "tokenizer": Reader(read_tokenizer, ("tokenizer.json", *(f"tokenizer_{kind}.json" for kind in LIBRARY)), JSON, ENCODED),
     "tokenizer-llmc": Reader(read_tokenizer, ("tokenizer.bin",), None, ENCODED),
