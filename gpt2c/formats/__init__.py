@@ -7,7 +7,7 @@ llmc          llm.c's files for GPT-2
 json          JSON
 randygpt      randyGPT's checkpoints
 gguf          the container of llama.cpp's files
-gguf_models   which models are in it; gguf_gpt2: GPT-2
+gguf_models   which models are in it; gguf_gpt2: GPT-2, gguf_llama: the llama family
 """
 
 from collections.abc import Callable
@@ -39,7 +39,14 @@ NATIVE = Format("a checkpoint of gpt2c", lambda head: True, native.read, native.
 LLMC = Format("a model of llm.c", llmc.is_llmc, llmc.read, llmc.write, ".bin", ("gpt2",), llmc.VERSIONS)
 JSON = Format("a model in JSON", lambda head: head[:1] == b"{", json.read, json.write, ".json")
 GGUF = Format(
-    "a GGUF file", gguf.is_gguf, gguf_models.read, gguf_models.write, ".gguf", ("gpt2",), dtypes=blocks.WRITTEN, exclusive=True
+    "a GGUF file",
+    gguf.is_gguf,
+    gguf_models.read,
+    gguf_models.write,
+    ".gguf",
+    tuple(gguf_models.FAMILIES),
+    dtypes=blocks.WRITTEN,
+    exclusive=True,
 )
 RANDYGPT = Format("a checkpoint of randyGPT", randygpt.is_rgpt, randygpt.read)
 # The first one that recognises a file reads it. The last one recognises any: its reader reports what is wrong with it.

@@ -64,6 +64,15 @@ class Tensor(NamedTuple):
         return blocks.size(self.kind, math.prod(self.shape))
 
 
+class Rows(NamedTuple):
+    """A tensor of a file that has some rows of a parameter. With heads, neighbours in a head of the file are the elements j and
+    j + D/2 of the parameter's."""
+
+    name: str
+    shape: tuple[int, ...]
+    heads: int = 0
+
+
 class Content(NamedTuple):
     """The header of a file, all of it checked. Values are int, float, bool, str; arrays NumPy's, or lists of str or arrays."""
 

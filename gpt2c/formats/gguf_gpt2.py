@@ -1,7 +1,7 @@
 """GPT-2 in GGUF: its names there, and what the metadata say."""
 
 from gpt2c.errors import SerializationError
-from gpt2c.formats.gguf import invalid
+from gpt2c.formats.gguf import Rows, invalid
 from gpt2c.formats.llmc import gpt2_shapes
 
 EPSILON = 1e-5  # of LayerNorm
@@ -57,13 +57,13 @@ def metadata(config):
 
 
 def tensors(config):
-    """[(parameter, its shape, [(name, shape) of the tensors that are its first rows])]."""
+    """[(parameter, its shape, the Rows that it begins with)]."""
     found = []
     for parameter, shape in gpt2_shapes(config).items():
         if parameter in LAYERS:
-            parts = [(f"blk.{layer}.{LAYERS[parameter]}", shape[1:]) for layer in range(shape[0])]
+            parts = [Rows(f"blk.{layer}.{LAYERS[parameter]}", shape[1:]) for layer in range(shape[0])]
         else:
             rows = config["vocab_size"] if parameter == "wte" else shape[0]
-            parts = [(TENSORS[parameter], (rows, *shape[1:]))]
+            parts = [Rows(TENSORS[parameter], (rows, *shape[1:]))]
         found.append((parameter, shape, parts))
     return found

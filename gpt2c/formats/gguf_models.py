@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2c.errors import SerializationError, TokenizationError, UsageError
-from gpt2c.formats import blocks, gguf, gguf_gpt2
+from gpt2c.formats import blocks, gguf, gguf_gpt2, gguf_llama
 from gpt2c.formats.weights import Part, Unread, Weights, loaded
 from gpt2c.tokenizers import gguf as gguf_tokenizers
 
@@ -32,12 +32,13 @@ FILE_TYPES = {  # what llama.cpp calls a file most of whose numbers are stored s
 
 
 class Architecture(NamedTuple):
-    """What GGUF calls so. A family is exactly one."""
+    """What GGUF calls so."""
 
     family: str
     config: Callable  # Content -> the fields of the family's Config
     metadata: Callable  # those fields -> what GGUF says
-    tensors: Callable  # those fields -> [(parameter, its shape, [(name, shape) of the tensors that have its first rows])]
+    tensors: Callable  # those fields -> [(parameter, its shape, the Rows that it begins with)]
+    others: Callable = lambda config: {}  # those fields -> {name: float32 array} of what else is in a file
 
 
 def read(path):
@@ -54,7 +55,8 @@ def read(path):
     architecture = ARCHITECTURES[name]
     config = architecture.config(content)
     tensors = {p: _unread(content, shape, parts) for p, shape, parts in architecture.tensors(config)}
-    _check_others(content, {part for *_, parts in architecture.tensors(config) for part, _ in parts})
+    known = {part.name for *_, parts in architecture.tensors(config) for part in parts} | architecture.others(config).keys()
+    _check_others(content, known)
     try:
         tokenizer, why = gguf_tokenizers.read(content.metadata, config["vocab_size"])
     except TokenizationError as error:
@@ -75,20 +77,23 @@ def read(path):
 def write(path, weights, dtype=""):
     """Writes a file, and says what in it is not as one might expect, a sentence each. Without a dtype what comes from a file of
     storage types keeps them, and all else is f32."""
-    name, architecture = next(entry for entry in ARCHITECTURES.items() if entry[1].family == weights.family)
+    name = FAMILIES[weights.family](weights.config)
+    architecture = ARCHITECTURES[name]
     tokenizer, why = gguf_tokenizers.metadata(weights.tokenizer, weights.config["vocab_size"])
     tensors, notes = {}, Counter()
     whole = _Whole(weights.tensors)
     for parameter, _, parts in architecture.tensors(weights.config):
         tensor, first = weights.tensors[parameter], 0
         stored = tensor.parts if isinstance(tensor, Unread) else ()
-        for number, (there, shape) in enumerate(parts):
+        for number, (there, shape, heads) in enumerate(parts):
             size = int(np.prod(shape))
             source = stored[number] if stored else Part("f32", shape, functools.partial(whole.rows, parameter, first, size))
             kind, note = _kind(there, shape, dtype) if dtype else (source.kind, "")
             notes.update([f"{kind}: {note}"] * bool(note))
-            tensors[there] = _converted(there, source, kind)
+            tensors[there] = _apart(_converted(there, source, kind), heads)
             first += size
+    for there, array in architecture.others(weights.config).items():
+        tensors[there] = Part("f32", array.shape, functools.partial(blocks.encode, "f32", array))
     metadata = {
         "general.architecture": name,
         "general.type": "model",
@@ -105,10 +110,10 @@ def write(path, weights, dtype=""):
 
 def _unread(content, shape, parts):
     """A parameter of this shape, of which these tensors have the first rows and the rest is 0."""
-    for name, expected in parts:
+    for name, expected, _ in parts:
         if content.shape(name, len(expected)) != expected:
             raise gguf.invalid(content.path, f"{name} has shape {content.tensors[name].shape}, expected {expected}")
-    found = tuple(content.part(name) for name, _ in parts)
+    found = tuple(_together(content.part(name), heads) for name, _, heads in parts)
 
     def fill(out):
         flat, at = out.reshape(-1), 0
@@ -136,6 +141,26 @@ def _check_others(content, known):
         raise SerializationError(f"{content.path} holds tensors that such a model has not: {names}")
 
 
+def _together(part, heads):
+    """A file's Part with its rows in the order of the parameter."""
+    return _ordered(part, np.arange(part.shape[0]).reshape(heads, -1, 2)) if heads else part
+
+
+def _apart(part, heads):
+    """The inverse."""
+    return _ordered(part, np.arange(part.shape[0]).reshape(heads, 2, -1)) if heads else part
+
+
+def _ordered(part, numbers):
+    """A Part with its rows, whole blocks, as they are but in the order of these numbers, the last two dimensions exchanged."""
+    order = numbers.swapaxes(1, 2).reshape(-1)
+
+    def pieces():
+        yield np.concatenate(list(part.pieces())).reshape(order.size, -1)[order].reshape(-1)
+
+    return part._replace(pieces=pieces)
+
+
 class _Whole:
     """One parameter at a time as an array: the one that was asked for last."""
 
@@ -156,8 +181,8 @@ def _kind(there, shape, dtype):
         return "f32", "tensors of one dimension" * (dtype != "f32")
     if there == "position_embd.weight":
         return "f32", f"{there}, which llama.cpp adds as it is" * (dtype != "f32")
-    if dtype.startswith("q4") and there == "token_embd.weight":
-        dtype, note = "q8_0", f"{there}, which is the head too"
+    if dtype.startswith("q4") and there in ("token_embd.weight", "output.weight"):
+        dtype, note = "q8_0", "token table and head"
     else:
         note = ""
     if shape[-1] % blocks.KINDS[dtype].elements:
@@ -189,4 +214,13 @@ def _commonest(tensors):
     return counts.most_common(1)[0][0]
 
 
-ARCHITECTURES = {"gpt2": Architecture("gpt2", gguf_gpt2.config, gguf_gpt2.metadata, gguf_gpt2.tensors)}
+def _llama(name):
+    functions = (functools.partial(function, name) for function in (gguf_llama.config, gguf_llama.metadata, gguf_llama.tensors))
+    return Architecture("llama", *functions, gguf_llama.others)
+
+
+ARCHITECTURES = {
+    "gpt2": Architecture("gpt2", gguf_gpt2.config, gguf_gpt2.metadata, gguf_gpt2.tensors),
+    **{name: _llama(name) for name in ("llama", "qwen2", "qwen3")},
+}
+FAMILIES = {"gpt2": lambda config: "gpt2", "llama": gguf_llama.architecture}  # config -> the name of an architecture

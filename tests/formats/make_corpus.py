@@ -12,9 +12,12 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Library
 
 import gpt2c
+from gpt2c import formats
 from gpt2c.data import write_choices, write_shard
 from gpt2c.data.choices import Example
+from gpt2c.formats import gguf_llama
 from gpt2c.formats.llmc import HEADER_BYTES, LAYERNORM, MODEL_MAGIC, write_debug_state
+from gpt2c.formats.weights import Weights
 from gpt2c.tokenizers import byte_list
 from gpt2c.tokenizers.tokenizer import GPT2_BYTES, Tokenizer
 
@@ -92,6 +95,11 @@ def write_gguf(tokenizer):
     model.tokenizer, model.description, model.turns = tokenizer, "says “é”", 2
     model.save(CORPUS / "model.gguf")
     gpt2c.create("gpt2", **CONFIG | {"channels": 32}).save(CORPUS / "model_q.gguf", dtype="q4_0")
+    sizes = dict(vocab_size=5, channels=8, hidden=12, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, max_seq_len=9)
+    ways = dict(rope_theta=1e4, rope_scaling="factors:1.0,2.5", eps=1e-5, tied=False, qkv_bias=False, qk_norm=False)
+    shapes = [(name, shape) for name, shape, _ in gguf_llama.tensors("llama", sizes | ways)]
+    weights = Weights("llama", sizes | ways, {name: np.ones(shape, np.float32) for name, shape in shapes})
+    formats.write(CORPUS / "llama.gguf", weights)
 
 
 def write_tokenizers():

@@ -281,7 +281,7 @@ def test_what_is_wrong_with_a_tokenizer_is_said(change, said, tmp_path):
 
 def test_only_gpt2_is_written_and_only_in_gguf_are_there_dtypes(tmp_path):
     other = gpt2c.create("mingru", dim=4, depth=1, vocab_size=5)
-    with pytest.raises(UsageError, match="a GGUF file holds models of gpt2, not of mingru: choose another ending"):
+    with pytest.raises(UsageError, match="a GGUF file holds models of gpt2, llama, not of mingru: choose another ending"):
         other.save(tmp_path / "x.gguf")
     for path in tmp_path / "x.safetensors", tmp_path / "x.bin", tmp_path / "x.json":
         with pytest.raises(UsageError, match="dtype 'q8_0' is none of "):
@@ -294,7 +294,7 @@ def test_only_gpt2_is_written_and_only_in_gguf_are_there_dtypes(tmp_path):
 def test_convert_and_info(tmp_path):
     model().save(tmp_path / "a.gguf", dtype="q8_0")
     done = call(tmp_path, "convert", "a.gguf", "b.gguf", "--dtype", "q4_0", "--description", "other")
-    assert "b.gguf: gpt2, " in done.stdout and "q8_0: token_embd.weight, which is the head too (1)" in done.stdout
+    assert "b.gguf: gpt2, " in done.stdout and "q8_0: token table and head (1)" in done.stdout
     call(tmp_path, "convert", "b.gguf", "c.safetensors")
     assert (gpt2c.load(tmp_path / "b.gguf").params.flat == gpt2c.load(tmp_path / "c.safetensors").params.flat).all()
     said = json.loads(call(tmp_path, "info", "b.gguf", "--json").stdout)
@@ -333,3 +333,22 @@ def test_the_gguf_package_reads_what_is_written_and_writes_what_is_read(tmp_path
     writer.close()
     again = gpt2c.load(tmp_path / "y.gguf")
     assert (again.params.flat == made.params.flat).all() and again.tokenizer.encode("the") == BPE.encode("the")
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "q8_0"])
+def test_llama_cpp_goes_on_as_gpt2c_does(dtype, tmp_path):
+    theirs = pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
+    made = model(BPE, max_seq_len=64)
+    made.params["wte"][BPE.eot :] = 0  # neither the end nor what is no token
+    made.params.flat[...] *= 6  # logits that are far apart
+    made.save(tmp_path / "x.gguf", dtype=dtype)
+    mine = gpt2c.load(tmp_path / "x.gguf")
+    ids = mine.tokenizer.encode("the")
+    for _ in range(8):
+        mine.forward(np.array([ids]))
+        ids.append(int(mine.logits[0, -1, : BPE.eot].argmax()))
+    params = theirs.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.warmup = str(tmp_path / "x.gguf"), 64, 1, False
+    asked = {"prompt": "the", "max_tokens": 8, "temperature": 0}
+    found = theirs.Server(params).handle_completions(asked)["choices"][0]["text"]
+    assert found == mine.tokenizer.decode(ids)[3:]
