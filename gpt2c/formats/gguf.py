@@ -265,7 +265,7 @@ class _Source:
         if kind not in (TEXT, ARRAY) or depth == DEEPEST:
             raise invalid(self.path, f"an array before byte {self.at:,} has elements of type {kind}, {depth} deep")
         self.texts_left -= count * (1 if kind == TEXT else 16)  # which is what an array takes more in memory
-        if self.texts_left < 0 or 8 * count > self.size - self.at:  # each has at least its length
+        if self.texts_left < 0:
             raise invalid(self.path, f"an array before byte {self.at:,} has {count:,} elements")
         return [self.text() if kind == TEXT else self.array(depth + 1) for _ in range(count)]
 

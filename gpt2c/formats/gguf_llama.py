@@ -153,7 +153,7 @@ def _factors(scaling, theta, size):
 
 
 def _llama3(theta, size, factor, low, high, original):
-    """Long wavelengths are `factor` times as long, short ones stay, and those between are between; float32, as converters do it."""
+    """Long wavelengths are `factor` times as long, short ones stay, those between are between; float32, as converters do it."""
     inverse = np.float32(1) / theta ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))
     wavelength = np.float32(2 * math.pi) / inverse
     smooth = (np.float32(original) / wavelength - np.float32(low)) / np.float32(high - low)
