@@ -1,19 +1,21 @@
 """Convert a model to another format: python -m gpt2c convert FROM TO, or gpt2c convert.
 
-FROM is a checkpoint, an llm.c model, a checkpoint of randyGPT or a model in JSON, told apart by content. The name of TO
-says what is written: .json is JSON, .bin of a gpt2 model is llm.c's format, anything else is a checkpoint. Weights and
-tokenizer are converted, optimizer and run state are not.
+FROM is a checkpoint, an llm.c model, a GGUF file, a checkpoint of randyGPT or a model in JSON, told apart by content. The
+name of TO says what is written: .json is JSON, .gguf is GGUF, .bin of a gpt2 model is llm.c's format, anything else is a
+checkpoint. Weights and tokenizer are converted, optimizer and run state are not. One tensor at a time is in memory.
 """
 
+import dataclasses
 import os
 from dataclasses import dataclass
 
+from gpt2c import formats
 from gpt2c.commands.command_line import parse
 from gpt2c.data.reading import Reading, decoded_blocks
 from gpt2c.errors import UsageError
-from gpt2c.formats import RANDYGPT, format_of
+from gpt2c.formats import blocks
 from gpt2c.formats.randygpt import characters
-from gpt2c.models.files import load
+from gpt2c.models.files import read
 from gpt2c.support.fields import flag
 from gpt2c.support.streams import say
 from gpt2c.tokenizers.tokenizer import Tokenizer
@@ -25,6 +27,12 @@ class ConvertConfig:
     source: str = flag("", "file to convert", metavar="FROM")
     target: str = flag("", "file to write", metavar="TO")
     version: int = flag(3, "version of llm.c's format: 3 is float32, 5 is bf16", choices=(3, 5))
+    dtype: str = flag(
+        "",
+        "storage type of a GGUF file's matrices: 32 or 16 bits, or quantised to about 8, 5 or 4",
+        choices=("", *blocks.WRITTEN),
+        default_text="as they are",
+    )
     tokenizer: str = flag("", "tokenizer file to embed in the model", metavar="PATH", default_text="the model's own")
     training_text: str = flag(
         "",
@@ -39,30 +47,34 @@ def main(argv):
     (config,), _ = parse(argv, [ConvertConfig], "gpt2c convert", __doc__.partition("\n\n")[2], ["source", "target"])
     if not config.source or not config.target:
         raise UsageError("name two files: gpt2c convert FROM TO [flags]")
-    model = model_in(config)
+    content = read(config.source)
     if os.path.exists(config.target) and os.path.samefile(config.source, config.target):
         raise UsageError(f"{config.target} is the file to convert: choose another name")
-    model.description = config.description or model.description
-    if config.tokenizer:
-        model.tokenizer = Tokenizer.load(config.tokenizer)
-        if model.tokenizer.vocab_size != model.config.vocab_size:
-            raise UsageError(f"{config.tokenizer} has {model.tokenizer.vocab_size} tokens, the model {model.config.vocab_size}")
-    model.save(config.target, config.version)
-    say(f"{config.target}: {model.family}, {model.num_parameters:,} parameters")
+    weights = content.alone()
+    tokenizer = chosen_tokenizer(config, content.config.vocab_size) or weights.tokenizer
+    said = weights.said | ({"description": config.description} if config.description else {})
+    weights = dataclasses.replace(weights, tokenizer=tokenizer, said=said)
+    notes = formats.write(config.target, weights, config.version, config.dtype)
+    count = sum(tensor.size for tensor in weights.tensors.values())
+    say("\n".join([f"{config.target}: {weights.family}, {count:,} parameters", *notes]))
 
 
-def model_in(config):
-    """The Model to convert."""
-    model = load(config.source)
+def chosen_tokenizer(config, vocab_size):
+    """The Tokenizer that the model is given instead of its own; None if it keeps that."""
+    tokenizer = None
     if config.training_text:
-        if (form := format_of(config.source)) is not RANDYGPT:
+        if (form := formats.format_of(config.source)) is not formats.RANDYGPT:
             raise UsageError(f"--training-text is for randyGPT's checkpoints, and {config.source} is {form.name}: leave it out")
         text = "".join(text for text, _ in decoded_blocks(config.training_text, Reading()))
         known = characters(text)
-        if len(known) != model.config.vocab_size:
+        if len(known) != vocab_size:
             raise UsageError(
-                f"{config.training_text} gives {len(known)} characters, the model has {model.config.vocab_size}: it "
+                f"{config.training_text} gives {len(known)} characters, the model has {vocab_size}: it "
                 "is not the text that the model was trained on"
             )
-        model.tokenizer = Tokenizer.from_json(over_characters(known).to_str())
-    return model
+        tokenizer = Tokenizer.from_json(over_characters(known).to_str())
+    if config.tokenizer:
+        tokenizer = Tokenizer.load(config.tokenizer)
+        if tokenizer.vocab_size != vocab_size:
+            raise UsageError(f"{config.tokenizer} has {tokenizer.vocab_size} tokens, the model {vocab_size}")
+    return tokenizer

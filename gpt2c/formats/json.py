@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 import numpy as np
 
 from gpt2c.errors import SerializationError, TokenizationError, UsageError, VersionError
-from gpt2c.formats.weights import SAID, Weights, is_newer
+from gpt2c.formats.weights import SAID, Weights, is_newer, loaded
 from gpt2c.support.files import atomic_write, open_input
 from gpt2c.support.machine import in_units, require_memory
 from gpt2c.tokenizers.tokenizer import Tokenizer
@@ -37,13 +37,14 @@ NEEDED = {  # and what each is, in JSON's words
 
 def write(path, weights):
     """Writes a small model as JSON."""
-    count = sum(array.size for array in weights.tensors.values())
+    count = sum(tensor.size for tensor in weights.tensors.values())
     if count > MOST_PARAMETERS:
         raise UsageError(
             f"a model of {count:,} parameters is too large for JSON, which takes up to "
             f"{MOST_PARAMETERS:,}: convert it to .safetensors"
         )
-    if not all(np.isfinite(array).all() for array in weights.tensors.values()):
+    tensors = {name: loaded(tensor) for name, tensor in weights.tensors.items()}
+    if not all(np.isfinite(array).all() for array in tensors.values()):
         raise SerializationError("the model has parameters that are not finite, which JSON cannot hold")
     about = {
         "format": FORMAT,
@@ -54,12 +55,12 @@ def write(path, weights):
         **{name: weights.said[name] for name in SAID if name in weights.said},
         "tokenizer": json.loads(weights.tokenizer.to_json()) if weights.tokenizer else None,
     }
-    about["sha256"] = _digest(about, weights.tensors)
+    about["sha256"] = _digest(about, tensors)
     with atomic_write(path) as file:
         text = json.dumps(about, indent=1, ensure_ascii=False).removesuffix("\n}")
         file.write(text.encode(errors="backslashreplace"))  # half a UTF-16 pair, which is JSON's way to write one too
         file.write(b',\n "params": {')
-        for number, (name, array) in enumerate(weights.tensors.items()):
+        for number, (name, array) in enumerate(tensors.items()):
             file.write(f'{"," * (number > 0)}\n  "{name}": {_text(array)}'.encode())
         file.write(b"\n }\n}\n")
 

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt2c.errors import SerializationError, UsageError
-from gpt2c.formats.weights import Unread, Weights
+from gpt2c.formats.blocks import bf16_bits
+from gpt2c.formats.weights import Unread, Weights, loaded
 from gpt2c.support.files import StrPath, atomic_write, open_input
 
 HEADER_BYTES = 1024
@@ -135,7 +136,7 @@ def read(path):
 
 def write(path, weights, version=3):
     """Write the Weights of a gpt2 model as version 3 (float32) or 5 (bf16)."""
-    _write(path, weights.config, list(weights.tensors.values()), version)
+    _write(path, weights.config, weights.tensors.values(), version)
 
 
 def read_model(path, flat):
@@ -200,30 +201,27 @@ def write_debug_state(path, config, x, y, logits, loss, grads):
             file.write(np.ascontiguousarray(array, dtype))
 
 
-def bf16_bits(x):
-    """The bf16 numbers nearest to a float32 array, ties to even, as uint16: the upper half of a float32."""
-    bits = x.view(np.uint32)
-    rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
-    return np.where(np.isnan(x), bits >> 16 | 0x40, rounded).astype(np.uint16)  # rounding could lose a NaN
-
-
 def _header(config, version=3):
     names = Header._fields[1:]
     values = config if isinstance(config, dict) else {name: getattr(config, name) for name in names}
     return Header(version, *(values[name] for name in names))
 
 
-def _write(path, config, arrays, version):
+def _write(path, config, tensors, version):
     if version not in VERSIONS:
         raise UsageError(f"cannot write version {version} of llm.c's model: choose 3 (float32) or 5 (bf16)")
     header = _header(config, version)
     _check_fields(header, path)  # what could not be read back is not written
     with atomic_write(path, model_bytes(header)) as file:
         file.write(struct.pack("<8i", MODEL_MAGIC, *header).ljust(HEADER_BYTES, b"\0"))
-        for flat in (array.reshape(-1) for array in arrays):
-            for start in range(0, flat.size, CHUNK):
-                chunk = flat[start : start + CHUNK]
-                file.write(chunk if version == 3 else bf16_bits(chunk))
+        for tensor in tensors:
+            _write_one(file, loaded(tensor).reshape(-1), version)
+
+
+def _write_one(file, flat, version):
+    for start in range(0, flat.size, CHUNK):
+        chunk = flat[start : start + CHUNK]
+        file.write(chunk if version == 3 else bf16_bits(chunk))
 
 
 def _tensors(header):

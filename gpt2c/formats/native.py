@@ -20,7 +20,7 @@ import struct
 import numpy as np
 
 from gpt2c.errors import SerializationError, TokenizationError, VersionError
-from gpt2c.formats.weights import SAID, RunState, Weights, is_newer
+from gpt2c.formats.weights import SAID, RunState, Weights, is_newer, loaded
 from gpt2c.support.files import atomic_write, open_input
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
@@ -44,9 +44,10 @@ def write(path, weights):
     if weights.run:
         tensors |= {f"run.{name}": np.ascontiguousarray(array) for name, array in weights.run.arrays.items()}
     table, end = {}, 0
-    for name, array in tensors.items():
-        table[name] = {"dtype": DTYPE_NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
-        end += array.nbytes
+    for name, tensor in tensors.items():
+        entry = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [end, end + tensor.nbytes]}
+        table[name] = entry
+        end += tensor.nbytes
     metadata = {
         "format": FORMAT,
         "family": weights.family,
@@ -55,13 +56,13 @@ def write(path, weights):
         "run": json.dumps(weights.run.values) if weights.run else "",
     }
     metadata |= {name: json.dumps(weights.said[name]) for name in (*OF_A_RUN, *SAID) if name in weights.said}
-    metadata["sha256"] = _digest(table, metadata, (array.data.cast("B") for array in tensors.values() if array.size))
+    metadata["sha256"] = _digest(table, metadata, (loaded(t).data.cast("B") for t in tensors.values() if t.size))
     header = json.dumps({"__metadata__": metadata, **table}).encode()
     header += b" " * (-len(header) % 64 + 56)  # the data begin at a multiple of 64 bytes
     with atomic_write(path, 8 + len(header) + end) as file:
         file.write(struct.pack("<Q", len(header)) + header)
-        for array in tensors.values():
-            file.write(array.data)
+        for tensor in tensors.values():
+            file.write(loaded(tensor).data)
 
 
 def read(path):
@@ -175,6 +176,6 @@ def _taken(tensors, prefix):
 def _digest(table, metadata, blocks):
     text = json.dumps([{name: table[name] for name in sorted(table)}, {k: metadata[k] for k in sorted(metadata)}])
     digest = hashlib.sha256(text.encode())
-    for block in blocks:
-        digest.update(block)
+    for _ in map(digest.update, blocks):  # no name keeps a block while the next one is read
+        pass
     return digest.hexdigest()

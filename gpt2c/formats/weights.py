@@ -1,7 +1,8 @@
 """Weights: the content of a model file, in plain values, independent of families. Readers return it, writers take it."""
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,11 +15,41 @@ SAID = {"description": str, "turns": int}  # optional facts about a model in a f
 NUMBER = re.compile(r"(?<= )[0-9]{1,9}(?= |$)")  # in the name of a format: its version
 
 
+class Part(NamedTuple):
+    """Rows of a tensor as a file has them: pieces() gives their bytes, in whole blocks of their storage type (blocks)."""
+
+    kind: str
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterator[np.ndarray]]
+
+
 class Unread(NamedTuple):
     """A tensor that is still in its file: read(out) puts it into a contiguous float32 array of this shape."""
 
     shape: tuple[int, ...]
     read: Callable[[np.ndarray], None]
+    parts: tuple[Part, ...] = ()  # of which it consists, from its first row on, where a writer may copy them as they are
+
+    @property
+    def dtype(self):
+        return np.dtype(np.float32)
+
+    @property
+    def size(self):
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self):
+        return self.dtype.itemsize * self.size
+
+
+def loaded(tensor):
+    """A tensor as an array; one that is still in its file is read."""
+    if not isinstance(tensor, Unread):
+        return tensor
+    out = np.empty(tensor.shape, tensor.dtype)
+    tensor.read(out)
+    return out
 
 
 @dataclass

@@ -10,7 +10,7 @@ import numpy as np
 from gpt2c import formats
 from gpt2c.errors import InputError, SerializationError, UsageError, VersionError
 from gpt2c.formats import native
-from gpt2c.formats.weights import SAID, RunState, Unread, Weights
+from gpt2c.formats.weights import SAID, RunState, Weights
 from gpt2c.models.model import Model
 from gpt2c.models.registry import FAMILIES, make_config
 from gpt2c.support.files import StrPath
@@ -31,6 +31,14 @@ class Content:
     @property
     def run(self):
         return self.weights.run
+
+    def alone(self):
+        """The Weights without the run that they are from, in the order of the family."""
+        weights = self.weights
+        tensors = {spec.name: weights.tensors[spec.name] for spec in FAMILIES[self.family].params(self.config)}
+        said = {name: value for name, value in weights.said.items() if name in SAID}
+        config = dataclasses.asdict(self.config)
+        return dataclasses.replace(weights, config=config, tensors=tensors, said=said, run=None, moments={})
 
     def build(self, part=None, **switches):
         """(Model, RunState or None). `part` as in copy_to."""
@@ -56,8 +64,8 @@ class Content:
 
 
 def load(path: StrPath, **switches: Any) -> Model:
-    """The Model in a gpt2c checkpoint, an llm.c model file (versions 1 to 5), a checkpoint of randyGPT, or JSON, told apart
-    by content."""
+    """The Model in a gpt2c checkpoint, an llm.c model file (versions 1 to 5), a GGUF file, a checkpoint of randyGPT, or JSON,
+    told apart by content."""
     return load_run(path, **switches)[0]
 
 
@@ -126,8 +134,7 @@ def _check_tensors(path, specs, weights):
             if name not in left:
                 raise native.invalid(path, f"it has no {name}")
             tensor = left.pop(name)
-            kind = np.dtype(np.float32) if isinstance(tensor, Unread) else tensor.dtype
-            if tensor.shape != spec.shape or kind != np.float32:
-                raise SerializationError(f"{path}: {name} is {kind} {tensor.shape}, expected float32 {spec.shape}")
+            if tensor.shape != spec.shape or tensor.dtype != np.float32:
+                raise SerializationError(f"{path}: {name} is {tensor.dtype} {tensor.shape}, expected float32 {spec.shape}")
     if left:
         raise SerializationError(f"{path} holds tensors that such a model has not: {', '.join(left)}")

@@ -262,10 +262,10 @@ class Model:
             1 - beta2**t,
         )
 
-    def save(self, path: StrPath, version: int = 3) -> None:
-        """The weights: a name in .json makes JSON, one in .bin makes a gpt2 model an llm.c file (version 3, or 5 for bf16),
-        any other a checkpoint."""
-        formats.write(path, self.weights(), version)
+    def save(self, path: StrPath, version: int = 3, dtype: str = "") -> None:
+        """The weights: a name in .json makes JSON, one in .bin makes a gpt2 model an llm.c file (version 3, or 5 for bf16), one
+        in .gguf a GGUF file (dtype f32, f16, bf16, q8_0, q5_0, q4_1 or q4_0), any other a checkpoint."""
+        formats.write(path, self.weights(), version, dtype)
 
     def weights(self):
         """What a file holds of the model; the arrays are views of `params`."""

@@ -12,9 +12,12 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Library
 
 import gpt2c
+from gpt2c import formats
 from gpt2c.data import write_choices, write_shard
 from gpt2c.data.choices import Example
+from gpt2c.formats import gguf_llama
 from gpt2c.formats.llmc import HEADER_BYTES, LAYERNORM, MODEL_MAGIC, write_debug_state
+from gpt2c.formats.weights import Weights
 from gpt2c.tokenizers import byte_list
 from gpt2c.tokenizers.tokenizer import GPT2_BYTES, Tokenizer
 
@@ -57,6 +60,7 @@ def main():
     rows = [{"step": n, "loss": 1.5 / (n + 1), "lr": 1e-3, **({"val_loss": 2.0} if n % 2 else {})} for n in range(4)]
     (CORPUS / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     write_old_models(model, rng)
+    write_gguf(tokenizer)
     model.tokenizer, model.description, model.turns = Tokenizer.make("char", "abcde"), "says “é”", 2
     model.save(CORPUS / "model.json")
     write_tokenizers()
@@ -83,6 +87,19 @@ def write_old_models(model, rng):
     for version, copies in ((1, 3), (2, 1), (3, 3)):
         head = struct.pack("<8s3If", b"RGPT000%d" % version, 3, 7, 8, 1.5)
         (CORPUS / f"randygpt_{version}.bin").write_bytes(head + rng.standard_normal(copies * weights, np.float32).tobytes())
+
+
+def write_gguf(tokenizer):
+    """With a tokenizer and a description; and with blocks of several types."""
+    model = gpt2c.create("gpt2", **CONFIG | {"vocab_size": 262, "padded_vocab_size": 264})
+    model.tokenizer, model.description, model.turns = tokenizer, "says “é”", 2
+    model.save(CORPUS / "model.gguf")
+    gpt2c.create("gpt2", **CONFIG | {"channels": 32}).save(CORPUS / "model_q.gguf", dtype="q4_0")
+    sizes = dict(vocab_size=5, channels=8, hidden=12, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, max_seq_len=9)
+    ways = dict(rope_theta=1e4, rope_scaling="factors:1.0,2.5", eps=1e-5, tied=False, qkv_bias=False, qk_norm=False)
+    shapes = [(name, shape) for name, shape, _ in gguf_llama.tensors("llama", sizes | ways)]
+    weights = Weights("llama", sizes | ways, {name: np.ones(shape, np.float32) for name, shape in shapes})
+    formats.write(CORPUS / "llama.gguf", weights)
 
 
 def write_tokenizers():

@@ -6,10 +6,12 @@ import struct
 from contextlib import redirect_stderr
 from unittest import mock
 
+import hand_gguf
 import numpy as np
 from fuzz import JSON, LINES, Form, Reader
 from make_corpus import CONFIG, CORPUS, LIBRARY, TINY_RANDYGPT
 
+from gpt2c import formats
 from gpt2c.bench.tables import load_kernels
 from gpt2c.commands.command_line import parse
 from gpt2c.data import DataLoader
@@ -24,6 +26,7 @@ from gpt2c.errors import Gpt2cError
 from gpt2c.formats import json as json_format
 from gpt2c.formats import native, randygpt
 from gpt2c.formats.llmc import load_debug_state
+from gpt2c.formats.weights import loaded
 from gpt2c.models.files import load, load_run
 from gpt2c.models.registry import make_config
 from gpt2c.runs import folder as runs
@@ -46,6 +49,12 @@ def read_run(path):
 def read_randygpt(path):
     with mock.patch.dict(randygpt.SHAPES, {"default": TINY_RANDYGPT}):
         load(path)
+
+
+def read_weights(path):
+    """A file of whatever family, every tensor of it."""
+    for tensor in formats.read(path).tensors.values():
+        loaded(tensor)
 
 
 def read_tokenizer(path):
@@ -141,6 +150,7 @@ def silent(read):
 
 
 CHECKPOINT, MODEL = Form(checkpoint_apart, checkpoint_together), Form(json.loads, sealed)
+GGUF = Form(hand_gguf.apart, hand_gguf.together)
 ENCODED = 2**23  # bytes: a tokenizer of characters has a table of all that there are
 READERS = {
     "checkpoint": Reader(read_run, ("run.safetensors", "weights.safetensors"), CHECKPOINT, ENCODED),
@@ -148,6 +158,8 @@ READERS = {
     "llmc": Reader(load, tuple(f"model_v{version}.bin" for version in (3, 1, 2, 4, 5))),
     "debug-state": Reader(lambda path: load_debug_state(path, make_config("gpt2", CONFIG)), ("debug_state.bin",)),
     "json": Reader(load, ("model.json", "model_v1.json"), MODEL, ENCODED),
+    "gguf": Reader(load, ("model.gguf", "model_q.gguf"), GGUF),
+    "gguf-llama": Reader(read_weights, ("llama.gguf",), GGUF),
     "randygpt": Reader(read_randygpt, tuple(f"randygpt_{version}.bin" for version in (2, 1, 3))),
     "tokenizer": Reader(read_tokenizer, ("tokenizer.json", *(f"tokenizer_{kind}.json" for kind in LIBRARY)), JSON, ENCODED),
     "tokenizer-llmc": Reader(read_tokenizer, ("tokenizer.bin",), None, ENCODED),

@@ -51,7 +51,7 @@ def test_findings_are_those_of_a_reader():
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoint", "llmc", "debug-state", "json", "randygpt", "tokenizer", "tokenizer-llmc", "tokens", "choices"]
+    "name", ["checkpoint", "llmc", "debug-state", "json", "gguf", "randygpt", "tokenizer", "tokenizer-llmc", "tokens", "choices"]
 )
 def test_every_prefix_of_a_small_file(name, tmp_path):
     """However short: a file that was cut is refused, whatever it is, unless it is still a shorter file of its kind."""

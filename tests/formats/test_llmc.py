@@ -12,6 +12,7 @@ import pytest
 
 from gpt2c.errors import InputError, ResourceError, UsageError
 from gpt2c.formats import llmc
+from gpt2c.formats.blocks import bf16_bits
 
 T, V, L, NH, C = 3, 5, 2, 2, 4
 FIELDS = ("max_seq_len", "vocab_size", "num_layers", "num_heads", "channels", "padded_vocab_size")
@@ -148,7 +149,7 @@ def test_bf16_rounds_to_nearest_even():
     # Every upper half, with lower halves at, beside and far from the tie.
     upper = np.arange(2**16, dtype=np.uint32) << 16
     x = np.concatenate([upper | low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)]).view(np.float32)
-    found = (llmc.bf16_bits(x).astype(np.uint32) << 16).view(np.float32)
+    found = (bf16_bits(x).astype(np.uint32) << 16).view(np.float32)
 
     nan = np.isnan(x)
     assert np.isnan(found[nan]).all()

@@ -10,7 +10,7 @@ from guarded import STREAM, bits, call, run
 import gpt2c
 from gpt2c import _core
 from gpt2c import reference as ref
-from gpt2c.formats.llmc import bf16_bits
+from gpt2c.formats.blocks import bf16_bits
 
 
 @pytest.mark.parametrize("R, C, N", [(33, 1, 35), (40, 70, 33)])

@@ -1,0 +1,226 @@
+"""The models that GGUF files hold, under its names: Weights of a file, and a file of Weights.
+
+Tensors have the rows of the model's own, so that blocks go from file to file as they are. A parameter consists of one tensor,
+or of one for each layer; rows that only pad a vocabulary are in no file.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt2c.errors import SerializationError, TokenizationError, UsageError
+from gpt2c.formats import blocks, gguf, gguf_gpt2, gguf_llama
+from gpt2c.formats.weights import Part, Unread, Weights, loaded
+from gpt2c.tokenizers import gguf as gguf_tokenizers
+
+FILE_TYPES = {  # what llama.cpp calls a file most of whose numbers are stored so
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q8_0": 7,
+    "q5_0": 8,
+    "q5_1": 9,
+    "q4_K": 15,
+    "q5_K": 17,
+    "q6_K": 18,
+    "bf16": 32,
+}
+
+
+class Architecture(NamedTuple):
+    """What GGUF calls so."""
+
+    family: str
+    config: Callable  # Content -> the fields of the family's Config
+    metadata: Callable  # those fields -> what GGUF says
+    tensors: Callable  # those fields -> [(parameter, its shape, the Rows that it begins with)]
+    others: Callable = lambda config: {}  # those fields -> {name: float32 array} of what else is in a file
+
+
+def read(path):
+    """The Weights in a file; its tensors are read when they are asked for."""
+    content = gguf.read(path)
+    name = content.said("general.architecture", str)
+    if (kind := content.said("general.type", str, "model")) != "model":
+        raise SerializationError(f"{path} holds no model: its general.type is {gguf.quoted(kind)}")
+    if (files := content.said("split.count", int, 1)) > 1:
+        raise SerializationError(f"{path} is one of {files:,} files of a model: join them with llama-gguf-split --merge")
+    if name not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise SerializationError(f"{path} holds a model of architecture {gguf.quoted(name)}; gpt2c reads {known}")
+    architecture = ARCHITECTURES[name]
+    config = architecture.config(content)
+    tensors = {p: _unread(content, shape, parts) for p, shape, parts in architecture.tensors(config)}
+    known = {part.name for *_, parts in architecture.tensors(config) for part in parts} | architecture.others(config).keys()
+    _check_others(content, known)
+    try:
+        tokenizer, why = gguf_tokenizers.read(content.metadata, config["vocab_size"])
+    except TokenizationError as error:
+        raise gguf.invalid(path, f"its tokenizer cannot be used: {error}") from None
+    said = {}
+    if description := content.said("general.name", str, ""):
+        said["description"] = description
+    if turns := content.said("gpt2c.turns", int, 0):
+        said["turns"] = turns
+    kinds = Counter(tensor.kind for tensor in content.tensors.values())
+    facts = {"tensors": ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())}
+    if why:
+        facts["tokenizer in the file"] = why
+    form = f"GGUF, version {content.version}, architecture {name}"
+    return Weights(architecture.family, config, tensors, tokenizer, said, form=form, facts=facts)
+
+
+def write(path, weights, dtype=""):
+    """Writes a file, and says what in it is not as one might expect, a sentence each. Without a dtype what comes from a file of
+    storage types keeps them, and all else is f32."""
+    name = FAMILIES[weights.family](weights.config)
+    architecture = ARCHITECTURES[name]
+    tokenizer, why = gguf_tokenizers.metadata(weights.tokenizer, weights.config["vocab_size"])
+    tensors, notes = {}, Counter()
+    whole = _Whole(weights.tensors)
+    for parameter, _, parts in architecture.tensors(weights.config):
+        tensor, first = weights.tensors[parameter], 0
+        stored = tensor.parts if isinstance(tensor, Unread) else ()
+        for number, (there, shape, heads) in enumerate(parts):
+            size = int(np.prod(shape))
+            source = stored[number] if stored else Part("f32", shape, functools.partial(whole.rows, parameter, first, size))
+            kind, note = _kind(there, shape, dtype) if dtype else (source.kind, "")
+            notes.update([f"{kind}: {note}"] * bool(note))
+            tensors[there] = _apart(_converted(there, source, kind), heads)
+            first += size
+    for there, array in architecture.others(weights.config).items():
+        tensors[there] = Part("f32", array.shape, functools.partial(blocks.encode, "f32", array))
+    metadata = {
+        "general.architecture": name,
+        "general.type": "model",
+        "general.quantization_version": 2,
+        "general.file_type": FILE_TYPES[_commonest(tensors)],
+        **({"general.name": weights.said["description"]} if weights.said.get("description") else {}),
+        **({"gpt2c.turns": weights.said["turns"]} if weights.said.get("turns") else {}),
+        **architecture.metadata(weights.config),
+        **tokenizer,
+    }
+    gguf.write(path, metadata, tensors)
+    return [f"{note} ({count})" for note, count in notes.items()] + [f"written without a tokenizer: {why}"] * bool(why)
+
+
+def _unread(content, shape, parts):
+    """A parameter of this shape, of which these tensors have the first rows and the rest is 0."""
+    for name, expected, _ in parts:
+        if content.shape(name, len(expected)) != expected:
+            raise gguf.invalid(content.path, f"{name} has shape {content.tensors[name].shape}, expected {expected}")
+    found = tuple(_together(content.part(name), heads) for name, _, heads in parts)
+
+    def fill(out):
+        flat, at = out.reshape(-1), 0
+        for part in found:
+            for piece in part.pieces():
+                count = blocks.count(part.kind, piece.size)
+                blocks.decode(part.kind, piece, flat[at : at + count])
+                at += count
+        flat[at:] = 0
+
+    return Unread(shape, fill, found)
+
+
+def _check_others(content, known):
+    """An error if a file has tensors that such a model has not. A head of its own may be there if it is the token table."""
+    others = content.tensors.keys() - known
+    head, table = "output.weight", "token_embd.weight"
+    if head in others:
+        others.remove(head)
+        same = content.tensors[head]._replace(at=0) == content.tensors[table]._replace(at=0)
+        if not same or any((a != b).any() for a, b in zip(content.part(head).pieces(), content.part(table).pieces())):
+            raise SerializationError(f"{content.path}: {head} is not {table}; gpt2c's gpt2 has one matrix for both")
+    if others:
+        names = ", ".join(map(gguf.quoted, sorted(others)[:5]))
+        raise SerializationError(f"{content.path} holds tensors that such a model has not: {names}")
+
+
+def _together(part, heads):
+    """A file's Part with its rows in the order of the parameter."""
+    return _ordered(part, np.arange(part.shape[0]).reshape(heads, -1, 2)) if heads else part
+
+
+def _apart(part, heads):
+    """The inverse."""
+    return _ordered(part, np.arange(part.shape[0]).reshape(heads, 2, -1)) if heads else part
+
+
+def _ordered(part, numbers):
+    """A Part with its rows, whole blocks, as they are but in the order of these numbers, the last two dimensions exchanged."""
+    order = numbers.swapaxes(1, 2).reshape(-1)
+
+    def pieces():
+        yield np.concatenate(list(part.pieces())).reshape(order.size, -1)[order].reshape(-1)
+
+    return part._replace(pieces=pieces)
+
+
+class _Whole:
+    """One parameter at a time as an array: the one that was asked for last."""
+
+    def __init__(self, tensors):
+        self.tensors, self.name, self.array = tensors, None, None
+
+    def rows(self, name, first, size):
+        """The bytes of so many numbers of a parameter."""
+        if name != self.name:
+            self.array = None  # before there is another one
+            self.name, self.array = name, loaded(self.tensors[name])
+        yield from blocks.encode("f32", self.array.reshape(-1)[first : first + size])
+
+
+def _kind(there, shape, dtype):
+    """(the storage type of a tensor in a file of this dtype, why it is another one)."""
+    if len(shape) == 1:
+        return "f32", "tensors of one dimension" * (dtype != "f32")
+    if there == "position_embd.weight":
+        return "f32", f"{there}, which llama.cpp adds as it is" * (dtype != "f32")
+    if dtype.startswith("q4") and there in ("token_embd.weight", "output.weight"):
+        dtype, note = "q8_0", "token table and head"
+    else:
+        note = ""
+    if shape[-1] % blocks.KINDS[dtype].elements:
+        return "f16", f"tensors whose rows are no multiple of {blocks.KINDS[dtype].elements} numbers"
+    return dtype, note
+
+
+def _converted(name, part, kind):
+    """A Part in another storage type; as it is where it has this one."""
+    if part.kind == kind:
+        return part
+
+    def pieces():
+        for piece in part.pieces():
+            values = np.empty(blocks.count(part.kind, piece.size), np.float32)
+            blocks.decode(part.kind, piece, values)
+            if not blocks.fits(kind, values):
+                raise UsageError(f"{name} cannot be {kind}: it has numbers that are infinite or too large for that; choose bf16")
+            yield from blocks.encode(kind, values)
+
+    return Part(kind, part.shape, pieces)
+
+
+def _commonest(tensors):
+    """The storage type of most numbers in matrices."""
+    counts = Counter()
+    for part in tensors.values():
+        counts[part.kind] += int(np.prod(part.shape)) * (len(part.shape) > 1)
+    return counts.most_common(1)[0][0]
+
+
+def _llama(name):
+    functions = (functools.partial(function, name) for function in (gguf_llama.config, gguf_llama.metadata, gguf_llama.tensors))
+    return Architecture("llama", *functions, gguf_llama.others)
+
+
+ARCHITECTURES = {
+    "gpt2": Architecture("gpt2", gguf_gpt2.config, gguf_gpt2.metadata, gguf_gpt2.tensors),
+    **{name: _llama(name) for name in ("llama", "qwen2", "qwen3")},
+}
+FAMILIES = {"gpt2": lambda config: "gpt2", "llama": gguf_llama.architecture}  # config -> the name of an architecture

@@ -1,0 +1,111 @@
+"""A tokenizer as GGUF's metadata have it: the tokens of a byte-level BPE in visible form, the kind of each, the merges, and how
+text is split, by name."""
+
+import json
+
+import numpy as np
+from tokenizers import AddedToken, models
+
+from gpt2c.errors import TokenizationError, UsageError
+from gpt2c.tokenizers.refusals import refusals
+from gpt2c.tokenizers.tokenizer import Tokenizer
+from gpt2c.tokenizers.vocabularies import over_bytes
+
+KEY = "tokenizer.ggml."
+NORMAL, CONTROL, OF_THE_USER, UNUSED = 1, 3, 4, 5  # kinds of tokens
+SPLIT = "gpt-2"
+WITHOUT_MERGES = ["h e"]  # llama.cpp wants at least one merge: one that gives no token of a vocabulary without merges
+
+
+def read(metadata, rows):
+    """(Tokenizer, "") of the metadata of a model with so many rows for tokens; (None, why) where they have none that gpt2c reads.
+
+    Damaged ones are an error. Tokens at the end that are never used are no ids of the Tokenizer.
+    """
+    model = metadata.get(KEY + "model", "none")
+    if model in ("none", "no_vocab"):
+        return None, "the file has none"
+    if model != "gpt2":
+        return None, f"of kind {_short(model)}, which gpt2c does not read: it reads byte-level BPE, kind 'gpt2'"
+    if (split := metadata.get(KEY + "pre", SPLIT)) != SPLIT:
+        return None, f"splits text as {_short(split)}, which gpt2c does not read: it splits as {SPLIT!r}"
+    tokens, merges = (metadata.get(KEY + name) for name in ("tokens", "merges"))
+    if not _are_texts(tokens) or not _are_texts(merges):
+        raise TokenizationError("its tokens and merges are not lists of texts")
+    kinds = metadata.get(KEY + "token_type", np.full(len(tokens), NORMAL))
+    if not isinstance(kinds, np.ndarray) or kinds.dtype.kind not in "iu" or len(kinds) != len(tokens):
+        raise TokenizationError(f"its token_type is not the kind of each of {len(tokens):,} tokens")
+    if len(tokens) != rows:
+        raise TokenizationError(f"it has {len(tokens):,} tokens, and {rows:,} rows for them")
+    used = np.flatnonzero(kinds != UNUSED)
+    count = int(used[-1]) + 1 if used.size else 0
+    return Tokenizer.from_json(_library(tokens[:count], kinds[:count], merges).to_str()), ""
+
+
+def _library(tokens, kinds, merges):
+    vocab = {token: id for id, token in enumerate(tokens)}
+    if len(vocab) < len(tokens):
+        raise TokenizationError(f"its {len(tokens):,} tokens are only {len(vocab):,} different ones")
+    pairs = [merge.partition(" ")[::2] for merge in merges]
+    with refusals("its merges do not fit its tokens"):
+        library = over_bytes(models.BPE(vocab, [(a, b) for a, b in pairs if a + b in vocab]))
+    with refusals("its special tokens cannot be looked for"):
+        for special, wanted in (True, CONTROL), (False, OF_THE_USER):
+            found = [tokens[id] for id in np.flatnonzero(kinds == wanted)]
+            library.add_tokens([AddedToken(text, special=special, normalized=False) for text in found])
+    return library
+
+
+def metadata(tokenizer, vocab_size):
+    """(metadata, "") that say this tokenizer; (those of a model without one, why) where GGUF cannot hold it.
+
+    A model may have more rows than its tokenizer has ids: tokens that are never used have the others.
+    """
+    none = {KEY + "model": "none"}
+    if tokenizer is None:
+        return none, "the model has no tokenizer"
+    document = json.loads(tokenizer.to_json())
+    if not _is_plain(document):
+        return none, f"its tokenizer, of kind {tokenizer.kind}, is no byte-level BPE that splits text as GPT-2"
+    if tokenizer.vocab_size > vocab_size:
+        raise UsageError(f"the tokenizer has {tokenizer.vocab_size:,} ids, the model {vocab_size:,}: give it its own")
+    tokens = {id: token for token, id in document["model"]["vocab"].items()}
+    kinds = np.full(vocab_size, NORMAL, np.int32)
+    kinds[tokenizer.vocab_size :] = UNUSED
+    for added in document["added_tokens"]:
+        tokens[added["id"]] = added["content"]
+        kinds[added["id"]] = CONTROL if added["special"] else OF_THE_USER
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in document["model"]["merges"]]
+    said = {
+        KEY + "model": "gpt2",
+        KEY + "pre": SPLIT,
+        KEY + "tokens": [tokens.get(id, f"[PAD{id}]") for id in range(vocab_size)],
+        KEY + "token_type": kinds,
+        KEY + "merges": merges or WITHOUT_MERGES,
+        KEY + "add_bos_token": False,
+    }
+    if tokenizer.eot is not None:
+        said[KEY + "eos_token_id"] = tokenizer.eot
+        said[KEY + "bos_token_id"] = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
+    return said, ""
+
+
+def _is_plain(document):
+    """Whether a tokenizer.json is a byte-level BPE with GPT-2's split and nothing besides."""
+    model, split = document["model"], document["pre_tokenizer"] or {}
+    besides = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+    wanted = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    return (
+        model["type"] == "BPE"
+        and not any(model.get(name) for name in besides)
+        and not document["normalizer"]
+        and wanted.items() <= split.items()
+    )
+
+
+def _are_texts(found):
+    return isinstance(found, list) and all(isinstance(text, str) for text in found)
+
+
+def _short(value):
+    return repr(str(value)[:40])
