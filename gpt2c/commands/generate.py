@@ -61,8 +61,7 @@ def main(argv):
     if config.threads:
         settings.set_num_threads(config.threads)
     tokenizer = tokenizer_of_model(model, config.tokenizer)
-    prompt = tokenizer.encode(config.prompt) if config.prompt else [tokenizer.eot or 0]
-    ends = () if config.ignore_eot or tokenizer.eot is None else (tokenizer.eot,)
+    prompt, ends = tokenizer.prompt(config.prompt), () if config.ignore_eot else tokenizer.ends
     output = sys.stdout if sys.stdout.isatty() else bare(sys.stdout)
     before = config.prompt  # not written yet: what cannot be generated from is an error alone
     for text in pieces(model, tokenizer, prompt, config.max_new_tokens, how, stop_tokens=ends, chunk=config.chunk_size):

@@ -43,7 +43,6 @@ class Conversation:
         return self.tokenizer.encode(text)
 
     def _pieces(self, prompt, most, stop=()):
-        ends = () if self.tokenizer.eot is None else (self.tokenizer.eot,)
         if not prompt:
             raise InputError("none of this is in the model's vocabulary")
-        return pieces(self.model, self.tokenizer, prompt, most, self.how, self._rng, ends, stop)
+        return pieces(self.model, self.tokenizer, prompt, most, self.how, self._rng, self.tokenizer.ends, stop)

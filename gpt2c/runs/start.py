@@ -61,7 +61,7 @@ class Start:
         """The Trainer, at the step of the resumed run."""
         config = self.config
         validate = bool(config.val_every and config.val_steps)
-        size = config.batch_size, config.seq_len, self.model.config.vocab_size
+        size = config.batch_size, config.seq_len, self.model.known_ids
         loaders = self.source.loaders(*size, config.seed, validate, world())
         trainer = Trainer(self.model, *loaders, config)
         recorded = dataclasses.replace(self.run, init_from=self.init_from)

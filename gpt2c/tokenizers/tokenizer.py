@@ -7,9 +7,11 @@ back. The library encodes, except for characters and bytes, where a table is fas
 import codecs
 import hashlib
 import json
+import re
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from itertools import count, takewhile
+from itertools import chain, count, pairwise, takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,11 +28,15 @@ KINDS = ("char", "byte", "word", "bpe", "gpt2")
 GPT2_FILE = "gpt2_tokenizer.bin"
 # The SHA-256 of GPT-2's tokens with a zero byte between them.
 GPT2_DIGEST = "80fc72dae333882a37b202858853685b0232e9dd624396c1024fb93536a62a83"
+ENCODING = threading.Lock()  # whether special tokens are looked for is a state of the library's object
 PIECE_CHARACTERS = 1 << 15  # characters; large texts are encoded in pieces, on all cores
 
 
 class Tokenizer:
     """A vocabulary: `tokens[id]` is the bytes of each id, `eot` the id that ends a text, `bos` begins one; None: has none.
+
+    `adds_bos`: the model wants `bos` before a text. `ends`: the ids that end what a model writes, the first of them a turn.
+    `chat_template`: the Jinja template by which its model was taught conversations; "": there is none.
 
     Made directly, it is a byte-level BPE whose ids are merge ranks; 256 bytes alone are a byte tokenizer.
     """
@@ -39,6 +45,9 @@ class Tokenizer:
         self.tokens = list(tokens)
         self.eot = eot
         self.bos: int | None = None
+        self.ends = [] if eot is None else [eot]
+        self.adds_bos = False
+        self.chat_template = ""
         if eot is not None and not 0 <= eot < len(self.tokens):
             raise TokenizationError(f"the end-of-text id is {eot}; expected one below the {len(self.tokens)} tokens")
         self._specials = set() if eot is None else {eot}
@@ -152,6 +161,7 @@ class Tokenizer:
         others = [i for text, i in specials.items() if text != unknown and i != made.bos]
         if made.eot is None and len(others) == 1:
             made.eot = others[0]
+        made.ends = [] if made.eot is None else [made.eot]
         decodes_only = isinstance(library.model, models.Unigram) or not set(GPT2_BYTES) <= set(made.tokens)
         if not (byte_level and decodes_only):
             made._library = library
@@ -179,6 +189,11 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return len(self.tokens)
+
+    @property
+    def opens(self) -> int | None:
+        """The id before each text of a data set, and of a model's own: `bos` where the model wants it, else `eot`."""
+        return self.bos if self.adds_bos else self.eot
 
     @cached_property
     def kind(self) -> str:
@@ -221,11 +236,35 @@ class Tokenizer:
             raise UsageError(f"llm.c's tokenizer file needs {lacks}, which this tokenizer has not; write a tokenizer.json")
         llmc_tokenizer.write(path, self.tokens, self.eot)
 
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Text -> list of ids. The text of a special token is plain text unless `allow_special`."""
-        if not allow_special:
-            return self.encode_array(text).tolist()
-        return [i for ids in self._encode_with_library([text], special=True) for i in ids]
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """{text: id}"""
+        return {t.content: id for id, t in self._library.get_added_tokens_decoder().items() if t.special}
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern:
+        """Finds what spells a special token: the leftmost, and of these the longest."""
+        return re.compile("|".join(map(re.escape, sorted(self.special_tokens, key=len, reverse=True))) or "(?!)")
+
+    @cached_property
+    def control_ids(self) -> set[int]:
+        """The ids that no text has: of all special tokens but the one for what is unknown."""
+        unknown = getattr(self._library.model, "unk_token", None)
+        return {id for text, id in self.special_tokens.items() if text != unknown}
+
+    def encode(self, text: str, special: bool = False, bos: bool = False, *, allow_special: bool = False) -> list[int]:
+        """Text -> list of ids. The text of a special token is plain text unless `special` (or its alias `allow_special`).
+        With `bos` the id that begins a text goes before it."""
+        ids = self._encode_with_library([text], True)[0] if special or allow_special else self.encode_array(text).tolist()
+        if not bos:
+            return ids
+        if self.bos is None:
+            raise UsageError("the tokenizer has no token that begins a text; leave bos out")
+        return [self.bos, *ids]
+
+    def prompt(self, text: str) -> list[int]:
+        """The ids of a text that a model is to continue; of none, the id that opens one."""
+        return self.encode(text, bos=self.adds_bos) if text else [self.opens or 0]
 
     def encode_array(self, text: str) -> np.ndarray:
         """Text -> int32 array of ids; the text of a special token is plain text."""
@@ -263,20 +302,34 @@ class Tokenizer:
     def _encode_with_library(self, texts, special=False):
         """The list of ids of each text."""
         library = self._library
-        library.encode_special_tokens = not special
         for text in texts:
             utf8(text)
             if self._characters and (others := set(text) - self._characters):
                 self._refuse(text, min(map(text.index, others)))
         try:
             with refusals("the text cannot be encoded"):
-                return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]
+                lists = self._ids(texts, special)
         except TokenizationError:
             with refusals("the text cannot be encoded"):
                 unknown = next(filter(None, (_unknown(library, text) for text in texts)), "")
             if unknown:
                 raise TokenizationError(f"the text cannot be encoded: {unknown}") from None
             raise
+        return lists if special or self.control_ids.isdisjoint(chain.from_iterable(lists)) else list(map(self._apart, texts))
+
+    def _ids(self, texts, special=False):
+        with ENCODING:
+            self._library.encode_special_tokens = not special
+            return [e.ids for e in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _apart(self, text):
+        """The ids of a text with words that are special tokens in the vocabulary: each is cut behind its first character."""
+        starts = [found.start() + 1 for found in self.special_pattern.finditer(text)]
+        ids = [id for ids in self._ids([text[a:b] for a, b in pairwise([0, *starts, len(text)])]) for id in ids]
+        if found := self.control_ids.intersection(ids):
+            name = self.tokens[min(found)].decode("utf-8", "replace")
+            raise TokenizationError(f"the text has what this vocabulary takes for its special token {name!r}; take it out")
+        return ids
 
     @cached_property
     def _characters(self):
