@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain, count, pairwise, takewhile
 from pathlib import Path
@@ -36,7 +36,7 @@ class Tokenizer:
     """A vocabulary: `tokens[id]` is the bytes of each id, `eot` the id that ends a text, `bos` begins one; None: has none.
 
     `adds_bos`: the model wants `bos` before a text. `ends`: the ids that end what a model writes, the first of them a turn.
-    `chat_template`: the Jinja template by which its model was taught conversations; "": there is none.
+    `chat_template`: the Jinja template by which `chat` writes conversations; "": there is none.
 
     Made directly, it is a byte-level BPE whose ids are merge ranks; 256 bytes alone are a byte tokenizer.
     """
@@ -265,6 +265,13 @@ class Tokenizer:
     def prompt(self, text: str) -> list[int]:
         """The ids of a text that a model is to continue; of none, the id that opens one."""
         return self.encode(text, bos=self.adds_bos) if text else [self.opens or 0]
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> list[int]:
+        """The ids of a conversation, [{"role": "user", "content": "..."}, ...], as the chat template writes it, and the beginning
+        of an answer. Only the template's own text becomes special tokens. `variables`: what else the template knows."""
+        from gpt2c.tokenizers.templates import chat_ids
+
+        return chat_ids(self, messages, add_generation_prompt=add_generation_prompt, **variables)
 
     def encode_array(self, text: str) -> np.ndarray:
         """Text -> int32 array of ids; the text of a special token is plain text."""
