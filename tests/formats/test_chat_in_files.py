@@ -13,6 +13,7 @@ from gpt2c.formats import json as json_format
 from gpt2c.formats import native
 from gpt2c.tokenizers.conventions import conventions
 from gpt2c.tokenizers.tokenizer import Tokenizer
+from gpt2c.tokenizers.turns import TEMPLATE
 
 SAID = {"template": "{{ bos_token }}é", "bos": 257, "eot": 256, "ends": [258, 256], "adds_bos": True}
 MODULES = {"safetensors": native, "json": json_format}
@@ -54,9 +55,12 @@ def test_files_without_it_are_read_as_before(name, model, tmp_path):
     if name == "x":
         model.save(tmp_path / "x")
         without(tmp_path / "x")
-    found = gpt2c.load((tmp_path if name == "x" else CORPUS) / name).tokenizer
-    assert conventions(found) == conventions(Tokenizer.from_json(found.to_json()))
-    assert found.ends == ([] if found.eot is None else [found.eot]) and not found.chat_template and not found.adds_bos
+    """Those that say that their model learned from conversations have the template of these."""
+    old = gpt2c.load((tmp_path if name == "x" else CORPUS) / name)
+    plain, template = Tokenizer.from_json(old.tokenizer.to_json()), TEMPLATE if name != "x" else ""
+    assert (old.turns > 0) == (name != "x")
+    assert conventions(old.tokenizer) == conventions(plain) | {"template": template} and not plain.adds_bos
+    assert plain.ends == ([] if plain.eot is None else [plain.eot]) and not plain.chat_template
 
 
 WRONG = [
