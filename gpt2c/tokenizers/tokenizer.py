@@ -4,7 +4,6 @@ Tokenizers are kept as tokenizer.json, the file of the `tokenizers` library, whi
 back. The library encodes, except for characters and bytes, where a table is faster; it is imported when first needed.
 """
 
-import codecs
 import hashlib
 import json
 import re
@@ -21,8 +20,9 @@ from gpt2c.errors import InputError, TokenizationError, UsageError
 from gpt2c.support.files import StrPath, atomic_write, find_file, open_input
 from gpt2c.tokenizers import byte_list
 from gpt2c.tokenizers import llmc as llmc_tokenizer
-from gpt2c.tokenizers.byte_level import BYTES, GPT2_BYTES, raw, recover_merges, utf8, visible
+from gpt2c.tokenizers.byte_level import BYTES, raw, recover_merges, utf8, visible
 from gpt2c.tokenizers.refusals import library_of, refusals
+from gpt2c.tokenizers.streaming import TextStream
 
 KINDS = ("char", "byte", "word", "bpe", "gpt2")
 GPT2_FILE = "gpt2_tokenizer.bin"
@@ -162,8 +162,9 @@ class Tokenizer:
         if made.eot is None and len(others) == 1:
             made.eot = others[0]
         made.ends = [] if made.eot is None else [made.eot]
-        decodes_only = isinstance(library.model, models.Unigram) or not set(GPT2_BYTES) <= set(made.tokens)
-        if not (byte_level and decodes_only):
+        model = library.model
+        encodes = isinstance(model, models.BPE) or not isinstance(model, models.Unigram) and set(BYTES) <= set(made.tokens)
+        if encodes or not byte_level:
             made._library = library
         return made
 
@@ -311,8 +312,8 @@ class Tokenizer:
         library = self._library
         for text in texts:
             utf8(text)
-            if self._characters and (others := set(text) - self._characters):
-                self._refuse(text, min(map(text.index, others)))
+            if lacking := self._lacking(self.special_pattern.sub("", text) if special else text):
+                self._refuse(text, min(map(text.index, lacking)))
         try:
             with refusals("the text cannot be encoded"):
                 lists = self._ids(texts, special)
@@ -339,16 +340,26 @@ class Tokenizer:
         return ids
 
     @cached_property
-    def _characters(self):
-        """The characters of a BPE of characters without <unk>, for which the library leaves out all others; else None."""
+    def _parts(self):
+        """The characters or bytes, each as bytes, that a BPE without <unk> has, where the library leaves out all others; else
+        None."""
         from tokenizers import models
 
         from gpt2c.tokenizers.vocabularies import LINES, is_split_by
 
         model = self._library.model
-        if isinstance(model, models.BPE) and model.unk_token is None and is_split_by(self._library, LINES):
-            return {s for token in self.tokens if len(s := token.decode()) == 1}
-        return None
+        if not isinstance(model, models.BPE) or model.unk_token is not None:
+            return None
+        if self._byte_level:
+            return None if set(BYTES) <= set(self.tokens) else {token for token in self.tokens if len(token) == 1}
+        return {s for s in self.tokens if len(s.decode()) == 1} if is_split_by(self._library, LINES) else None
+
+    def _lacking(self, text):
+        """The characters of a text that the library would leave out."""
+        if self._parts is None:
+            return set()
+        every = {c: [bytes([b]) for b in c.encode()] if self._byte_level else [c.encode()] for c in set(text)}
+        return {c for c, parts in every.items() if not self._parts.issuperset(parts)}
 
     def _refuse(self, text, at):
         raise TokenizationError(
@@ -370,28 +381,9 @@ class Tokenizer:
         """Ids -> text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def stream(self, after: Sequence[int] = ()) -> "TextStream":
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
         """A decoder for ids that arrive one at a time, after these, whose text is there already."""
         return TextStream(self, after)
-
-
-class TextStream:
-    """Gives the text of each id as it comes and holds back a character until all its bytes are there."""
-
-    def __init__(self, tokenizer, after=()):
-        self.tokenizer = tokenizer
-        self.before = list(after)[-2:]  # the last two ids: words are written according to the two before them
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, id: int) -> str:
-        decode = self.tokenizer.decode_bytes
-        new = decode([*self.before, id])[len(decode(self.before)) :]
-        self.before = [*self.before[-1:], id]
-        return self.decoder.decode(new)
-
-    def flush(self) -> str:
-        """What is left: U+FFFD where the last character is incomplete, else nothing."""
-        return self.decoder.decode(b"", final=True)
 
 
 def _unknown(library, text):

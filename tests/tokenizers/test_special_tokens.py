@@ -10,6 +10,7 @@ import tokenizers
 import gpt2c
 from gpt2c.errors import TokenizationError, UsageError
 from gpt2c.generation.beam import beam_search
+from gpt2c.tokenizers.byte_level import visible
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 SPECIALS = ("<|bos|>", "<|eos|>", "<|im_end|>")
@@ -148,3 +149,23 @@ def test_ids_that_the_tokenizer_lacks_are_no_targets():
         model.forward([[1, 2]], [[3, 256]])
     with pytest.raises(UsageError, match="inputs hold ids from 1 to 300, expected 0 to 299"):
         model.forward([[1, 300]], [[3, 4]])
+
+
+# ---- vocabularies without some bytes, as SmolLM2's
+
+
+def test_a_vocabulary_that_lacks_bytes_encodes_what_it_has():
+    document = json.loads(Tokenizer.make("bpe", "ab ab é", vocab_size=262).to_json())
+    vocab = document["model"]["vocab"]
+    lacking = [visible(bytes([byte])) for byte in (4, 0xF1, 0xC0)]
+    kept = [token for token in vocab if token not in lacking]
+    document["model"]["vocab"] = {token: id for id, token in enumerate(kept)}
+    document["added_tokens"][0]["id"] = len(kept)
+    made = Tokenizer.from_document(document)
+    for again in (made, Tokenizer.from_json(made.to_json())):
+        for text in ("ab ab é", "日\x05🙂", ""):
+            assert again.decode(again.encode(text)) == text
+        assert len(again.encode("ab ab")) < 5 and again.encode("<|endoftext|>", special=True) == [again.eot]
+        for text in ("a\x04b", "a\U00040000"):
+            with pytest.raises(TokenizationError, match="at offset 1 of the text is not in the vocabulary"):
+                again.encode(text)
