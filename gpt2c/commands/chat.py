@@ -1,8 +1,8 @@
 """Chat with a model: python -m gpt2c chat CKPT [flags], or gpt2c chat.
 
-A model that was trained on conversations answers, with as many earlier turns as fit in its context; any other one continues
-each line. `exit` or the end of the input ends the program; Ctrl-C stops an answer, and at an empty prompt the program. A
-pipe gets the answers alone, one per line.
+A model with a chat template answers, with as many earlier turns as fit in its context; any other one continues each line.
+`exit` or the end of the input ends the program; Ctrl-C stops an answer, and at an empty prompt the program. A pipe gets the
+answers alone, one per line.
 """
 
 import sys
@@ -31,8 +31,9 @@ class ChatConfig:
     turns: int = flag(
         0,
         "turns of the conversation that the model sees, the last question included",
-        default_text="as many as the conversations had that it learned from",
+        default_text="as many as the conversations had that it learned from, or as fit in its context",
     )
+    system: str = flag("", "system prompt: what the model is told before the conversation", "--system-prompt", metavar="TEXT")
     tokenizer: str = flag(
         "",
         "tokenizer file, for checkpoints without a tokenizer",
@@ -54,9 +55,12 @@ def main(argv):
     if config.threads:
         settings.set_num_threads(config.threads)
     model = load(config.checkpoint)
-    if model.turns and "temperature" not in given:
+    tokenizer = tokenizer_of_model(model, config.tokenizer)
+    if tokenizer.chat_template and "temperature" not in given:
         how.temperature = 0.0
-    return chat(Conversation(model, tokenizer_of_model(model, config.tokenizer), how, config.max_new_tokens, config.turns))
+    if config.system and not tokenizer.chat_template:
+        raise UsageError(f"{config.checkpoint} has no chat template, so that a system prompt has no place; leave --system out")
+    return chat(Conversation(model, tokenizer, how, config.max_new_tokens, config.turns, config.system))
 
 
 def chat(conversation):
@@ -72,7 +76,7 @@ def chat(conversation):
     model = conversation.model
     print(
         f"{model.family}, {model.num_parameters:,} parameters{', ' + model.description if model.description else ''}; "
-        + ("it answers" if model.turns else "it was not trained on conversations and continues what you write")
+        + ("it answers" if conversation.answers else "it was not trained on conversations and continues what you write")
         + "; exit ends",
         file=aside,
         flush=True,

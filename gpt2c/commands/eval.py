@@ -92,12 +92,13 @@ def measure(model, paths, tokenizer: Tokenizer | None, config, T):
     loss = tokens = size = 0
     carries = model.definition.state is not None
     B, T = (1, config.batch_size * T) if carries else (config.batch_size, T)
-    for x, y, continues in take(batches(paths, B, T, model.config.vocab_size), config.val_steps):
+    for x, y, continues in take(batches(paths, B, T, model.known_ids), config.val_steps):
         counted = int((y >= 0).sum())
         loss += counted * model.evaluate(x, y, carries and continues)
         tokens += counted
         if tokenizer:
-            targets = y[(y >= 0) & (y != (-1 if tokenizer.eot is None else tokenizer.eot))]
+            marks = [id for id in (-1, tokenizer.eot, tokenizer.opens) if id is not None]
+            targets = y[~np.isin(y, marks)]
             size += len(tokenizer.decode_bytes(targets))
     if not tokens:
         raise InputError(f"{config.data} has too few tokens, expected at least 2")
@@ -134,9 +135,9 @@ def score_choices(model, examples, config, T):
     name = "MMLU" if "mmlu" in os.path.basename(config.data).lower() else "HellaSwag"
     examples = examples[: config.limit or None]
     highest = max(max(ids) for e in examples for ids in (e.context, *e.answers))
-    if highest >= model.config.vocab_size:
+    if highest >= model.known_ids:
         raise InputError(
-            f"{config.data} has id {highest}, the model a vocabulary of {model.config.vocab_size}; use the "
+            f"{config.data} has id {highest}, the model a vocabulary of {model.known_ids}; use the "
             "tokenizer the file was made with"
         )
     rows = [(e.context, answer) for e in examples for answer in e.answers]

@@ -1,6 +1,6 @@
 """Generate text from a model: python -m gpt2c generate CKPT [flags], or gpt2c generate.
 
-Streams the prompt with its continuation to standard output, and nothing else.
+Streams the prompt with its continuation to standard output, and nothing else; with --chat the model's answer to it.
 """
 
 import sys
@@ -16,6 +16,7 @@ from gpt2c.models.files import load
 from gpt2c.support.fields import Layer, flag, require_at_least
 from gpt2c.support.streams import bare
 from gpt2c.tokenizers.finding import tokenizer_of_model
+from gpt2c.tokenizers.turns import stops
 
 
 @dataclass
@@ -24,6 +25,8 @@ class GenerateConfig:
         "", "model to use: a gpt2c checkpoint or an llm.c model", "--model", "--load-checkpoint", metavar="CKPT"
     )
     prompt: str = flag("", "prompt: the text to continue", default_text="nothing: the end-of-text token")
+    chat: bool = flag(False, "chat: the prompt is a user's message in the model's chat template; prints the answer alone")
+    system: str = flag("", "with --chat: the system prompt", "--system-prompt", metavar="TEXT")
     max_new_tokens: int = flag(256, "maximum number of tokens to generate", "-n", "--length", "--gen-length")
     ignore_eot: bool = flag(False, "do not stop at an end-of-text token")
     tokenizer: str = flag(
@@ -40,6 +43,8 @@ class GenerateConfig:
 
     def __post_init__(self):
         require_at_least(self, max_new_tokens=0, chunk_size=1)
+        if self.system and not self.chat:
+            raise UsageError("system is given without chat, which it goes with; add --chat")
 
 
 def main(argv):
@@ -53,19 +58,28 @@ def main(argv):
     if not config.checkpoint:
         raise UsageError("name a checkpoint: gpt2c generate CKPT [flags]")
     model = load(config.checkpoint)
-    if usual := model.definition.generation:
-        config, how, _ = merged(Layer(f"the family {model.family}", dict(usual)))
+    layers = [Layer(f"the family {model.family}", dict(usual))] if (usual := model.definition.generation) else []
+    layers += [Layer("--chat", {"temperature": 0.0})] if config.chat else []
+    config, how, _ = merged(*layers)
     if isinstance(how.seed, str):
         print(f"warning: --seed {how.seed!r} is taken as the prompt; use --prompt for that", file=sys.stderr)
         config.prompt, how.seed = config.prompt or how.seed, Sampling.seed
     if config.threads:
         settings.set_num_threads(config.threads)
     tokenizer = tokenizer_of_model(model, config.tokenizer)
-    prompt = tokenizer.encode(config.prompt) if config.prompt else [tokenizer.eot or 0]
-    ends = () if config.ignore_eot or tokenizer.eot is None else (tokenizer.eot,)
+    ends, stop = () if config.ignore_eot else tokenizer.ends, stops(tokenizer) if config.chat else []
+    prompt = tokenizer.chat(messages(config)) if config.chat else tokenizer.prompt(config.prompt)
     output = sys.stdout if sys.stdout.isatty() else bare(sys.stdout)
-    before = config.prompt  # not written yet: what cannot be generated from is an error alone
-    for text in pieces(model, tokenizer, prompt, config.max_new_tokens, how, stop_tokens=ends, chunk=config.chunk_size):
+    before = "" if config.chat else config.prompt  # not written yet: what cannot be generated from is an error alone
+    texts = pieces(model, tokenizer, prompt, config.max_new_tokens, how, None, ends, stop, config.chunk_size)
+    for number, text in enumerate(texts):
+        text = text.lstrip() if config.chat and not number else text
         print(before + text, end="", file=output, flush=True)
         before = ""
     print(before, file=output)
+
+
+def messages(config):
+    """The conversation that --chat is for."""
+    system = [{"role": "system", "content": config.system}] if config.system else []
+    return [*system, {"role": "user", "content": config.prompt}]

@@ -61,8 +61,9 @@ def main(argv):
     with Stop() as stop:
         code, model = (train_in_phases if in_phases(line) else train)(line, stop, Console())
     if interactive and model and not code and world().rank == 0:
-        how = Sampling(temperature=0.0 if model.turns else Sampling.temperature)
-        chat(Conversation(model, tokenizer_of_model(model), how))
+        tokenizer = tokenizer_of_model(model)
+        how = Sampling(temperature=0.0 if tokenizer.chat_template else Sampling.temperature)
+        chat(Conversation(model, tokenizer, how))
     return code
 
 

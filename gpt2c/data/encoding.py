@@ -15,6 +15,7 @@ from gpt2c.data.documents import Piece
 from gpt2c.data.reading import BLOCK
 from gpt2c.errors import DataError, InputError
 from gpt2c.support.machine import cores
+from gpt2c.tokenizers.conventions import conventions, with_conventions
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 WORTH_PROCESSES = 8 << 20  # bytes of text below which starting processes takes longer than encoding
@@ -24,12 +25,12 @@ _tokenizer = None  # of this worker process
 
 
 def encode(piece, tokenizer):
-    """The ids of a piece, the end-of-text token before the first of a document."""
+    """The ids of a piece, the token that opens a text before the first of a document."""
     try:
         ids = np.asarray(tokenizer.encode_array(piece.text), np.int32)
     except InputError as error:
         raise DataError(f"{piece.where}: {error}") from None
-    return np.concatenate([[tokenizer.eot], ids], dtype=np.int32) if piece.first and tokenizer.eot is not None else ids
+    return np.concatenate([[tokenizer.opens], ids], dtype=np.int32) if piece.first and tokenizer.opens is not None else ids
 
 
 def encode_pieces(pieces: Iterator[Piece], tokenizer, total, workers=0) -> Iterator[tuple[str, np.ndarray, int]]:
@@ -41,7 +42,7 @@ def encode_pieces(pieces: Iterator[Piece], tokenizer, total, workers=0) -> Itera
             yield job[0].part, _encode_job(job, tokenizer), job[0].at
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (tokenizer.to_json(),)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (tokenizer.to_json(), conventions(tokenizer))) as pool:
         waiting: deque[tuple] = deque()
         try:
             with _interrupts_ignored():  # the processes that the first job starts take this over
@@ -83,10 +84,10 @@ def _jobs(pieces):
         yield job
 
 
-def _start_worker(tokenizer_json):
+def _start_worker(tokenizer_json, found):
     global _tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores already
-    _tokenizer = Tokenizer.from_json(tokenizer_json)
+    _tokenizer = with_conventions(Tokenizer.from_json(tokenizer_json), found)
 
 
 def _encode_job(job, tokenizer=None):

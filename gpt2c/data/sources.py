@@ -138,11 +138,11 @@ class TokenSource:
             chunks = -(-self._config.context_length // T) or self._config.max_chunks_per_epoch
             loader = Lanes(self._dataset.train, B, T, chunks, world.rank, world.size, seed=seed, **options)
         elif self._order == "documents":
-            if not self.tokenizer or self.tokenizer.eot is None:
+            if not self.tokenizer or self.tokenizer.opens is None:
                 raise UsageError(
                     "--order documents needs a tokenizer with an end-of-text token; choose another --tokenizer or --order"
                 )
-            loader = DocumentWindows(self._dataset.train, B, T, self.tokenizer.eot, seed=seed, **options)
+            loader = DocumentWindows(self._dataset.train, B, T, self.tokenizer.opens, seed=seed, **options)
         else:
             loader = DataLoader(self._dataset.train, B, T, shuffle=self._order == "shuffled", **options)
         return self._named(loader), self._named(self._val_loader(B, T, vocab_size, seed, world)) if validate else None

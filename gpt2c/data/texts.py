@@ -108,7 +108,10 @@ def cache_folder():
 def _key(files, spec, reading, val_fraction, options):
     """The digest of the format, the settings, the tokenizer and the text."""
     digest = hashlib.sha256()
-    identity = spec.to_json() if isinstance(spec, Tokenizer) else spec if spec in KINDS else _digest(_tokenizer_file(spec))
+    if isinstance(spec, Tokenizer):
+        identity = f"{spec.to_json()} {spec.opens}"
+    else:
+        identity = spec if spec in KINDS else _digest(_tokenizer_file(spec))
     if spec == "gpt2" and (path := find_gpt2_tokenizer()):
         identity = _digest(path)
     settings = (

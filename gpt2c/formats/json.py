@@ -2,7 +2,8 @@
 every number.
 
     {"format": "gpt2c 2 json", "family": ..., "config": {...}, "num_parameters": N, "saved_at": ..., "description": ...,
-     "turns": ..., "tokenizer": {tokenizer.json} or null, "sha256": ..., "params": {name: nested lists}}
+     "turns": ..., "tokenizer": {tokenizer.json} or null, "chat": {what that does not say}, "sha256": ...,
+     "params": {name: nested lists}}
 
 Numbers are written as short as float32 allows and read back to the same bits. `sha256` is that of [everything else but params,
 [[name, shape] of each tensor]] as Python's json.dumps(..., sort_keys=True) writes it, then of the float32 of all tensors in file
@@ -20,6 +21,7 @@ from gpt2c.errors import SerializationError, TokenizationError, UsageError, Vers
 from gpt2c.formats.weights import SAID, Weights, is_newer, loaded
 from gpt2c.support.files import atomic_write, open_input
 from gpt2c.support.machine import in_units, require_memory
+from gpt2c.tokenizers.conventions import conventions, with_conventions
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 FORMAT = "gpt2c 2 json"
@@ -55,6 +57,8 @@ def write(path, weights):
         **{name: weights.said[name] for name in SAID if name in weights.said},
         "tokenizer": json.loads(weights.tokenizer.to_json()) if weights.tokenizer else None,
     }
+    if weights.tokenizer:
+        about["chat"] = conventions(weights.tokenizer)
     about["sha256"] = _digest(about, tensors)
     with atomic_write(path) as file:
         text = json.dumps(about, indent=1, ensure_ascii=False).removesuffix("\n}")
@@ -78,6 +82,8 @@ def read(path):
     expected = found.pop("sha256")
     try:
         tokenizer = Tokenizer.from_document(found["tokenizer"]) if found["tokenizer"] else None
+        if tokenizer and "chat" in found:
+            with_conventions(tokenizer, found["chat"])
         digest = _digest(found, tensors)
     except (TokenizationError, RecursionError) as error:  # it may be nested as deeply as can be read and no more
         raise _not_whole(path, error) from None

@@ -5,6 +5,7 @@ before the name, as far as there are any yet) and whatever else the run carries 
 
     format     "gpt2c 2"; in "gpt2c 1" a run that backpropagates through several chunks carried the engine's memory
     family, config (JSON), tokenizer (tokenizer.json, or "")
+    chat       JSON, where there is a tokenizer: what a tokenizer.json does not say (tokenizers/conventions.py)
     step, best_val_loss   of the run that the weights are from, where there was one
     description, turns    free text; turns of conversations it was trained on, if any (Model)
     run        JSON: the state of a run, besides its arrays: an object with the step, its flags (config) and, of a run on data,
@@ -22,6 +23,7 @@ import numpy as np
 from gpt2c.errors import SerializationError, TokenizationError, VersionError
 from gpt2c.formats.weights import SAID, RunState, Weights, is_newer, loaded
 from gpt2c.support.files import atomic_write, open_input
+from gpt2c.tokenizers.conventions import conventions, with_conventions
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 FORMAT, READ = "gpt2c 2", ("gpt2c 1", "gpt2c 2")
@@ -55,6 +57,8 @@ def write(path, weights):
         "tokenizer": weights.tokenizer.to_json() if weights.tokenizer else "",
         "run": json.dumps(weights.run.values) if weights.run else "",
     }
+    if weights.tokenizer:
+        metadata["chat"] = json.dumps(conventions(weights.tokenizer))
     metadata |= {name: json.dumps(weights.said[name]) for name in (*OF_A_RUN, *SAID) if name in weights.said}
     metadata["sha256"] = _digest(table, metadata, (loaded(t).data.cast("B") for t in tensors.values() if t.size))
     header = json.dumps({"__metadata__": metadata, **table}).encode()
@@ -90,6 +94,8 @@ def read(path):
         moments = {prefix + name: array for prefix in ("m.", "v.") for name, array in _taken(tensors, prefix).items()}
     try:
         tokenizer = Tokenizer.from_json(metadata["tokenizer"]) if metadata["tokenizer"] else None
+        if tokenizer and "chat" in values:
+            with_conventions(tokenizer, values["chat"])
     except TokenizationError as error:
         raise invalid(path, error) from None
     facts = {"sha256": f"{expected}, as it is"}
@@ -147,7 +153,7 @@ def _is_run(run):
 
 def _parsed(path, metadata):
     """{name: value} of the metadata that are JSON."""
-    names = ("config", "run", *OF_A_RUN, *SAID)
+    names = ("config", "run", "chat", *OF_A_RUN, *SAID)
     return {name: _from_json(path, metadata[name]) for name in names if metadata.get(name)}
 
 

@@ -16,11 +16,12 @@ class Beam(NamedTuple):
         return self.log_prob / len(self.ids) ** length_penalty
 
 
-def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, eos=None):
-    """The new ids of the best continuation: up to max_new_tokens, or up to and without `eos`.
+def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, stop_tokens=()):
+    """The new ids of the best continuation: up to max_new_tokens, or up to and without the first of `stop_tokens`.
 
-    It keeps `width` beams. Of those that ended with eos, and those that are unfinished at the last token, the best has the
-    highest log probability over length ** length_penalty, eos included: 0 prefers short ones, 1 the highest mean per token.
+    It keeps `width` beams. Of those that ended with a stop token, and those that are unfinished at the last token, the best has
+    the highest log probability over length ** length_penalty, that token included: 0 prefers short ones, 1 the highest mean
+    per token.
     """
     prompt = checked_prompt(model, prompt_ids)
     for name, value, least in ("max_new_tokens", max_new_tokens, 1), ("width", width, 1), ("length_penalty", length_penalty, 0):
@@ -36,7 +37,7 @@ def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, 
         for place in best.tolist():
             parent, id = divmod(place, len(log_probs[0]))
             beam = Beam([*beams[parent].ids, id], float(totals[place]))
-            if id == eos:
+            if id in stop_tokens:
                 ended.append(beam)
             elif len(chosen) < width:
                 chosen.append((parent, beam))
@@ -48,7 +49,7 @@ def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, 
         log_probs = [log_softmax(decoder.feed(beam.ids[-1:])) for decoder, beam in zip(decoders, beams)]
     going_on = [beam for _, beam in chosen] if length == max_new_tokens else []
     ids = max([*ended, *going_on], key=lambda beam: beam.score(length_penalty)).ids
-    return ids[:-1] if ids[-1] == eos else ids
+    return ids[:-1] if ids[-1] in stop_tokens else ids
 
 
 def _is_settled(ended, chosen, width, longest, length_penalty):

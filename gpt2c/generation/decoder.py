@@ -29,7 +29,7 @@ class Decoder:
         self._read = []  # the tokens in the cache
 
     def feed(self, ids):
-        """The logits (vocab_size,) after these ids."""
+        """The logits (known_ids,) after these ids."""
         ids = list(ids)
         if not self._endless and len(self._read) + len(ids) > self.context:
             ids = (self._read + ids)[-max(1, self.context // 2) :]
@@ -50,7 +50,7 @@ class Decoder:
         work.forward()
         if not self._endless:
             self._read += ids
-        return work.output.logits.array.reshape(-1)[: self.model.config.vocab_size]
+        return work.output.logits.array.reshape(-1)[: self.model.known_ids]
 
 
 def penalised(logits, seen, penalty):
@@ -93,8 +93,8 @@ def checked_prompt(model, prompt_ids):
     if isinstance(prompt_ids, str):
         if not model.tokenizer:
             raise InferenceError("the prompt is text, but the model has no tokenizer: set model.tokenizer, or give token ids")
-        prompt_ids = model.tokenizer.encode(prompt_ids)
-    prompt, vocab = [int(i) for i in prompt_ids], model.config.vocab_size
+        prompt_ids = model.tokenizer.encode(prompt_ids, bos=model.tokenizer.adds_bos)
+    prompt, vocab = [int(i) for i in prompt_ids], model.known_ids
     if not prompt:
         raise InferenceError("the prompt is empty: give at least one token id")
     if min(prompt) < 0 or max(prompt) >= vocab:

@@ -48,8 +48,7 @@ def pieces(model, tokenizer, prompt_ids, max_new_tokens, how: Sampling, rng=None
     if isinstance(how.seed, str):
         raise UsageError(f"--seed is {how.seed!r}, expected a whole number")
     if how.beams:
-        eos = next(iter(stop_tokens), None)
-        ids = beam_search(model, prompt_ids, max_new_tokens, how.beams, how.length_penalty, eos)
+        ids = beam_search(model, prompt_ids, max_new_tokens, how.beams, how.length_penalty, stop_tokens)
     else:
         ids = generate(
             model,

@@ -71,12 +71,12 @@ class BatchSampler:
         return self._runner
 
     def _feed(self, runner, ids, at):
-        """The logits (B, vocab_size) after these ids (B, n), the first of which stands at position `at`."""
+        """The logits (B, known_ids) after these ids (B, n), the first of which stands at position `at`."""
         work = runner.prepare(Work(*ids.shape, targets=False))
         work.tokens[...] = ids
         work.position[0] = at
         work.forward()
-        return work.output.logits.array.reshape(len(ids), -1)[:, : self.model.config.vocab_size]
+        return work.output.logits.array.reshape(len(ids), -1)[:, : self.model.known_ids]
 
 
 def generate_batch(

@@ -88,6 +88,11 @@ class Model:
         """Active parameters per token: all, but of a mixture of experts only those that a token is routed to."""
         return self.num_parameters - self.definition.idle_parameters(self.config)
 
+    @property
+    def known_ids(self) -> int:
+        """Ids below it may be generated and be targets: all that the tokenizer has, where the model has more."""
+        return min(self.config.vocab_size, self.tokenizer.vocab_size if self.tokenizer else self.config.vocab_size)
+
     def initialise(self, seed: int) -> Self:
         """Initialises the parameters as the family defines. Each tensor has its own stream of random numbers."""
         self.seed = seed = checked_seed(seed)
@@ -161,10 +166,10 @@ class Model:
         return self._loss()
 
     def _run_forward(self, inputs, targets, backward=ADD, **how):
-        tokens = self._checked("inputs", inputs, lowest=0)
+        tokens = self._checked("inputs", inputs, 0, self.config.vocab_size)
         B, T = tokens.shape
         if targets is not None:
-            targets = self._checked("targets", targets, lowest=-1)
+            targets = self._checked("targets", targets, -1, self.known_ids)
             if targets.shape != tokens.shape:
                 raise UsageError(f"targets have shape {targets.shape}, expected {tokens.shape} as the inputs")
             if (targets[:, : how.get("first", 0)] >= 0).any():
@@ -188,16 +193,14 @@ class Model:
             loss += term.weight * self.metrics[name]
         return loss
 
-    def _checked(self, name, tokens, lowest):
+    def _checked(self, name, tokens, lowest, end):
         tokens = np.asarray(tokens)
         if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
             raise UsageError(f"{name} are {tokens.dtype} of shape {tokens.shape}, expected whole numbers of shape (B, T)")
         if tokens.shape[1] > (most := max_seq_len(self.config)):
             raise UsageError(f"{name} have {tokens.shape[1]} positions, the model has max_seq_len = {most}")
-        if tokens.size and (tokens.min() < lowest or tokens.max() >= self.config.vocab_size):
-            raise UsageError(
-                f"{name} hold ids from {tokens.min()} to {tokens.max()}, expected {lowest} to {self.config.vocab_size - 1}"
-            )
+        if tokens.size and (tokens.min() < lowest or tokens.max() >= end):
+            raise UsageError(f"{name} hold ids from {tokens.min()} to {tokens.max()}, expected {lowest} to {end - 1}")
         return tokens
 
     @property

@@ -43,7 +43,7 @@ class Loop:
         tokenizer = trainer.model.tokenizer
         if flags.prompt and tokenizer is None:
             raise UsageError("--prompt needs a tokenizer; name its file with --tokenizer")
-        self._prompt = tokenizer.encode(flags.prompt) if flags.prompt else [tokenizer.eot or 0 if tokenizer else 0]
+        self._prompt = tokenizer.prompt(flags.prompt) if tokenizer else [0]
         trainer.should_stop = lambda: bool(stop)
 
     def train(self):
@@ -163,7 +163,7 @@ class Loop:
         if tokenizer:
             texts = [[]]
             for i in ids:
-                texts.append([]) if i == tokenizer.eot else texts[-1].append(i)
+                texts.append([]) if i in (tokenizer.eot, tokenizer.opens) else texts[-1].append(i)
             text = flags.prompt + "\n\n".join(map(tokenizer.decode, texts))
         else:
             text = " ".join(map(str, ids))

@@ -16,6 +16,7 @@ from gpt2c.runs.config import PRETRAINED
 from gpt2c.runs.resume import check_flags, shaping_flags
 from gpt2c.support.files import shipped_data
 from gpt2c.support.machine import in_units, require_memory
+from gpt2c.tokenizers import turns
 from gpt2c.training.ranks import world
 from gpt2c.training.state import data_changes
 from gpt2c.training.trainer import Trainer
@@ -61,7 +62,7 @@ class Start:
         """The Trainer, at the step of the resumed run."""
         config = self.config
         validate = bool(config.val_every and config.val_steps)
-        size = config.batch_size, config.seq_len, self.model.config.vocab_size
+        size = config.batch_size, config.seq_len, self.model.known_ids
         loaders = self.source.loaders(*size, config.seed, validate, world())
         trainer = Trainer(self.model, *loaders, config)
         recorded = dataclasses.replace(self.run, init_from=self.init_from)
@@ -125,6 +126,8 @@ def begin(instances, given, old, anew, console):
     model = model or new_model(run.model, shape, given, source)
     model.recompute = run.recompute
     model.tokenizer = model.tokenizer or source.tokenizer
+    if source.turns and model.tokenizer:
+        model.tokenizer.chat_template = model.tokenizer.chat_template or turns.TEMPLATE
     model.turns, model.description = max(model.turns, source.turns), run.description or model.description
     fit(config, given, model, source)
     chosen = dataclasses.replace(chosen, **source.resolved)

@@ -4,12 +4,13 @@ Tokenizers are kept as tokenizer.json, the file of the `tokenizers` library, whi
 back. The library encodes, except for characters and bytes, where a table is faster; it is imported when first needed.
 """
 
-import codecs
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import count, takewhile
+from itertools import chain, count, pairwise, takewhile
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,18 +20,23 @@ from gpt2c.errors import InputError, TokenizationError, UsageError
 from gpt2c.support.files import StrPath, atomic_write, find_file, open_input
 from gpt2c.tokenizers import byte_list
 from gpt2c.tokenizers import llmc as llmc_tokenizer
-from gpt2c.tokenizers.byte_level import BYTES, GPT2_BYTES, raw, recover_merges, utf8, visible
+from gpt2c.tokenizers.byte_level import BYTES, raw, recover_merges, utf8, visible
 from gpt2c.tokenizers.refusals import library_of, refusals
+from gpt2c.tokenizers.streaming import TextStream
 
 KINDS = ("char", "byte", "word", "bpe", "gpt2")
 GPT2_FILE = "gpt2_tokenizer.bin"
 # The SHA-256 of GPT-2's tokens with a zero byte between them.
 GPT2_DIGEST = "80fc72dae333882a37b202858853685b0232e9dd624396c1024fb93536a62a83"
+ENCODING = threading.Lock()  # whether special tokens are looked for is a state of the library's object
 PIECE_CHARACTERS = 1 << 15  # characters; large texts are encoded in pieces, on all cores
 
 
 class Tokenizer:
     """A vocabulary: `tokens[id]` is the bytes of each id, `eot` the id that ends a text, `bos` begins one; None: has none.
+
+    `adds_bos`: the model wants `bos` before a text. `ends`: the ids that end what a model writes, the first of them a turn.
+    `chat_template`: the Jinja template by which `chat` writes conversations; "": there is none.
 
     Made directly, it is a byte-level BPE whose ids are merge ranks; 256 bytes alone are a byte tokenizer.
     """
@@ -39,6 +45,9 @@ class Tokenizer:
         self.tokens = list(tokens)
         self.eot = eot
         self.bos: int | None = None
+        self.ends = [] if eot is None else [eot]
+        self.adds_bos = False
+        self.chat_template = ""
         if eot is not None and not 0 <= eot < len(self.tokens):
             raise TokenizationError(f"the end-of-text id is {eot}; expected one below the {len(self.tokens)} tokens")
         self._specials = set() if eot is None else {eot}
@@ -152,8 +161,10 @@ class Tokenizer:
         others = [i for text, i in specials.items() if text != unknown and i != made.bos]
         if made.eot is None and len(others) == 1:
             made.eot = others[0]
-        decodes_only = isinstance(library.model, models.Unigram) or not set(GPT2_BYTES) <= set(made.tokens)
-        if not (byte_level and decodes_only):
+        made.ends = [] if made.eot is None else [made.eot]
+        model = library.model
+        encodes = isinstance(model, models.BPE) or not isinstance(model, models.Unigram) and set(BYTES) <= set(made.tokens)
+        if encodes or not byte_level:
             made._library = library
         return made
 
@@ -179,6 +190,11 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         return len(self.tokens)
+
+    @property
+    def opens(self) -> int | None:
+        """The id before each text of a data set, and of a model's own: `bos` where the model wants it, else `eot`."""
+        return self.bos if self.adds_bos else self.eot
 
     @cached_property
     def kind(self) -> str:
@@ -221,11 +237,42 @@ class Tokenizer:
             raise UsageError(f"llm.c's tokenizer file needs {lacks}, which this tokenizer has not; write a tokenizer.json")
         llmc_tokenizer.write(path, self.tokens, self.eot)
 
-    def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Text -> list of ids. The text of a special token is plain text unless `allow_special`."""
-        if not allow_special:
-            return self.encode_array(text).tolist()
-        return [i for ids in self._encode_with_library([text], special=True) for i in ids]
+    @cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """{text: id}"""
+        return {t.content: id for id, t in self._library.get_added_tokens_decoder().items() if t.special}
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern:
+        """Finds what spells a special token: the leftmost, and of these the longest."""
+        return re.compile("|".join(map(re.escape, sorted(self.special_tokens, key=len, reverse=True))) or "(?!)")
+
+    @cached_property
+    def control_ids(self) -> set[int]:
+        """The ids that no text has: of all special tokens but the one for what is unknown."""
+        unknown = getattr(self._library.model, "unk_token", None)
+        return {id for text, id in self.special_tokens.items() if text != unknown}
+
+    def encode(self, text: str, special: bool = False, bos: bool = False, *, allow_special: bool = False) -> list[int]:
+        """Text -> list of ids. The text of a special token is plain text unless `special` (or its alias `allow_special`).
+        With `bos` the id that begins a text goes before it."""
+        ids = self._encode_with_library([text], True)[0] if special or allow_special else self.encode_array(text).tolist()
+        if not bos:
+            return ids
+        if self.bos is None:
+            raise UsageError("the tokenizer has no token that begins a text; leave bos out")
+        return [self.bos, *ids]
+
+    def prompt(self, text: str) -> list[int]:
+        """The ids of a text that a model is to continue; of none, the id that opens one."""
+        return self.encode(text, bos=self.adds_bos) if text else [self.opens or 0]
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any) -> list[int]:
+        """The ids of a conversation, [{"role": "user", "content": "..."}, ...], as the chat template writes it, and the beginning
+        of an answer. Only the template's own text becomes special tokens. `variables`: what else the template knows."""
+        from gpt2c.tokenizers.templates import chat_ids
+
+        return chat_ids(self, messages, add_generation_prompt=add_generation_prompt, **variables)
 
     def encode_array(self, text: str) -> np.ndarray:
         """Text -> int32 array of ids; the text of a special token is plain text."""
@@ -263,32 +310,56 @@ class Tokenizer:
     def _encode_with_library(self, texts, special=False):
         """The list of ids of each text."""
         library = self._library
-        library.encode_special_tokens = not special
         for text in texts:
             utf8(text)
-            if self._characters and (others := set(text) - self._characters):
-                self._refuse(text, min(map(text.index, others)))
+            if lacking := self._lacking(self.special_pattern.sub("", text) if special else text):
+                self._refuse(text, min(map(text.index, lacking)))
         try:
             with refusals("the text cannot be encoded"):
-                return [e.ids for e in library.encode_batch_fast(texts, add_special_tokens=False)]
+                lists = self._ids(texts, special)
         except TokenizationError:
             with refusals("the text cannot be encoded"):
                 unknown = next(filter(None, (_unknown(library, text) for text in texts)), "")
             if unknown:
                 raise TokenizationError(f"the text cannot be encoded: {unknown}") from None
             raise
+        return lists if special or self.control_ids.isdisjoint(chain.from_iterable(lists)) else list(map(self._apart, texts))
+
+    def _ids(self, texts, special=False):
+        with ENCODING:
+            self._library.encode_special_tokens = not special
+            return [e.ids for e in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _apart(self, text):
+        """The ids of a text with words that are special tokens in the vocabulary: each is cut behind its first character."""
+        starts = [found.start() + 1 for found in self.special_pattern.finditer(text)]
+        ids = [id for ids in self._ids([text[a:b] for a, b in pairwise([0, *starts, len(text)])]) for id in ids]
+        if found := self.control_ids.intersection(ids):
+            name = self.tokens[min(found)].decode("utf-8", "replace")
+            raise TokenizationError(f"the text has what this vocabulary takes for its special token {name!r}; take it out")
+        return ids
 
     @cached_property
-    def _characters(self):
-        """The characters of a BPE of characters without <unk>, for which the library leaves out all others; else None."""
+    def _parts(self):
+        """The characters or bytes, each as bytes, that a BPE without <unk> has, where the library leaves out all others; else
+        None."""
         from tokenizers import models
 
         from gpt2c.tokenizers.vocabularies import LINES, is_split_by
 
         model = self._library.model
-        if isinstance(model, models.BPE) and model.unk_token is None and is_split_by(self._library, LINES):
-            return {s for token in self.tokens if len(s := token.decode()) == 1}
-        return None
+        if not isinstance(model, models.BPE) or model.unk_token is not None:
+            return None
+        if self._byte_level:
+            return None if set(BYTES) <= set(self.tokens) else {token for token in self.tokens if len(token) == 1}
+        return {s for s in self.tokens if len(s.decode()) == 1} if is_split_by(self._library, LINES) else None
+
+    def _lacking(self, text):
+        """The characters of a text that the library would leave out."""
+        if self._parts is None:
+            return set()
+        every = {c: [bytes([b]) for b in c.encode()] if self._byte_level else [c.encode()] for c in set(text)}
+        return {c for c, parts in every.items() if not self._parts.issuperset(parts)}
 
     def _refuse(self, text, at):
         raise TokenizationError(
@@ -310,28 +381,9 @@ class Tokenizer:
         """Ids -> text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def stream(self, after: Sequence[int] = ()) -> "TextStream":
+    def stream(self, after: Sequence[int] = ()) -> TextStream:
         """A decoder for ids that arrive one at a time, after these, whose text is there already."""
         return TextStream(self, after)
-
-
-class TextStream:
-    """Gives the text of each id as it comes and holds back a character until all its bytes are there."""
-
-    def __init__(self, tokenizer, after=()):
-        self.tokenizer = tokenizer
-        self.before = list(after)[-2:]  # the last two ids: words are written according to the two before them
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, id: int) -> str:
-        decode = self.tokenizer.decode_bytes
-        new = decode([*self.before, id])[len(decode(self.before)) :]
-        self.before = [*self.before[-1:], id]
-        return self.decoder.decode(new)
-
-    def flush(self) -> str:
-        """What is left: U+FFFD where the last character is incomplete, else nothing."""
-        return self.decoder.decode(b"", final=True)
 
 
 def _unknown(library, text):

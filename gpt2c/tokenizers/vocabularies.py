@@ -15,8 +15,8 @@ from gpt2c.errors import TokenizationError, UsageError
 from gpt2c.tokenizers.byte_level import BYTES, utf8, visible
 
 UNK = "<unk>"
-EOT_NAMES = ("<|endoftext|>", "</s>", "<EOS>", "<eos>", "<|eos|>", "[EOS]")
-BOS_NAMES = ("<|bos|>", "<s>", "<BOS>", "<bos>", "[BOS]")
+EOT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<EOS>", "<eos>", "<|eos|>", "[EOS]")
+BOS_NAMES = ("<|bos|>", "<|begin_of_text|>", "<s>", "<BOS>", "<bos>", "[BOS]")
 
 CHARACTERS = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
 LINES = pre_tokenizers.Split("\n", "isolated")

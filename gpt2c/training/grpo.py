@@ -190,7 +190,7 @@ class Grpo:
         if missing:
             self.warnings.append(f"the model's vocabulary lacks {''.join(sorted(missing))!r}: prompts go without")
         self._stops = {i for i, token in enumerate(self.tokenizer.tokens) if any(end.encode() in token for end in ENDS)}
-        self._stops |= {self.tokenizer.eot} - {None}
+        self._stops |= {self.tokenizer.eot, *self.tokenizer.ends} - {None}
         self._trailing = self.config.trailing or not self._stops
         if not self._stops:
             self.warnings.append(
@@ -220,7 +220,7 @@ class Grpo:
         return done, self.world.all_reduce(rewards)
 
     def _judge(self, prompt, answer, prompt_ids, ids):
-        text = self.tokenizer.decode([i for i in ids if i != self.tokenizer.eot])
+        text = self.tokenizer.decode([i for i in ids if i not in (self.tokenizer.eot, *self.tokenizer.ends)])
         text = re.split(f"[{ENDS}]", text, maxsplit=1)[0].strip()
         if self._trailing:
             text = text[: len(answer)]

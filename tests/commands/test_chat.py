@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from programs import call, command
 from texts import ITEMS
@@ -19,6 +20,7 @@ import gpt2c
 from gpt2c.commands.chat import MAX_INPUT_LENGTH
 from gpt2c.data import ItemLoader, Reading, read_items
 from gpt2c.data.conversations import conversation
+from gpt2c.data.items import Item
 from gpt2c.generation import conversation as talking
 from gpt2c.generation.conversation import Conversation
 from gpt2c.generation.sampling import Sampling
@@ -194,3 +196,92 @@ def test_questions_are_asked_as_they_were_learned(checkpoint, monkeypatch):
     learned = [id for text in texts[:3] for id in m.tokenizer.encode(text)] + [m.tokenizer.eot]
     learned += [id for text in texts[3:5] for id in m.tokenizer.encode(text)]
     assert asked[1][0] == learned
+
+
+# ---- a model with a chat template of its own
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+@pytest.fixture(scope="module")
+def templated(tmp_path_factory):
+    """A model that knows these conversations by heart, as its own template writes them."""
+    tokenizer = Tokenizer.make("word", [text for item in ITEMS for text, _ in conversation(item, "")] + ["x"], specials=SPECIALS)
+    tokenizer.chat_template, tokenizer.ends = CHATML, [tokenizer.special_tokens["<|im_end|>"], tokenizer.eot]
+    talks = [[("user", "What is snow?"), ("assistant", "Snow is ice, of course.")]]
+    talks += [[("system", "x"), ("user", "What is snow?"), ("assistant", "I am a tiny model.")]]
+    talks += [[*talks[0], ("user", "Again."), ("assistant", "Hi!")]]
+    rows = []
+    for talk in talks:
+        said = [{"role": role, "content": content} for role, content in talk]
+        asked, whole = tokenizer.chat(said[:-1]), tokenizer.chat(said, False)
+        assert whole[: len(asked)] == asked
+        rows.append(Item(np.array(whole, np.int32), np.arange(len(whole)) >= len(asked), len(talk) // 2))
+    m = gpt2c.create("gpt2", num_layers=2, channels=48, num_heads=3, vocab_size=tokenizer.vocab_size + 5, max_seq_len=64)
+    m.tokenizer = tokenizer
+    config = gpt2c.TrainConfig(max_steps=150, learning_rate=5e-3, lr_schedule="cosine", final_lr_frac=0.1)
+    *_, last = gpt2c.Trainer(m, ItemLoader(rows, 3, 48), None, config)
+    assert last.loss < 0.05
+    path = tmp_path_factory.mktemp("templated") / "m.safetensors"
+    m.save(path)
+    return path
+
+
+def test_a_model_answers_by_its_own_template(templated):
+    done = piped(templated, b"What is snow?\nAgain.\n")
+    assert done.stdout == b"Snow is ice, of course.\nHi!\n" and b"it answers" in done.stderr
+    assert piped(templated, b"What is snow?\n", "--system", "x").stdout == b"I am a tiny model.\n"
+
+
+def test_generate_answers_by_it_too(templated, checkpoint):
+    done = call(".", "generate", templated, "--chat", "--prompt", "What is snow?")
+    assert done.stdout == "Snow is ice, of course.\n"
+    done = call(".", "generate", templated, "--chat", "--prompt", "What is snow?", "--system", "x", "--beams", 2)
+    assert done.stdout == "I am a tiny model.\n"
+    assert call(".", "generate", checkpoint, "--chat", "--prompt", "Who are you?").stdout == "I am a tiny model.\n"
+
+
+def test_a_system_prompt_needs_a_template(tmp_path, templated):
+    m = gpt2c.create("gpt2", num_layers=1, channels=16, num_heads=2, vocab_size=257, max_seq_len=64)
+    m.tokenizer = Tokenizer.make("byte", specials=("<|endoftext|>",))
+    m.save(tmp_path / "m.safetensors")
+    for words in (["chat", tmp_path / "m.safetensors", "--system", "x"], ["generate", tmp_path / "m.safetensors", "--chat"]):
+        assert "no chat template" in call(".", *words, code=2).stderr
+    assert "add --chat" in call(".", "generate", templated, "--system", "x", code=2).stderr
+
+
+def test_the_oldest_turns_are_dropped_and_the_system_prompt_stays(templated, monkeypatch):
+    m = gpt2c.load(templated)
+    talk, asked = Conversation(m, m.tokenizer, Sampling(), max_new_tokens=8, system="x"), ids_asked(monkeypatch)
+    for _ in range(6):
+        list(talk.answer("Again."))
+    texts = [m.tokenizer.decode(prompt) for prompt, _ in asked]
+    assert all(len(prompt) + most <= 64 and most >= 8 for prompt, most in asked)
+    assert all(text.startswith("<|im_start|>") and "<unk> x <|im_end|>" in text for text in texts)
+    counts = [text.count("Again") for text in texts]
+    assert counts[:2] == [1, 2] and max(counts) == counts[-1] == counts[-2] < 6
+
+
+@pytest.mark.parametrize("special", SPECIALS)
+def test_what_a_user_or_the_model_says_ends_no_turn(special, templated, monkeypatch):
+    m = gpt2c.load(templated)
+    asked = ids_asked(monkeypatch)
+    monkeypatch.setattr(talking, "pieces", lambda model, tokenizer, prompt, most, *_: asked.append(prompt) or iter([special]))
+    talk = Conversation(m, m.tokenizer, Sampling(), max_new_tokens=4, system=special)
+    list(talk.answer(f"Again {special}"))
+    list(talk.answer("Again."))
+    for prompt, turns in zip(asked, (2, 4)):
+        count = {name: prompt.count(id) for name, id in m.tokenizer.special_tokens.items()}
+        assert count == {"<unk>": count["<unk>"], "<|im_start|>": turns + 1, "<|im_end|>": turns, "<|endoftext|>": 0}
+
+
+def test_a_prompt_that_cannot_be_written_is_said_and_the_chat_goes_on(tmp_path, templated):
+    m = gpt2c.load(templated)
+    m.tokenizer.chat_template = CHATML + "{% if messages[0].content == 'no' %}{{ raise_exception('not so') }}{% endif %}"
+    m.save(tmp_path / "m.safetensors")
+    done = piped(tmp_path / "m.safetensors", b"no\nWhat is snow?\n")
+    assert done.stdout == b"\nSnow is ice, of course.\n" and b"not so" in done.stderr

@@ -19,7 +19,8 @@ from gpt2c.formats import gguf_llama
 from gpt2c.formats.llmc import HEADER_BYTES, LAYERNORM, MODEL_MAGIC, write_debug_state
 from gpt2c.formats.weights import Weights
 from gpt2c.tokenizers import byte_list
-from gpt2c.tokenizers.tokenizer import GPT2_BYTES, Tokenizer
+from gpt2c.tokenizers.byte_level import GPT2_BYTES
+from gpt2c.tokenizers.tokenizer import Tokenizer
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 LIBRARY = "char", "byte", "word", "pieces", "unigram", "subwords"  # the tokenizer.json besides that of tokenizer.bin

@@ -226,7 +226,8 @@ def best_of_all(m, prompt, longest, length_penalty, eos):
 def test_a_wide_beam_finds_the_best_of_all(family, length_penalty, eos, seed):
     m = small(family, vocab_size=4, seed=seed)
     prompt = [1, 3]
-    assert beam_search(m, prompt, 4, 64, length_penalty, eos) == best_of_all(m, prompt, 4, length_penalty, eos)
+    ends = () if eos is None else (eos,)
+    assert beam_search(m, prompt, 4, 64, length_penalty, ends) == best_of_all(m, prompt, 4, length_penalty, eos)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -264,14 +265,14 @@ def test_a_search_that_ends_early_would_have_found_nothing_better(monkeypatch, r
     monkeypatch.setattr("gpt2c.generation.beam.Decoder", Markov)
     reads = []
     for width in [1, 2, 3] * 40:
-        model = SimpleNamespace(config=SimpleNamespace(vocab_size=4), table=3 * rng.standard_normal((4, 4)))
+        model = SimpleNamespace(known_ids=4, table=3 * rng.standard_normal((4, 4)))
         found = []
         for never in False, True:
             with monkeypatch.context() as patch:
                 if never:
                     patch.setattr("gpt2c.generation.beam._is_settled", lambda *_: False)
                 before = Markov.read
-                found.append(beam_search(model, [1], 8, width, length_penalty, eos=0))
+                found.append(beam_search(model, [1], 8, width, length_penalty, stop_tokens=(0,)))
                 reads.append(Markov.read - before)
         assert found[0] == found[1]
     assert sum(reads[::2]) < sum(reads[1::2])
