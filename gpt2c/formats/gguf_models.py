@@ -14,7 +14,6 @@ import numpy as np
 from gpt2c.errors import SerializationError, TokenizationError, UsageError
 from gpt2c.formats import blocks, gguf, gguf_gpt2, gguf_llama
 from gpt2c.formats.weights import Part, Unread, Weights, loaded
-from gpt2c.tokenizers import gguf as gguf_tokenizers
 
 FILE_TYPES = {  # what llama.cpp calls a file most of whose numbers are stored so
     "f32": 0,
@@ -43,6 +42,8 @@ class Architecture(NamedTuple):
 
 def read(path):
     """The Weights in a file; its tensors are read when they are asked for."""
+    from gpt2c.tokenizers import gguf as gguf_tokenizers  # which imports the tokenizers library
+
     content = gguf.read(path)
     name = content.said("general.architecture", str)
     if (kind := content.said("general.type", str, "model")) != "model":
@@ -77,6 +78,8 @@ def read(path):
 def write(path, weights, dtype=""):
     """Writes a file, and says what in it is not as one might expect, a sentence each. Without a dtype what comes from a file of
     storage types keeps them, and all else is f32."""
+    from gpt2c.tokenizers import gguf as gguf_tokenizers
+
     name = FAMILIES[weights.family](weights.config)
     architecture = ARCHITECTURES[name]
     tokenizer, why = gguf_tokenizers.metadata(weights.tokenizer, weights.config["vocab_size"])

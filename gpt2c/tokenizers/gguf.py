@@ -4,7 +4,7 @@ text is split, by name."""
 import json
 
 import numpy as np
-from tokenizers import AddedToken, models
+from tokenizers import AddedToken, Regex, models, pre_tokenizers
 
 from gpt2c.errors import TokenizationError, UsageError
 from gpt2c.tokenizers.refusals import refusals
@@ -13,7 +13,24 @@ from gpt2c.tokenizers.vocabularies import over_bytes
 
 KEY = "tokenizer.ggml."
 NORMAL, CONTROL, OF_THE_USER, UNUSED = 1, 3, 4, 5  # kinds of tokens
-SPLIT = "gpt-2"
+
+
+def _with_digits(digits):
+    """Words with the character before them, so many digits together, and line ends after punctuation."""
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+    rest = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    split = pre_tokenizers.Split(Regex(f"{words}|{digits}|{rest}"), "isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+SPLITS = {  # how text is split, by the names that llama.cpp has for it
+    "gpt-2": GPT2,
+    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2]),
+    "qwen2": _with_digits(r"\p{N}"),
+    "llama-bpe": _with_digits(r"\p{N}{1,3}"),
+}
+IGNORES_MERGES = "llama-bpe"  # takes a piece that is a token as it is, whatever the merges
 WITHOUT_MERGES = ["h e"]  # llama.cpp wants at least one merge: one that gives no token of a vocabulary without merges
 
 
@@ -27,8 +44,9 @@ def read(metadata, rows):
         return None, "the file has none"
     if model != "gpt2":
         return None, f"of kind {_short(model)}, which gpt2c does not read: it reads byte-level BPE, kind 'gpt2'"
-    if (split := metadata.get(KEY + "pre", SPLIT)) != SPLIT:
-        return None, f"splits text as {_short(split)}, which gpt2c does not read: it splits as {SPLIT!r}"
+    split = str(metadata.get(KEY + "pre", "gpt-2"))
+    if split not in SPLITS:
+        return None, f"splits text as {_short(split)}, which gpt2c does not know: it splits as {', '.join(SPLITS)}"
     tokens, merges = (metadata.get(KEY + name) for name in ("tokens", "merges"))
     if not _are_texts(tokens) or not _are_texts(merges):
         raise TokenizationError("its tokens and merges are not lists of texts")
@@ -39,16 +57,18 @@ def read(metadata, rows):
         raise TokenizationError(f"it has {len(tokens):,} tokens, and {rows:,} rows for them")
     used = np.flatnonzero(kinds != UNUSED)
     count = int(used[-1]) + 1 if used.size else 0
-    return Tokenizer.from_json(_library(tokens[:count], kinds[:count], merges).to_str()), ""
+    return Tokenizer.from_json(_library(tokens[:count], kinds[:count], merges, split).to_str()), ""
 
 
-def _library(tokens, kinds, merges):
+def _library(tokens, kinds, merges, split):
     vocab = {token: id for id, token in enumerate(tokens)}
     if len(vocab) < len(tokens):
         raise TokenizationError(f"its {len(tokens):,} tokens are only {len(vocab):,} different ones")
     pairs = [merge.partition(" ")[::2] for merge in merges]
     with refusals("its merges do not fit its tokens"):
-        library = over_bytes(models.BPE(vocab, [(a, b) for a, b in pairs if a + b in vocab]))
+        known = [(a, b) for a, b in pairs if a + b in vocab]
+        library = over_bytes(models.BPE(vocab, known, ignore_merges=split == IGNORES_MERGES))
+    library.pre_tokenizer = SPLITS[split]
     with refusals("its special tokens cannot be looked for"):
         for special, wanted in (True, CONTROL), (False, OF_THE_USER):
             found = [tokens[id] for id in np.flatnonzero(kinds == wanted)]
@@ -65,8 +85,8 @@ def metadata(tokenizer, vocab_size):
     if tokenizer is None:
         return none, "the model has no tokenizer"
     document = json.loads(tokenizer.to_json())
-    if not _is_plain(document):
-        return none, f"its tokenizer, of kind {tokenizer.kind}, is no byte-level BPE that splits text as GPT-2"
+    if (split := _split(document)) is None:
+        return none, f"its tokenizer, of kind {tokenizer.kind}, is no byte-level BPE that splits text as {' or '.join(SPLITS)}"
     if tokenizer.vocab_size > vocab_size:
         raise UsageError(f"the tokenizer has {tokenizer.vocab_size:,} ids, the model {vocab_size:,}: give it its own")
     tokens = {id: token for token, id in document["model"]["vocab"].items()}
@@ -78,7 +98,7 @@ def metadata(tokenizer, vocab_size):
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in document["model"]["merges"]]
     said = {
         KEY + "model": "gpt2",
-        KEY + "pre": SPLIT,
+        KEY + "pre": split,
         KEY + "tokens": [tokens.get(id, f"[PAD{id}]") for id in range(vocab_size)],
         KEY + "token_type": kinds,
         KEY + "merges": merges or WITHOUT_MERGES,
@@ -90,17 +110,28 @@ def metadata(tokenizer, vocab_size):
     return said, ""
 
 
-def _is_plain(document):
-    """Whether a tokenizer.json is a byte-level BPE with GPT-2's split and nothing besides."""
-    model, split = document["model"], document["pre_tokenizer"] or {}
-    besides = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
-    wanted = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    return (
-        model["type"] == "BPE"
-        and not any(model.get(name) for name in besides)
-        and not document["normalizer"]
-        and wanted.items() <= split.items()
-    )
+def _split(document):
+    """The name of how the byte-level BPE in a tokenizer.json splits text; None if it is another one, or does more than that.
+
+    Unicode's normal form is no more: no program that reads GGUF has it.
+    """
+    model, split = document["model"], _plain(document["pre_tokenizer"])
+    besides = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    if (
+        model["type"] != "BPE"
+        or any(model.get(name) for name in besides)
+        or document["normalizer"] not in (None, {"type": "NFC"})
+    ):
+        return None
+    name = next((name for name, known in SPLITS.items() if _plain(json.loads(known.__getstate__())) == split), None)
+    return name if bool(model.get("ignore_merges")) == (name == IGNORES_MERGES) else None
+
+
+def _plain(split):
+    """Without what concerns only where tokens lie in a text."""
+    if isinstance(split, dict):
+        return {key: _plain(value) for key, value in split.items() if key != "trim_offsets"}
+    return [_plain(part) for part in split] if isinstance(split, list) else split
 
 
 def _are_texts(found):

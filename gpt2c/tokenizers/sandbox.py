@@ -24,7 +24,7 @@ from jinja2.visitor import NodeTransformer
 
 from gpt2c.errors import Gpt2cError, TokenizationError
 
-LONGEST = 100_000  # characters of a template
+LONGEST = 50_000  # characters of a template; reading one takes up to 50 us for each
 SECONDS = 5.0  # of this thread's time
 CHARACTERS = 8 << 20  # that a template may make
 ENTRY = 64  # characters that an entry of a list is paid as

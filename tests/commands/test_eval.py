@@ -173,3 +173,18 @@ def test_errors(model, tmp_path, words, code, message):
 
 def test_importing_the_program_leaves_the_library_as_it_is():
     assert callable(gpt2c.generate)
+
+
+def test_a_text_begins_as_the_model_wants_it(tmp_path):
+    """And what begins it is no text."""
+    m = gpt2c.create("gpt2", num_layers=1, channels=16, num_heads=2, vocab_size=258, max_seq_len=16, seed=3)
+    m.params.flat[...] *= 8
+    m.tokenizer = gpt2c.Tokenizer.make("byte", specials=("<|bos|>", "<|eos|>"))
+    (tmp_path / "a.txt").write_text("once more")
+    for adds_bos, first in ((False, 257), (True, 256)):
+        m.tokenizer.adds_bos = adds_bos
+        m.save(tmp_path / "m.safetensors")
+        table = log_probabilities(m, [first, *b"once mor"])
+        loss, _, bpb, count = numbers(evaluate(tmp_path, "m.safetensors", "--data", "a.txt"))
+        assert loss == pytest.approx(-np.mean([table[t, i] for t, i in enumerate(b"once more")]), abs=1e-5)
+        assert count == 9 and bpb == pytest.approx(loss / math.log(2), abs=1e-3)

@@ -1,10 +1,14 @@
 """Conversations as records and in one line."""
 
+import json
+
 import pytest
 from texts import ITEMS
 
+from gpt2c.data import Reading, read_items
 from gpt2c.data.conversations import conversation, prompts_and_answers
 from gpt2c.errors import InputError
+from gpt2c.tokenizers.tokenizer import Tokenizer
 
 
 def test_conversations():
@@ -55,3 +59,18 @@ def test_a_record_of_another_kind_is_named_in_a_line(record):
 def test_questions_with_their_answers():
     assert prompts_and_answers(ITEMS[2], "") == [("Hello.", "Hi!"), ("Again.", "Hi, hi!")]
     assert prompts_and_answers("User: a b Assistant: c </s>", "") == [("a b", "c")]
+
+
+@pytest.mark.parametrize("special", ["<|bos|>", "<|im_start|>", "<|im_end|>", "</s>"])
+def test_a_special_token_that_a_record_spells_is_text(special, write):
+    made = Tokenizer.make("byte", specials=("<|bos|>", "<|im_start|>", "<|im_end|>", "</s>"))
+    records = [
+        {"prompt": f"a{special}", "completion": f"{special}b"},
+        {"messages": [{"role": "system", "content": special}, {"role": "user", "content": "c"}]},
+        {"text": f"d {special}"},
+    ]
+    path = write("a.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    question, talk, text = read_items([path], Reading(), made, mask_prompt=False)
+    assert question.ids.tolist() == [*f"User: a{special} Assistant: {special}b".encode(), made.eot]
+    assert talk.ids.tolist() == [*f"System: {special} User: c".encode()]
+    assert [id for id in text.ids.tolist() if id in made.control_ids] in ([], [made.eot])

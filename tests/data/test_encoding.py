@@ -33,3 +33,13 @@ def test_an_error_in_a_worker_names_the_place(write):
     path = write("a.jsonl", '"abc"\n"abd"\n')
     with pytest.raises(InputError, match="row 2 of .*a.jsonl: "):
         list(encode_pieces(read_pieces([path], Reading()), Tokenizer.make("char", "abc"), 10, 2))
+
+
+def test_each_text_is_opened_as_the_model_wants_it(write):
+    made = Tokenizer.make("byte", specials=("<|bos|>", "<|eos|>"))
+    files = [write("a.jsonl", '"ab"\n"c"\n')]
+    for adds_bos, opens in ((False, made.eot), (True, made.bos)):
+        made.adds_bos = adds_bos
+        for workers in (1, 2):
+            parts = [ids for _, ids, _ in encode_pieces(read_pieces(files, Reading()), made, 10, workers)]
+            assert np.concatenate(parts).tolist() == [opens, *b"ab", opens, *b"c"]
