@@ -14,7 +14,8 @@ from gpt2c import formats
 from gpt2c.errors import SerializationError, UsageError
 from gpt2c.formats import blocks, gguf, gguf_models
 from gpt2c.models import files
-from gpt2c.tokenizers.tokenizer import GPT2_BYTES, Tokenizer
+from gpt2c.tokenizers.byte_level import GPT2_BYTES
+from gpt2c.tokenizers.tokenizer import Tokenizer
 
 V, T, L, H, C = 300, 8, 2, 4, 64
 CONFIG = dict(vocab_size=V, max_seq_len=T, num_layers=L, num_heads=H, channels=C)
