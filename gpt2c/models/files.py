@@ -14,7 +14,7 @@ from gpt2c.formats.weights import SAID, RunState, Weights
 from gpt2c.models.model import Model
 from gpt2c.models.registry import FAMILIES, make_config
 from gpt2c.support.files import StrPath
-from gpt2c.tokenizers import turns
+from gpt2c.tokenizers.turns import learned
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Content:
         model = Model(self.family, self.config, self.weights.tokenizer, **switches)
         for name in SAID.keys() & self.weights.said.keys():
             setattr(model, name, self.weights.said[name])
-        if model.turns and model.tokenizer:
-            model.tokenizer.chat_template = model.tokenizer.chat_template or turns.TEMPLATE  # which files did not say at first
+        learned(model.tokenizer, model.turns)  # which files did not say at first
         return model, self.copy_to(model, part)
 
     def copy_to(self, model, part=None):

@@ -23,6 +23,7 @@ from gpt2c.support.files import StrPath
 from gpt2c.support.machine import require_memory
 from gpt2c.support.rng import checked_seed
 from gpt2c.tokenizers.tokenizer import Tokenizer
+from gpt2c.tokenizers.turns import learned
 
 ARENAS = {"params": "", "grads": "d", "m": "m.", "v": "v."}  # and what program listings put before a tensor's name
 
@@ -272,6 +273,7 @@ class Model:
 
     def weights(self):
         """What a file holds of the model; the arrays are views of `params`."""
+        learned(self.tokenizer, self.turns)
         said = {name: value for name in SAID if (value := getattr(self, name))}
         return Weights(self.family, dataclasses.asdict(self.config), dict(self.params), self.tokenizer, said)
 

@@ -16,7 +16,7 @@ from gpt2c.runs.config import PRETRAINED
 from gpt2c.runs.resume import check_flags, shaping_flags
 from gpt2c.support.files import shipped_data
 from gpt2c.support.machine import in_units, require_memory
-from gpt2c.tokenizers import turns
+from gpt2c.tokenizers.turns import learned
 from gpt2c.training.ranks import world
 from gpt2c.training.state import data_changes
 from gpt2c.training.trainer import Trainer
@@ -126,8 +126,7 @@ def begin(instances, given, old, anew, console):
     model = model or new_model(run.model, shape, given, source)
     model.recompute = run.recompute
     model.tokenizer = model.tokenizer or source.tokenizer
-    if source.turns and model.tokenizer:
-        model.tokenizer.chat_template = model.tokenizer.chat_template or turns.TEMPLATE
+    learned(model.tokenizer, source.turns)
     model.turns, model.description = max(model.turns, source.turns), run.description or model.description
     fit(config, given, model, source)
     chosen = dataclasses.replace(chosen, **source.resolved)

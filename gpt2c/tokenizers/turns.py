@@ -16,6 +16,12 @@ TEMPLATE = (
 )
 
 
+def learned(tokenizer, turns):
+    """Gives the tokenizer of a model that learned from conversations, of so many turns, this template where it has none."""
+    if tokenizer and turns and not tokenizer.chat_template:
+        tokenizer.chat_template = TEMPLATE
+
+
 def stops(tokenizer):
     """The texts that end an answer where no token does: the name of who speaks next."""
     return [f" {NAMES['user']}"] if tokenizer.chat_template == TEMPLATE else []
