@@ -33,7 +33,7 @@ def isa(request):
     return request.param
 
 
-@pytest.fixture(params=[1, 2, 3])
+@pytest.fixture(params=[1, 3])
 def threads(request):
     _core.use_threads(request.param)
     return request.param
