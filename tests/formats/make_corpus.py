@@ -97,7 +97,7 @@ def write_gguf(tokenizer):
     model.save(CORPUS / "model.gguf")
     gpt2c.create("gpt2", **CONFIG | {"channels": 32}).save(CORPUS / "model_q.gguf", dtype="q4_0")
     sizes = dict(vocab_size=5, channels=8, hidden=12, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, max_seq_len=9)
-    ways = dict(rope_theta=1e4, rope_scaling="factors:1.0,2.5", eps=1e-5, tied=False, qkv_bias=False, qk_norm=False)
+    ways = dict(rope_theta=1e4, rope_scaling="factors:1.0,2.5", norm_eps=1e-5, tied=False, qkv_bias=False, qk_norm=False)
     shapes = [(name, shape) for name, shape, _ in gguf_llama.tensors("llama", sizes | ways)]
     weights = Weights("llama", sizes | ways, {name: np.ones(shape, np.float32) for name, shape in shapes})
     formats.write(CORPUS / "llama.gguf", weights)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hand_gguf import BLOCKS, apart, bytes_of, laid_out, pack, together
 
+import gpt2c
 from gpt2c import formats
 from gpt2c.errors import SerializationError, UsageError
 from gpt2c.formats import blocks, gguf
@@ -82,7 +83,7 @@ def test_files_are_read_and_copied_as_they_are(arch, kind, tied, tmp_path):
     D = 32 if arch == "qwen3" else 64
     assert weights.family == "llama" and weights.config == dict(
         vocab_size=V, channels=C, hidden=F, num_layers=L, num_heads=H, num_kv_heads=K, head_dim=D, max_seq_len=100,
-        rope_theta=500000.0, rope_scaling="", eps=1e-6, tied=tied, qkv_bias=arch == "qwen2", qk_norm=arch == "qwen3",
+        rope_theta=500000.0, rope_scaling="", norm_eps=1e-6, tied=tied, qkv_bias=arch == "qwen2", qk_norm=arch == "qwen3",
     )  # fmt: skip
     of = {name: numbers(tensors[name], shape) for name, shape in shapes(arch, tied).items()}
     turned = halves if arch == "llama" else lambda rows, heads: rows
@@ -152,3 +153,12 @@ def test_a_model_that_gguf_has_no_name_for_is_not_written(tmp_path):
     weights.config["qk_norm"] = True
     with pytest.raises(UsageError, match="both biases and norms"):
         formats.write(tmp_path / "y.gguf", weights)
+
+
+@pytest.mark.parametrize("fields", [{}, {"qkv_bias": True, "tied": False}, {"qk_norm": True}])
+def test_a_model_of_the_family_goes_both_ways(tmp_path, fields):
+    sizes = dict(vocab_size=97, channels=32, hidden=64, num_layers=2, num_heads=4, num_kv_heads=2, max_seq_len=32)
+    model = gpt2c.create("llama", **sizes, **fields)
+    model.save(tmp_path / "x.gguf")
+    again = gpt2c.load(tmp_path / "x.gguf")
+    assert again.config == model.config and again.params.flat.tobytes() == model.params.flat.tobytes()
