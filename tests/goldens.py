@@ -23,3 +23,12 @@ def golden(name):
 def names(beginning):
     """The goldens whose names begin so."""
     return sorted(path.stem for path in FOLDER.glob(f"{beginning}*.npz"))
+
+
+def assert_curve(model, golden):
+    """Ten AdamW updates on the batch have PyTorch's losses."""
+    losses = []
+    for t in range(1, 11):
+        losses.append(model.loss_and_grad(golden["tokens"], golden["targets"]))
+        model.update(lr=1e-3, weight_decay=0.01, t=t)
+    np.testing.assert_allclose(losses, golden["curve"], rtol=1e-4)

@@ -36,21 +36,7 @@ STARTER = dict(
     num_heads=4,
     channels=128,
     max_seq_len=128,
-    batch_size=8,
-    seq_len=128,
-    max_steps=1500,
-    learning_rate=4e-3,
-    lr_schedule="cosine",
-    warmup_steps=50,
-    final_lr_frac=0.1,
-    weight_decay=0.1,
-    beta2=0.99,
-    grad_clip=1.0,
-    val_every=200,
-    sample_every=500,
-    sample_len=120,
-    temperature=0.7,
-    log_every=20,
+    **family_named("llama").training,  # which suit any small transformer
 )
 
 

@@ -6,12 +6,11 @@ positions are cosines times x plus sines times x with its halves exchanged, as i
 """
 
 import math
-from pathlib import Path
 
 import numpy as np
+import one_batch
 import torch
 import torch.nn.functional as F
-from adamw_curve import adamw_curve
 from torch import nn
 
 
@@ -119,22 +118,7 @@ def make(name, cfg, B, T, ignored=0, steps=0):
     torch.manual_seed(1337)
     model = Llama(cfg).double()
     randomize(model)
-    tokens, targets = torch.randint(cfg["vocab_size"], (2, B, T))
-    targets.view(-1)[torch.randperm(B * T)[:ignored]] = -1
-    loss, logits = model(tokens, targets)
-    loss.backward()
-    arrays = {
-        **{f"cfg/{field}": value for field, value in cfg.items()},
-        **by_name("params", model, lambda p: p),
-        **by_name("grads", model, lambda p: p.grad),
-        "tokens": tokens.numpy().astype(np.int32),
-        "targets": targets.numpy().astype(np.int32),
-        "loss": loss.item(),
-        "logits": logits.detach().numpy().astype(np.float32),
-    }
-    if steps:
-        arrays["curve"] = adamw_curve(model.parameters(), lambda: model(tokens, targets)[0], steps)
-    np.savez_compressed(Path(__file__).parent / f"{name}.npz", **arrays)
+    one_batch.write(name, model, cfg, by_name, B, T, ignored, steps)
 
 
 def config(**fields):

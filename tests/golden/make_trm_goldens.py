@@ -5,12 +5,10 @@ Each file holds cfg/*, params/* (float32, exactly the numbers computed with), to
 float32, logits and grads/*; `curve` is the loss before each of ten AdamW updates on that batch.
 """
 
-from pathlib import Path
-
 import numpy as np
+import one_batch
 import torch
 import torch.nn.functional as F
-from adamw_curve import adamw_curve
 from torch import nn
 
 
@@ -140,24 +138,7 @@ def make(name, cfg, B, T, ignored=0, steps=0):
     torch.set_default_dtype(torch.float64)
     model = TRM(cfg)
     randomize(model)
-    tokens, targets = torch.randint(cfg["vocab_size"], (2, B, T))
-    targets.view(-1)[torch.randperm(B * T)[:ignored]] = -1
-    loss, logits, metrics = model(tokens, targets)
-    loss.backward()
-    arrays = {
-        **{f"cfg/{field}": value for field, value in cfg.items()},
-        **by_name("params", model, lambda p: p),
-        **by_name("grads", model, lambda p: p.grad),
-        **{f"metrics/{metric}": value.item() for metric, value in metrics.items()},
-        "tokens": tokens.numpy().astype(np.int32),
-        "targets": targets.numpy().astype(np.int32),
-        "loss": loss.item(),
-        "logits": logits.detach().numpy().astype(np.float32),
-    }
-    if steps:
-        arrays["curve"] = adamw_curve(model.parameters(), lambda: model(tokens, targets)[0], steps)
-    np.savez_compressed(Path(__file__).parent / f"{name}.npz", **arrays)
-    print(name, {metric: round(value.item(), 3) for metric, value in metrics.items()})
+    one_batch.write(name, model, cfg, by_name, B, T, ignored, steps)
 
 
 def config(**changes):

@@ -58,11 +58,7 @@ def test_loss_logits_and_gradients_are_pytorch_s(name, isa):
 @pytest.mark.parametrize("name", ["trm_curve", "trm_adaptive"])
 def test_ten_updates_follow_pytorch_s_adamw(name, isa):
     golden = goldens.golden(name)
-    m, losses = golden_model(golden), []
-    for t in range(1, 11):
-        losses.append(m.loss_and_grad(golden["tokens"], golden["targets"]))
-        m.update(lr=1e-3, weight_decay=0.01, t=t)
-    np.testing.assert_allclose(losses, golden["curve"], rtol=1e-4)
+    goldens.assert_curve(golden_model(golden), golden)
 
 
 def test_every_way_to_run_gives_the_same_bits(kind):

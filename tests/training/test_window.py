@@ -163,24 +163,28 @@ def test_a_checkpoint_holds_states_and_nothing_of_the_engine(tokens, tmp_path):
     assert size <= 3 * trainer.model.params.nbytes + 4 * state.nbytes + 16384
 
 
-def test_with_other_data_the_window_begins_anew_at_the_carried_state(tokens, tmp_path):
+@pytest.fixture
+def halfway(tokens, tmp_path):
+    """(a Trainer amid a window, its checkpoint)"""
     trainer = trainer_of(gpt2c.create("mingru", **SMALL["mingru"]), tokens)
     for _ in zip(range(2), trainer):
         pass
     trainer.save(tmp_path / "x.safetensors")
+    return trainer, tmp_path / "x.safetensors"
+
+
+def test_with_other_data_the_window_begins_anew_at_the_carried_state(halfway):
+    trainer, path = halfway
     carried = copied(trainer.model.state)
     next(iter(trainer))
-    trainer.restore(load_run(tmp_path / "x.safetensors")[1], data_position=False)
+    trainer.restore(load_run(path)[1], data_position=False)
     assert not trainer.window.past and same(trainer.model.state, carried)
 
 
-def test_a_checkpoint_of_the_old_windows_goes_on_from_its_state(tokens, tmp_path):
+def test_a_checkpoint_of_the_old_windows_goes_on_from_its_state(halfway, tokens, tmp_path):
     """Format 1 held the engine's memory of each chunk in the window."""
-    trainer = trainer_of(gpt2c.create("mingru", **SMALL["mingru"]), tokens, max_steps=4)
-    for _ in zip(range(2), trainer):
-        pass
-    trainer.save(tmp_path / "new.safetensors")
-    weights = read(tmp_path / "new.safetensors").weights
+    trainer, path = halfway
+    weights = read(path).weights
     del weights.run.values["chunks"]
     arrays = weights.run.arrays
     for name in [name for name in arrays if name.startswith("carried.before.")]:
@@ -198,12 +202,8 @@ def test_a_checkpoint_of_the_old_windows_goes_on_from_its_state(tokens, tmp_path
 
 
 @pytest.mark.parametrize("chunks", [[2, 2, 2], [0], [-1], [1.5], "1"])
-def test_a_window_that_cannot_be_is_refused(tokens, tmp_path, chunks):
-    trainer = trainer_of(gpt2c.create("mingru", **SMALL["mingru"]), tokens)
-    for _ in zip(range(2), trainer):
-        pass
-    trainer.save(tmp_path / "x.safetensors")
-    model, run = load_run(tmp_path / "x.safetensors")
+def test_a_window_that_cannot_be_is_refused(halfway, tokens, chunks):
+    model, run = load_run(halfway[1])
     assert run.values["chunks"] == [2, 2]
     run.values["chunks"] = chunks
     with pytest.raises(InputError, match="damaged"):
@@ -211,12 +211,8 @@ def test_a_window_that_cannot_be_is_refused(tokens, tmp_path, chunks):
 
 
 @pytest.mark.parametrize("name", ["carried.state.h", "carried.before.0.h"])
-def test_states_of_another_shape_are_refused(tokens, tmp_path, name):
-    trainer = trainer_of(gpt2c.create("mingru", **SMALL["mingru"]), tokens)
-    for _ in zip(range(2), trainer):
-        pass
-    trainer.save(tmp_path / "x.safetensors")
-    model, run = load_run(tmp_path / "x.safetensors")
+def test_states_of_another_shape_are_refused(halfway, tokens, name):
+    model, run = load_run(halfway[1])
     run.arrays[name] = run.arrays[name][..., 1:]
     with pytest.raises(InputError, match="damaged"):
         trainer_of(model, tokens).restore(run)
