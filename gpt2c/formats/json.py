@@ -2,7 +2,7 @@
 every number.
 
     {"format": "gpt2c 2 json", "family": ..., "config": {...}, "num_parameters": N, "saved_at": ..., "description": ...,
-     "turns": ..., "tokenizer": {tokenizer.json} or null, "chat": {what that does not say}, "sha256": ...,
+     "turns": ..., "sampling": {...}, "tokenizer": {tokenizer.json} or null, "chat": {what that does not say}, "sha256": ...,
      "params": {name: nested lists}}
 
 Numbers are written as short as float32 allows and read back to the same bits. `sha256` is that of [everything else but params,
@@ -76,7 +76,7 @@ def read(path):
         if name not in found or not isinstance(found[name], kind):
             raise _not_whole(path, f"its {name} is {'not' if name in found else 'missing, expected'} {noun}")
     for name in found.keys() & SAID.keys():
-        if type(found[name]) is not SAID[name]:
+        if not SAID[name](found[name]):
             raise _not_whole(path, f"{name} is {found[name]!r}")
     tensors = {name: _array(path, name, values) for name, values in found.pop("params").items()}
     expected = found.pop("sha256")

@@ -8,6 +8,7 @@ before the name, as far as there are any yet) and whatever else the run carries 
     chat       JSON, where there is a tokenizer: what a tokenizer.json does not say (tokenizers/conventions.py)
     step, best_val_loss   of the run that the weights are from, where there was one
     description, turns    free text; turns of conversations it was trained on, if any (Model)
+    sampling   how tokens of it are best chosen, by setting (support/choice.py)
     run        JSON: the state of a run, besides its arrays: an object with the step, its flags (config) and, of a run on data,
                the position in them (loader); "" for weights alone
     sha256     of the tensor table, the metadata above and the data
@@ -37,7 +38,7 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 NEEDED = ("family", "config", "tokenizer", "run")
-OF_A_RUN = {"step": int, "best_val_loss": (int, float)}
+OF_A_RUN = {"step": lambda value: type(value) is int, "best_val_loss": lambda value: type(value) in (int, float)}
 
 
 def write(path, weights):
@@ -86,7 +87,7 @@ def read(path):
     if metadata["run"] and not _is_run(values["run"]):
         raise invalid(path, "its run is none")
     said = {name: values[name] for name in (*SAID, *OF_A_RUN) if name in values}
-    if any(isinstance(value, bool) or not isinstance(value, (OF_A_RUN | SAID)[name]) for name, value in said.items()):
+    if not all((OF_A_RUN | SAID)[name](value) for name, value in said.items()):
         raise SerializationError(f"{path}: {said} is not what a checkpoint says of itself")
     run, moments = None, {}
     if metadata["run"]:

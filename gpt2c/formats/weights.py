@@ -8,9 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpt2c.support.choice import is_choice
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
-SAID = {"description": str, "turns": int}  # optional facts about a model in a file
+SAID = {  # optional facts about a model in a file -> whether one may be this
+    "description": lambda value: isinstance(value, str),
+    "turns": lambda value: type(value) is int,
+    "sampling": is_choice,
+}
 
 NUMBER = re.compile(r"(?<= )[0-9]{1,9}(?= |$)")  # in the name of a format: its version
 

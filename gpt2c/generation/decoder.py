@@ -9,6 +9,7 @@ from gpt2c.engine.runner import Runner, Work
 from gpt2c.errors import InferenceError
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.model import Model
+from gpt2c.support.choice import check_choice
 from gpt2c.support.rng import Xorshift, multinomial
 
 COLDEST = float(np.finfo(np.float32).tiny)  # temperature
@@ -102,19 +103,6 @@ def checked_prompt(model, prompt_ids):
     return prompt
 
 
-def check_choice(temperature, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0):
-    """An error unless tokens can be chosen so."""
-    for name, value, fits, expected in (
-        ("temperature", temperature, temperature >= 0, "at least 0"),
-        ("top_k", top_k, top_k >= 0, "at least 0"),
-        ("top_p", top_p, 0 < top_p <= 1, "more than 0 and at most 1"),
-        ("min_p", min_p, 0 <= min_p <= 1, "0 to 1"),
-        ("repetition_penalty", repetition_penalty, repetition_penalty > 0, "more than 0"),
-    ):
-        if not fits:
-            raise InferenceError(f"{name} is {value}, expected {expected}")
-
-
 def generate(
     model: Model,
     prompt_ids: Iterable[int] | str,
@@ -136,7 +124,7 @@ def generate(
     likely; `min_p` leaves out those with less than this part of the likeliest one's probability.
     """
     prompt = checked_prompt(model, prompt_ids)
-    check_choice(temperature, top_k, top_p, min_p, repetition_penalty)
+    check_choice(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
     if chunk < 1:
         raise InferenceError(f"the prompt is to be read {chunk} tokens at a time, expected at least 1")
     rng = seed if isinstance(seed, Xorshift) else Xorshift(seed)

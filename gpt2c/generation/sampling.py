@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from gpt2c.errors import UsageError
 from gpt2c.generation.beam import beam_search
-from gpt2c.generation.decoder import CHUNK, check_choice, generate
+from gpt2c.generation.decoder import CHUNK, generate
+from gpt2c.support.choice import CHOICE, check_choice
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.rng import checked_seed
 
@@ -36,7 +37,7 @@ class Sampling:
     )
 
     def __post_init__(self):
-        check_choice(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+        check_choice(**{name: getattr(self, name) for name in CHOICE})
         require_at_least(self, beams=0, length_penalty=0)
         if not isinstance(self.seed, str):  # which a former program has as its prompt
             checked_seed(self.seed, least=1)

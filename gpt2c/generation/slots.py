@@ -7,9 +7,10 @@ import numpy as np
 
 from gpt2c.engine.runner import Runner, Work
 from gpt2c.errors import UsageError
-from gpt2c.generation.decoder import check_choice, checked_prompt, choose, is_greedy, penalised
+from gpt2c.generation.decoder import checked_prompt, choose, is_greedy, penalised
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.model import Model
+from gpt2c.support.choice import check_choice
 from gpt2c.support.rng import Xorshift
 
 
@@ -26,7 +27,7 @@ class BatchSampler:
         A row's choices depend on its prompt, its place in the batch and the state of the NumPy generator alone, not on
         the other rows. Temperature 0 takes the likeliest.
         """
-        check_choice(temperature)
+        check_choice(temperature=temperature)
         coins = rng.random((len(prompts), max_new_tokens))
         return self.continued(
             prompts, max_new_tokens, stops, lambda logits, rows, counts: choose_rows(logits, coins[rows, counts], temperature)
@@ -97,7 +98,7 @@ def generate_batch(
     prompts = [checked_prompt(model, prompt) for prompt in prompts]
     if not prompts:
         return []
-    check_choice(temperature, top_k, top_p, min_p, repetition_penalty)
+    check_choice(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
     rngs = [Xorshift(seed) for seed in (range(1337, 1337 + len(prompts)) if seeds is None else seeds)]
     if len(rngs) != len(prompts):
         raise UsageError(f"{len(rngs)} seeds for {len(prompts)} prompts: give one for each")

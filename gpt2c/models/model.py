@@ -59,6 +59,7 @@ class Model:
         self._evaluation: Runner | None = None  # a Runner of its own for a family that carries a state
         self.description = ""  # in the words of whoever made it
         self.turns = 0  # questions in the longest conversation that it has learned from (gpt2c.data.conversations)
+        self.sampling: dict[str, float] = {}  # how its tokens are best chosen, by setting (gpt2c.support.choice)
         self.stream = Stream()
         self.seed, self.dropout_counter = 1337, 0  # from which dropout's masks follow; forward(train=True) counts
         self._last: Pass | None = None  # the Pass of the last forward
@@ -71,7 +72,7 @@ class Model:
     def __reduce__(self):
         """What pickle and copy take: everything that goes on from here. The forward that was last is not, nor recorded passes."""
         ways = {name: getattr(self._runner, name) for name in ("record", "reuse", "poison")}
-        facts = {name: getattr(self, name) for name in ("description", "turns", "seed", "dropout_counter")}
+        facts = {name: getattr(self, name) for name in ("description", "turns", "sampling", "seed", "dropout_counter")}
         arenas = {name: arena.flat for name in ARENAS if (arena := getattr(self, name)).allocated}
         made = self.family, dataclasses.asdict(self.config), self.tokenizer, {"recompute": self.recompute, **ways, **self.options}
         return _made_again, (*made, facts, arenas, self.state)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from gpt2c.generation.decoder import check_choice
 from gpt2c.models.registry import FAMILIES
+from gpt2c.support.choice import check_choice
 from gpt2c.support.fields import flag, require_at_least
 
 PRETRAINED = "gpt2_124M.bin"
@@ -115,4 +115,4 @@ class RunConfig:
 
     def __post_init__(self):
         require_at_least(self, save_every=0, keep=0, keep_major=0, log_every=0, sample_every=-1, sample_len=0)
-        check_choice(self.temperature, self.sample_top_k, self.sample_top_p)
+        check_choice(temperature=self.temperature, top_k=self.sample_top_k, top_p=self.sample_top_p)
