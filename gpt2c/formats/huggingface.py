@@ -40,7 +40,7 @@ def read(path):
     """The Weights in a folder; its tensors are read when they are asked for."""
     from gpt2c.tokenizers import huggingface as tokenizers  # which imports the tokenizers library
 
-    folder = read_folder(path)
+    folder = read_folder(path, tokenizers.FILES)
     kind = folder.config.said("model_type", str)
     if kind not in MODEL_TYPES:
         raise SerializationError(f"{path} holds a model of type {quoted(kind)}; gpt2c reads {', '.join(MODEL_TYPES)}")
@@ -77,9 +77,10 @@ def write(path, weights, dtype="", overwrite=False):
             notes.update([f"{kind}: tensors that were {part.kind}, which such a folder has not"] * (part.kind not in TORCH_TYPES))
             part = parts.converted(row.name, part, kind)
             tensors[names.PREFIX * (row.name != HEAD) + row.name] = parts.transposed(part) if row.transposed else part
-    files[CONFIG] = config | _about(weights, TORCH_TYPES[parts.commonest(tensors.values())]) | files.get(CONFIG, {})
-    if generation := files.get(GENERATION, {}) | _generation(weights):
-        files[GENERATION] = generation
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id")) | files.get(GENERATION, {})  # unsaid, they are GPT-2's
+    files[CONFIG] = config | ids | _about(weights, TORCH_TYPES[parts.commonest(tensors.values())])
+    if sampling := weights.said.get("sampling"):
+        files[GENERATION] = files.get(GENERATION, {}) | {"do_sample": True, **sampling}
     with atomic_folder(path, PARTS.fullmatch if overwrite else None) as folder:
         for name, content in files.items():
             text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -137,16 +138,4 @@ def _said(folder):
 def _about(weights, torch_type):
     """What config.json says besides the fields of the model."""
     said = {name: weights.said[name] for name in SAID if name in weights.said and name != "sampling"}
-    return {"dtype": torch_type, "torch_dtype": torch_type, **_ids(weights.tokenizer), **({"gpt2c": said} if said else {})}
-
-
-def _generation(weights):
-    """generation_config.json."""
-    sampling = weights.said.get("sampling")
-    return _ids(weights.tokenizer) | ({"do_sample": True, **sampling} if sampling else {})
-
-
-def _ids(tokenizer):
-    """The ids that begin a text and end an answer, under Hugging Face's names."""
-    bos, ends = (tokenizer.bos, tokenizer.ends) if tokenizer else (None, [])
-    return {"bos_token_id": bos, "eos_token_id": list(ends) if len(ends) > 1 else next(iter(ends), None)}
+    return {"dtype": torch_type, "torch_dtype": torch_type, **({"gpt2c": said} if said else {})}

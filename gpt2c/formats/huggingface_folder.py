@@ -11,16 +11,6 @@ from gpt2c.formats.safetensors import invalid, parsed, quoted
 from gpt2c.support.files import open_input
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-DOCUMENTS = (
-    CONFIG,
-    GENERATION,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-)
 MOST_BYTES = 2**26  # of a document: the largest vocabularies take half of it
 NOUNS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "an object", list: "a list"}
 
@@ -68,7 +58,7 @@ class Document(NamedTuple):
 
 class Folder(NamedTuple):
     path: Path
-    documents: dict  # {file name: an object of JSON, or text} of what it has of DOCUMENTS
+    documents: dict  # {file name: an object of JSON, or text} of those that were asked for
     tensors: dict  # {name: safetensors.Tensor}
 
     def document(self, name):
@@ -110,12 +100,12 @@ def is_model(path):
     return os.path.isfile(Path(path) / CONFIG)
 
 
-def read(path):
-    """The Folder at this path."""
+def read(path, names):
+    """The Folder at this path, with the documents of these names that it has."""
     path = Path(path)
     if not is_model(path):
         raise InputError(f"{path} is a folder without a {CONFIG}: it holds no model; name a model's folder, or a file")
-    documents = {name: _document(path / name) for name in DOCUMENTS if os.path.isfile(path / name)}
+    documents = {name: _document(path / name) for name in names if os.path.isfile(path / name)}
     if not any((path / name).exists() for name in (safetensors.FILE, safetensors.INDEX)):
         other = " (what it has in .bin files is Python's pickle)" if any(path.glob("*.bin")) else ""
         raise SerializationError(f"{path} has no {safetensors.FILE}{other}: save it with transformers' save_pretrained")

@@ -249,9 +249,10 @@ class Tokenizer:
 
     @cached_property
     def control_ids(self) -> set[int]:
-        """The ids that no text has: of all special tokens but the one for what is unknown."""
+        """The ids that no text has: of all special tokens but one that is for what is unknown alone."""
         unknown = getattr(self._library.model, "unk_token", None)
-        return {id for text, id in self.special_tokens.items() if text != unknown}
+        ends = {self.bos, self.eot, *self.ends}
+        return {id for text, id in self.special_tokens.items() if text != unknown or id in ends}
 
     def encode(self, text: str, special: bool = False, bos: bool = False, *, allow_special: bool = False) -> list[int]:
         """Text -> list of ids. The text of a special token is plain text unless `special` (or its alias `allow_special`).

@@ -15,6 +15,7 @@ from gpt2c.errors import Gpt2cError, InputError, SerializationError, UsageError
 from gpt2c.formats import safetensors
 from gpt2c.formats.weights import loaded
 from gpt2c.models import files
+from gpt2c.tokenizers.tokenizer import Tokenizer
 
 KINDS = "gpt2", "llama", "mistral", "qwen2", "qwen3"
 DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -185,7 +186,7 @@ def test_older_versions_say_it_otherwise(said, expected, tmp_path):
 
 
 @pytest.mark.parametrize("kind, prefix, buffers", [
-    ("gpt2", "transformer.", {"transformer.h.0.attn.bias": ("U8", [2, 2], bytes(4)), "h.1.attn.masked_bias": ("F32", [], bytes(4))}),
+    ("gpt2", "transformer.", {"transformer.h.0.attn.bias": ("U8", [2], b"01"), "h.1.attn.masked_bias": ("F32", [], bytes(4))}),
     ("qwen2", "model.", {"model.layers.0.self_attn.rotary_emb.inv_freq": ("F64", [2], bytes(16))}),
 ])  # fmt: skip
 def test_other_files_have_other_names_and_more_tensors(kind, prefix, buffers, tmp_path):
@@ -281,6 +282,23 @@ def test_numbers_too_large_for_a_dtype_leave_nothing_behind(tmp_path):
 
 
 # ---- folders that are there
+
+
+def test_the_tokenizer_comes_back(tmp_path):
+    model = gpt2c.create("llama", **SIZES | {"vocab_size": 300})
+    made = model.tokenizer = Tokenizer.make("byte", specials=("<s>", "</s>", "<|im_end|>"))
+    made.chat_template, made.ends, made.adds_bos = "{{ messages[0].content }}", [258, 257], True
+    model.save(f"{tmp_path}/x/")
+    assert document(tmp_path / "x")["eos_token_id"] == [258, 257] and document(tmp_path / "x")["bos_token_id"] == 256
+    assert document(tmp_path / "x", "generation_config.json") == {"bos_token_id": 256, "eos_token_id": [258, 257]}
+    again = gpt2c.load(tmp_path / "x").tokenizer
+    assert (again.chat_template, again.ends, again.adds_bos, again.bos) == (made.chat_template, made.ends, True, 256)
+    assert again.encode("é</s>", special=True) == made.encode("é</s>", special=True)
+    (tmp_path / "x/tokenizer.json").write_text('{"model": 3}')
+    assert "its tokenizer cannot be used" in refusal(tmp_path / "x")
+    (tmp_path / "x/tokenizer.json").unlink()
+    weights = formats.read(tmp_path / "x")
+    assert weights.tokenizer is None and "no tokenizer.json" in weights.facts["tokenizer in the folder"]
 
 
 def test_a_folder_that_is_not_empty_is_overwritten_only_if_that_is_asked_for(tmp_path):

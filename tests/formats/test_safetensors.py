@@ -83,7 +83,7 @@ def entry(shape, offsets, dtype="F32"):
     (header({"a": entry([1], [0, 8])}, bytes(8)), "the tensor 'a' of shape [1] has 8 bytes"),
     (header({"a": entry([1], [0, 4], "BF16")}, bytes(4)), "has 4 bytes"),
     (header({"a": entry([1], [4, 8])}, bytes(8)), "the tensor 'a' begins at byte 4 of the data, expected 0"),
-    (header({"a": entry([1], [0, 4]), "b": entry([1], [0, 4])}, bytes(4)), "the tensor 'b' begins at byte 0 of the data, expected 4"),
+    (header({"a": entry([1], [0, 4]), "b": entry([1], [0, 4])}, bytes(4)), "'b' begins at byte 0 of the data, expected 4"),
     (header({"a": entry([1], [0, 4]), "b": entry([1], [8, 12])}, bytes(12)), "begins at byte 8 of the data, expected 4"),
     (header({"a": entry([2**40], [0, 2**42])}, bytes(4)), "its tensors end at byte"),
 ])  # fmt: skip
