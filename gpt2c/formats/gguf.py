@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2c.errors import SerializationError, VersionError
+from gpt2c.errors import SerializationError, UsageError, VersionError
 from gpt2c.formats import blocks
 from gpt2c.formats.weights import Part
 from gpt2c.support.files import atomic_write, open_input
@@ -144,6 +144,11 @@ def invalid(path, why):
 def quoted(text):
     """A text of a file in an error: its beginning, in one line."""
     return repr(text if len(text) <= 60 else text[:60] + "...")
+
+
+def short(number):
+    """The shortest decimals that are this float32."""
+    return float(str(np.float32(number)))
 
 
 def read(path):
@@ -293,7 +298,10 @@ def write(path, metadata, tensors):
     are Parts by name."""
     head = bytearray(MAGIC + struct.pack("<I2Q", VERSIONS[-1], len(tensors), len(metadata)))
     for key, value in metadata.items():
-        head += _text(key) + _typed(value)
+        try:
+            head += _text(key) + _typed(value)
+        except (OverflowError, struct.error):
+            raise UsageError(f"{key} is {quoted(str(value))}, more than a GGUF file holds there") from None
     end = 0
     for name, part in tensors.items():
         dimensions = part.shape[::-1]
