@@ -141,8 +141,7 @@ def _check_others(content, known):
     head, table = "output.weight", "token_embd.weight"
     if head in others:
         others.remove(head)
-        same = content.tensors[head]._replace(at=0) == content.tensors[table]._replace(at=0)
-        if not same or any((a != b).any() for a, b in zip(content.part(head).pieces(), content.part(table).pieces())):
+        if not parts.same(content.part(head), content.part(table)):
             raise SerializationError(f"{content.path}: {head} is not {table}; gpt2c's gpt2 has one matrix for both")
     if others:
         names = ", ".join(map(gguf.quoted, sorted(others)[:5]))

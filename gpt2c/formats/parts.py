@@ -3,13 +3,41 @@ in storage types (blocks). Everything goes piece by piece, so that neither readi
 
 import functools
 import math
+import os
 from collections import Counter
 
 import numpy as np
 
-from gpt2c.errors import UsageError
+from gpt2c.errors import SerializationError, UsageError
 from gpt2c.formats import blocks
 from gpt2c.formats.weights import Part, Unread, loaded
+from gpt2c.support.files import open_input
+
+
+def stamp(file):
+    """By which an open file is known again."""
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def in_file(path, known, at, kind, shape):
+    """A Part that is in a file, whose stamp is known, from this byte on: read when it is needed."""
+    elements, nbytes, *_ = blocks.KINDS[kind]
+
+    def pieces():
+        left = blocks.size(kind, math.prod(shape))
+        with open_input(path) as file:
+            if stamp(file) != known:
+                raise SerializationError(f"{path} is another file than when its header was read: load it again")
+            file.seek(at)
+            while left:
+                piece = np.empty(min(left, blocks.PIECE // elements * nbytes), np.uint8)
+                if file.readinto(piece) != piece.nbytes:
+                    raise SerializationError(f"{path} became shorter while it was read: get the file again")
+                left -= piece.nbytes
+                yield piece
+
+    return Part(kind, tuple(shape), pieces)
 
 
 def unread(shape, parts):
@@ -78,9 +106,37 @@ def reordered(part, order):
     """A Part with its rows, whole blocks, as they are but in this order: new row i is the old row order[i]."""
 
     def pieces():
-        yield np.concatenate(list(part.pieces())).reshape(len(order), -1)[order].reshape(-1)
+        yield _joined(part).reshape(len(order), -1)[order].reshape(-1)
 
     return part._replace(pieces=pieces)
+
+
+def transposed(part):
+    """A matrix of single numbers, (N, M), as (M, N)."""
+    rows, columns = part.shape
+
+    def pieces():
+        matrix = _joined(part).view(f"<u{blocks.KINDS[part.kind].nbytes}").reshape(rows, columns)
+        step = max(1, blocks.PIECE // rows)
+        for at in range(0, columns, step):
+            yield np.ascontiguousarray(matrix[:, at : at + step].T).reshape(-1).view(np.uint8)
+
+    return Part(part.kind, (columns, rows), pieces)
+
+
+def same(part, other):
+    """Whether two Parts are the same numbers in the same storage type."""
+    alike = (part.kind, part.shape) == (other.kind, other.shape)
+    return alike and all((a == b).all() for a, b in zip(part.pieces(), other.pieces(), strict=True))
+
+
+def _joined(part):
+    """All bytes of a Part."""
+    data, at = np.empty(blocks.size(part.kind, math.prod(part.shape)), np.uint8), 0
+    for piece in part.pieces():
+        data[at : at + piece.size] = piece
+        at += piece.size
+    return data
 
 
 def commonest(parts):
