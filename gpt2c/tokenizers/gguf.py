@@ -61,7 +61,7 @@ def read(metadata, rows):
         raise TokenizationError(f"it has {len(tokens):,} tokens, and {rows:,} rows for them")
     used = np.flatnonzero(kinds != UNUSED)
     count = int(used[-1]) + 1 if used.size else 0
-    made = Tokenizer.from_json(_library(tokens[:count], kinds[:count], merges, split).to_str())
+    made = Tokenizer.around(_library(tokens[:count], kinds[:count], merges, split))
     return with_conventions(made, _conventions(metadata, made, split == LLAMA3)), ""
 
 

@@ -26,14 +26,17 @@ def serve(path, context):
 def loss(server, before, token, expected):
     """The loss of a token after these."""
     bias = expected
-    while True:
-        how = {"max_tokens": 1, "temperature": 1.0, "samplers": [], "cache_prompt": True}
+    for seed in range(100):
+        how = {"max_tokens": 1, "temperature": 1.0, "samplers": [], "cache_prompt": True, "seed": seed}
         told = {"n_probs": CHOICES, "post_sampling_probs": True, "logit_bias": [[token, bias]]}
-        found = server.handle_completions({"prompt": before} | how | told)["choices"][0]["logprobs"]["content"][0]
-        chance = {entry["id"]: entry["prob"] for entry in found["top_probs"]}.get(token, 0.0)
+        found = server.handle_completions({"prompt": before} | how | told)["choices"][0]["logprobs"]
+        if not found:  # it chose to end, and tells nothing: it has half a chance to do otherwise
+            continue
+        chance = {entry["id"]: entry["prob"] for entry in found["content"][0]["top_probs"]}.get(token, 0.0)
         if 0 < chance < 1:
             return math.log1p(math.exp(bias) * (1 - chance) / chance)
         bias += 5 if chance == 0 else -5
+    raise ValueError(f"llama.cpp never tells how likely {token} is after {before[-10:]}")
 
 
 def goes_on(server, ids, count):
