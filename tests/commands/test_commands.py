@@ -94,10 +94,8 @@ def flags_at_once(rows):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, undrawn, monkeypatch):
     """The current folder: what the commands read is there, and a small pack for the script that fetches llm.c's files."""
-    monkeypatch.setattr("gpt2c.runs.loop.measured_peak", lambda *_: 1e6)  # this and pictures take longer than the runs
-    monkeypatch.setattr("gpt2c.support.pictures.available", lambda: False)
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "stdin", sys.stdin)
     monkeypatch.setenv("GPT2C_CACHE", str(tmp_path / "cache"))
