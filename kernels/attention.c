@@ -1,4 +1,4 @@
-// Causal self-attention: tiled (memory O(T) per head), materialised (to look at) and cached (to decode). H / K heads of queries in
+// Causal self-attention: tiled (memory O(T) per head), materialised (to look at) and cached (to generate). H / K heads of queries in
 // a row share a head of keys and values, whose gradients are then sums over these.
 //
 // Tiled, for one (b, h), plainly:
@@ -320,8 +320,6 @@ void FN(attention_materialised_backward)(float* dqkv, const float* dout, const f
 
 // Cached ----------------------------------------------------------------------------------------------------------
 
-size_t FN(attention_cached_scratch)(int64_t S, int64_t D) { return FN(attention_scratch)(S, D) + 2 * S; }
-
 // One query against n keys and values: a row of scores, then a sum of rows. p has room for 2 n. Keys and values come from
 // memory, since all weights of the model went through the caches after they were last used, and a head's part of them lies in
 // short pieces far apart, which hardware does not fetch ahead: the next keys and the values are asked for as scores are made.
@@ -354,26 +352,52 @@ static void attend_one(float* out, const float* q, const float* k, const float* 
     }
 }
 
-void FN(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
-                                  int64_t B, int64_t T, int64_t H, int64_t D, int64_t S, int64_t K, float* scratch) {
-    enum { FEW_QUERIES = 4 };  // below this, copying the head's keys and values would cost more than it saves
-    const int64_t row = (H + 2 * K) * D, kv_row = K * D, start = pos[0];
-    const Precision* p = precision_for(T, D);
+// Stores the keys and values of qkv's rows, T for each b, at positions pos[b] .. of row slot[b] of the caches. -> How many keys the
+// queries see, those of a row counted once.
+static int64_t store_keys(float* kcache, float* vcache, const float* qkv, const int32_t* pos, const int32_t* slot, int64_t B,
+                          int64_t T, int64_t H, int64_t D, int64_t S, int64_t K) {
+    const int64_t row = (H + 2 * K) * D, kv_row = K * D;
+    int64_t seen = 0;
     for (int64_t bt = 0; bt < B * T; bt++) {
-        int64_t at = (bt / T * S + start + bt % T) * kv_row;
+        int64_t b = bt / T, at = (slot[b] * S + pos[b] + bt % T) * kv_row;
         memcpy(kcache + at, qkv + bt * row + H * D, kv_row * sizeof(float));
         memcpy(vcache + at, qkv + bt * row + H * D + kv_row, kv_row * sizeof(float));
+        if (bt % T == T - 1) seen += pos[b] + T;
     }
-    PARALLEL_FOR(4 * B * T * (start + T) * H * D)
+    return seen;
+}
+
+size_t FN(attention_cached_scratch)(int64_t S, int64_t D) {
+    Forward f;
+    return forward_scratch(&f, NULL, S, D);
+}
+
+void FN(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+                                  const int32_t* slot, int64_t B, int64_t T, int64_t H, int64_t D, int64_t S, int64_t K,
+                                  float* scratch) {
+    const int64_t row = (H + 2 * K) * D, kv_row = K * D;
+    const Precision* p = precision_for(T, D);
+    const int64_t seen = store_keys(kcache, vcache, qkv, pos, slot, B, T, H, D, S, K);
+    PARALLEL_FOR(4 * T * seen * H * D)
     for (int64_t bh = 0; bh < B * H; bh++) {
-        int64_t b = bh / H, h = bh % H, at = b * S * kv_row + h * K / H * D;
-        const float *q = qkv + b * T * row + h * D, *k = kcache + at, *v = vcache + at;
-        float *o = out + (b * T * H + h) * D, *mine = scratch + thread_index() * FN(attention_cached_scratch)(S, D);
-        if (T >= FEW_QUERIES) {
-            Forward f;
-            forward_scratch(&f, mine, S, D);
-            attend(p, o, H * D, NULL, q, row, k, v, kv_row, T, start, D, f);
-        } else
-            for (int64_t t = 0; t < T; t++) attend_one(o + t * H * D, q + t * row, k, v, kv_row, start + t + 1, D, mine);
+        int64_t b = bh / H, h = bh % H, at = slot[b] * S * kv_row + h * K / H * D;
+        Forward f;
+        forward_scratch(&f, scratch + thread_index() * FN(attention_cached_scratch)(S, D), S, D);
+        attend(p, out + (b * T * H + h) * D, H * D, NULL, qkv + b * T * row + h * D, row, kcache + at, vcache + at, kv_row, T,
+               pos[b], D, f);
+    }
+}
+
+size_t FN(attention_decode_scratch)(int64_t S) { return 2 * S; }
+
+void FN(attention_decode_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+                                  const int32_t* slot, int64_t B, int64_t H, int64_t D, int64_t S, int64_t K, float* scratch) {
+    const int64_t row = (H + 2 * K) * D, kv_row = K * D;
+    const int64_t seen = store_keys(kcache, vcache, qkv, pos, slot, B, 1, H, D, S, K);
+    PARALLEL_FOR(4 * seen * H * D)
+    for (int64_t bh = 0; bh < B * H; bh++) {
+        int64_t b = bh / H, h = bh % H, at = slot[b] * S * kv_row + h * K / H * D;
+        attend_one(out + bh * D, qkv + b * row + h * D, kcache + at, vcache + at, kv_row, pos[b] + 1, D,
+                   scratch + thread_index() * FN(attention_decode_scratch)(S));
     }
 }

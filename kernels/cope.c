@@ -163,21 +163,22 @@ void FN(cope_forward)(float* out, float* lse, float* preatt, float* att, const f
 }
 
 void FN(cope_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
-                             const float* table, int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, int64_t M,
-                             float* scratch) {
-    int64_t D = C / H, start = pos[0];
+                             const int32_t* slot, const float* table, int64_t B, int64_t T, int64_t C, int64_t S, int64_t H,
+                             int64_t M, float* scratch) {
+    int64_t D = C / H, keys = 0;
+    for (int64_t b = 0; b < B; b++) keys += pos[b] + T;
     for (int64_t bt = 0; bt < B * T; bt++) {
-        int64_t to = (bt / T * S + start + bt % T) * C;
+        int64_t to = (slot[bt / T] * S + pos[bt / T] + bt % T) * C;
         memcpy(kcache + to, qkv + bt * 3 * C + C, C * sizeof(float));
         memcpy(vcache + to, qkv + bt * 3 * C + 2 * C, C * sizeof(float));
     }
-    PARALLEL_FOR(B * TN * (start + T) * (C / 8 + 4 * H))
+    PARALLEL_FOR(TN * keys * (C / 8 + 4 * H))
     for (int64_t bh = 0; bh < B * H; bh++) {
-        int64_t b = bh / H, offset = bh % H * D;
+        int64_t b = bh / H, offset = bh % H * D, head = slot[b] * S * C + offset;
         Scratch s;
         divide_scratch(&s, scratch + thread_index() * FN(cope_scratch)(S, M, D), S, M, D);
-        load_head(s, kcache + b * S * C + offset, vcache + b * S * C + offset, C, table + bh % H * M * D, start + T, D);
-        attend(out + b * T * C + offset, C, NULL, NULL, NULL, qkv + b * T * 3 * C + offset, 3 * C, T, start, D, s);
+        load_head(s, kcache + head, vcache + head, C, table + bh % H * M * D, pos[b] + T, D);
+        attend(out + b * T * C + offset, C, NULL, NULL, NULL, qkv + b * T * 3 * C + offset, 3 * C, T, pos[b], D, s);
     }
 }
 

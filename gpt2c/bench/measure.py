@@ -211,8 +211,8 @@ def generated_token(case):
 def prefill(case):
     """Prefill: a prompt into the KV cache, up to the logits of the next token."""
     model = case.create()
-    work = Runner(model, context=case.T).prepare(Work(case.B, case.T, targets=False))
-    work.tokens[...] = batch(case)[0]
+    work = Runner(model, slots=case.B, context=case.T).prepare(Work(case.B, case.T, targets=False))
+    work.tokens[...], work.slot[...] = batch(case)[0], range(case.B)
     return work.forward
 
 
@@ -232,7 +232,7 @@ def model_flops(case):
     if case.work == "train":
         work = model.program(case.B, case.T)
         return flops(work.forward_program) + flops(work.backward_program)
-    work = Runner(model, context=case.T).prepare(Work(case.B, case.T, targets=False))
+    work = Runner(model, slots=case.B, context=case.T).prepare(Work(case.B, case.T, targets=False))
     D = config.channels // config.num_heads
     attention = FLOPS["attention_forward"](case.B, case.T, config.num_heads, D)  # the cached kernel's too
     return flops(work.forward_program) + config.num_layers * attention

@@ -10,8 +10,8 @@ from gpt2c import settings
 from gpt2c.commands.command_line import CommandLine, merge
 from gpt2c.data import VocabularySource
 from gpt2c.errors import UsageError
-from gpt2c.generation.decoder import CHUNK
 from gpt2c.generation.sampling import Sampling, layers, pieces
+from gpt2c.generation.slots import PIECE
 from gpt2c.models.files import load
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.streams import bare
@@ -37,7 +37,7 @@ class GenerateConfig:
         metavar="PATH",
         default_text="gpt2_tokenizer.bin here or in data/",
     )
-    chunk_size: int = flag(CHUNK, "prefill: tokens of the prompt per forward pass")
+    chunk_size: int = flag(PIECE, "prefill: tokens of the prompt per forward pass")
     threads: int = flag(0, "CPU threads to use", default_text="one per core")
     device: str = flag("", "", hidden=True, deprecated={"--device-id": "gpt2c runs on the CPU; it changes nothing"})
 

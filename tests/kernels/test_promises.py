@@ -12,6 +12,8 @@ from gpt2c import _core
 from gpt2c import reference as ref
 from gpt2c.formats.blocks import bf16_bits
 
+SLOTS = np.arange(3, dtype=np.int32)
+
 
 @pytest.mark.parametrize("R, C, N", [(33, 1, 35), (40, 70, 33)])
 def test_products_are_exact_at_every_scale(isa, rng, R, C, N):
@@ -109,8 +111,8 @@ def test_contextual_decoding_in_any_steps_is_the_full_forward(isa):
     for ends in range(1, T + 1), (7, 8, 30, T), (T,):
         caches, parts, pos = [unset(B, T + 2, H * D), unset(B, T + 2, H * D)], [], 0
         for end in ends:
-            new, at = qkv[:, pos:end].copy(), np.array([pos], np.int32)
-            part, *caches = run("cope_cached_forward", unset(B, end - pos, H * D), *caches, new, at, table)
+            new, at = qkv[:, pos:end].copy(), np.full(B, pos, np.int32)
+            part, *caches = run("cope_cached_forward", unset(B, end - pos, H * D), *caches, new, at, SLOTS[:B], table)
             parts.append(part)
             pos = end
         assert_within([np.concatenate(parts, axis=1)], [(out, bound)])
@@ -216,8 +218,8 @@ def test_decoding_in_any_steps_is_the_full_forward(isa):
     for ends in range(1, T + 1), (7, 8, 30, T), (T,):
         caches, parts, pos = [unset(B, T + 2, K, D), unset(B, T + 2, K, D)], [], 0
         for end in ends:
-            new, at = qkv[:, pos:end].copy(), np.array([pos], np.int32)
-            part, *caches = run("attention_cached_forward", unset(B, end - pos, H, D), *caches, new, at)
+            new, at = qkv[:, pos:end].copy(), np.full(B, pos, np.int32)
+            part, *caches = run("attention_cached_forward", unset(B, end - pos, H, D), *caches, new, at, SLOTS[:B])
             parts.append(part)
             pos = end
         decoded.append(np.concatenate(parts, axis=1))
