@@ -154,7 +154,8 @@ def write_folder_tokenizers():
     library.add_special_tokens(["<s>", "<|im_end|>"])
     template = (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content | trim }}"
-        "{{ eos_token }}{% endgeneration %}{% else %}{{ m['content'] + 'ab' }}{% endif %}{% endfor %}{% if add_generation_prompt %}a{% endif %}"
+        "{{ eos_token }}{% endgeneration %}{% else %}{{ m['content'] + 'ab' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}a{% endif %}"
     )
     end = {"content": "<|im_end|>", "lstrip": False}
     folder = {
