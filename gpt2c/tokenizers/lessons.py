@@ -7,6 +7,7 @@ thought before it, say), each answer is learned in the conversation as it was th
 
 import functools
 import re
+from itertools import chain
 from typing import NamedTuple
 
 from gpt2c.errors import TokenizationError
@@ -66,7 +67,7 @@ def _lesson(tokenizer, text):
     segments, answers = BORDER.split(text), [False, *(border == OPEN for border in BORDER.findall(text))]
     ids, counts = ids_of(tokenizer, "".join(segments)), []
     pieces = [ids_of(tokenizer, segment) for segment in segments]
-    if sum(pieces, []) == ids:
+    if list(chain.from_iterable(pieces)) == ids:
         counts = [answer for piece, answer in zip(pieces, answers) for _ in piece]
     else:  # tokens reach over borders, or depend on the text before: such a token is of what it ends in
         for number, answer in enumerate(answers):
