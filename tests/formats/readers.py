@@ -71,7 +71,11 @@ def in_folder(family, member, index=""):
         for name in FOLDER:
             shutil.copyfile(CORPUS / f"{family}_{name}", folder / (index if name == TENSORS and index else name))
         shutil.copyfile(path, folder / member)
-        load(folder)
+        try:
+            load(folder)
+        except Gpt2cError as error:
+            assert error.exit_code == 4, error
+            raise
 
     return read
 
