@@ -16,7 +16,7 @@ VERBS = {
     "train-tokenizer": "a vocabulary from text",
     "bench": "the speed of kernels and models, beside what this machine can do at most",
     "check-grad": "a model's gradients against differences of its loss",
-    "convert": "a model in another format: llm.c's, GGUF, JSON, a checkpoint",
+    "convert": "a model in another format: Hugging Face's, GGUF, llm.c's, JSON, a checkpoint",
     "info": "this machine and build, or what a checkpoint or the folder of a run holds",
     "plot": "the loss curves of runs, or the roofline of a benchmark",
     "completion": "what bash or zsh needs to complete verbs and flags",

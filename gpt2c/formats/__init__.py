@@ -67,7 +67,7 @@ HUGGINGFACE = Format(
 RANDYGPT = Format("a checkpoint of randyGPT", randygpt.is_rgpt, randygpt.read)
 # The first one that recognises a file reads it, and the folder's a folder. The last one recognises any file: its reader reports
 # what is wrong with it.
-FORMATS = (HUGGINGFACE, LLMC, JSON, GGUF, RANDYGPT, NATIVE)
+FORMATS = (LLMC, JSON, GGUF, RANDYGPT, HUGGINGFACE, NATIVE)
 
 
 def format_of(path):

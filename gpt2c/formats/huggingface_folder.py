@@ -116,7 +116,7 @@ def _document(path):
     with open_input(path) as file:
         if os.fstat(file.fileno()).st_size > MOST_BYTES:
             raise invalid(path, f"it has more than {MOST_BYTES:,} bytes")
-        data = file.read(MOST_BYTES)
+        data = file.read()
     if path.suffix == ".json":
         return parsed(path, data)
     try:

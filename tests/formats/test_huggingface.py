@@ -134,8 +134,9 @@ def test_what_is_quantised_becomes_float32_and_is_said(tmp_path):
     assert gpt2c.load(tmp_path / "a").params.flat.tobytes() == gpt2c.load(tmp_path / "x.gguf").params.flat.tobytes()
 
 
-def test_one_tensor_at_a_time_is_in_memory(tmp_path):
-    gpt2c.create("llama", vocab_size=4096, channels=256, num_layers=16, num_heads=4, max_seq_len=8).save(f"{tmp_path}/a/")
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_one_tensor_at_a_time_is_in_memory(family, tmp_path):
+    gpt2c.create(family, vocab_size=4096, channels=256, num_layers=16, num_heads=4, max_seq_len=8).save(f"{tmp_path}/a/")
     for source, target, dtype in (
         ("a", "x.gguf", ""), ("x.gguf", "b/", ""), ("a", "c/", "bf16"), ("a", "x.safetensors", ""), ("x.safetensors", "d/", ""),
     ):  # fmt: skip
