@@ -22,6 +22,8 @@ from gpt2c.runs.logs import read_metrics
 from gpt2c.support.fields import flag
 from gpt2c.support.machine import available_memory, in_units
 
+SHOWN = 60  # characters of a chat template
+
 
 @dataclass
 class InfoConfig:
@@ -79,11 +81,31 @@ def model_file(path):
         "family": content.family,
         **dataclasses.asdict(content.config),
         **parameter_counts(content),
-        "tokenizer": f"{weights.tokenizer.vocab_size} tokens" if weights.tokenizer else "none",
+        **vocabulary(weights.tokenizer),
         **weights.said,
         "saved": f"{datetime.fromtimestamp(Path(path).stat().st_mtime):%Y-%m-%d %H:%M:%S}",
         "run": content.run.values if content.run else "none: weights alone",
         **weights.facts,
+    }
+
+
+def vocabulary(tokenizer):
+    """The tokens, and how a text and a conversation are written with them."""
+    if not tokenizer:
+        return {"tokenizer": "none"}
+
+    def named(id):
+        return f"{id} {tokenizer.tokens[id].decode('utf-8', 'replace')!r}"
+
+    template = tokenizer.chat_template
+    first = template.strip().partition("\n")[0]
+    begins = repr(first[:SHOWN]) + "..." * (first[:SHOWN] != template)
+    return {
+        "tokenizer": f"{tokenizer.vocab_size} tokens",
+        "bos": "none" if tokenizer.bos is None else named(tokenizer.bos),
+        "adds bos": tokenizer.adds_bos,
+        "ends": [named(id) for id in tokenizer.ends] or "none",
+        "chat template": f"{len(template):,} characters, {begins}" if template else "none",
     }
 
 

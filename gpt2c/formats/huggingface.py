@@ -77,7 +77,7 @@ def write(path, weights, dtype="", overwrite=False):
             notes.update([f"{kind}: tensors that were {part.kind}, which such a folder has not"] * (part.kind not in TORCH_TYPES))
             part = parts.converted(row.name, part, kind)
             tensors[names.PREFIX * (row.name != HEAD) + row.name] = parts.transposed(part) if row.transposed else part
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id")) | files.get(GENERATION, {})  # where they are missing, transformers knows some
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id")) | files.get(GENERATION, {})  # unsaid, they have defaults
     files[CONFIG] = config | ids | _about(weights, TORCH_TYPES[parts.commonest(tensors.values())])
     if sampling := weights.said.get("sampling"):
         files[GENERATION] = files.get(GENERATION, {}) | {"do_sample": True, **sampling}

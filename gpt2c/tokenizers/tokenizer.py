@@ -20,7 +20,7 @@ from gpt2c.errors import InputError, TokenizationError, UsageError
 from gpt2c.support.files import StrPath, atomic_write, find_file, open_input
 from gpt2c.tokenizers import byte_list
 from gpt2c.tokenizers import llmc as llmc_tokenizer
-from gpt2c.tokenizers.byte_level import BYTES, raw, recover_merges, utf8, visible
+from gpt2c.tokenizers.byte_level import BYTES, of_piece, raw, recover_merges, utf8, visible
 from gpt2c.tokenizers.refusals import library_of, refusals
 from gpt2c.tokenizers.streaming import TextStream
 
@@ -54,6 +54,7 @@ class Tokenizer:
         self._byte_level = True
         self._split_as_gpt2 = True
         self._joined = True  # decoding is joining the tokens
+        self._before = b""  # which encoding puts before a text, and decoding leaves out
 
     def __repr__(self) -> str:
         ends = "".join(f", {name} {id}" for name, id in (("begin", self.bos), ("end", self.eot)) if id is not None)
@@ -144,18 +145,20 @@ class Tokenizer:
         """From an object of the `tokenizers` library."""
         from tokenizers import decoders, models
 
-        from gpt2c.tokenizers.vocabularies import BOS_NAMES, EOT_NAMES, find_special, is_split_as_gpt2
+        from gpt2c.tokenizers.vocabularies import BOS_NAMES, EOT_NAMES, find_special, is_split_as_gpt2, joins_pieces
 
         strings = list(takewhile(lambda s: s is not None, map(library.id_to_token, count())))
         if len(strings) < (n := library.get_vocab_size()):
             raise TokenizationError(f"this tokenizer.json has {n} tokens but no id {len(strings)}; expected the ids 0 to {n - 1}")
         byte_level = isinstance(library.decoder, decoders.ByteLevel)
         specials = {t.content: i for i, t in library.get_added_tokens_decoder().items() if t.special}
-        made = cls([raw(s) if byte_level else s.encode() for s in strings])
+        pieces, spaced = joins_pieces(library)
+        made = cls(map(raw if byte_level else of_piece if pieces else str.encode, strings))
         made._specials = set(specials.values())
         made._byte_level = byte_level
         made._split_as_gpt2 = is_split_as_gpt2(library)
-        made._joined = isinstance(library.decoder, decoders.ByteLevel | decoders.Fuse)
+        made._joined = pieces or isinstance(library.decoder, decoders.ByteLevel | decoders.Fuse)
+        made._before = b" " if spaced else b""
         made.bos = find_special(specials, BOS_NAMES)
         made.eot = find_special(specials, EOT_NAMES)
         unknown = getattr(library.model, "unk_token", None)
@@ -375,7 +378,7 @@ class Tokenizer:
             if not 0 <= i < self.vocab_size:
                 raise UsageError(f"{i} is not an id of this tokenizer, which has 0 to {self.vocab_size - 1}")
         if self._joined:
-            return b"".join([self.tokens[i] for i in ids])
+            return b"".join([self.tokens[i] for i in ids]).removeprefix(self._before)
         with refusals("the ids cannot be decoded"):
             return self._library.decode(ids, skip_special_tokens=False).encode()
 

@@ -21,6 +21,7 @@ from gpt2c.commands.chat import MAX_INPUT_LENGTH
 from gpt2c.data import ItemLoader, Reading, read_items
 from gpt2c.data.conversations import conversation
 from gpt2c.data.items import Item
+from gpt2c.errors import InputError
 from gpt2c.generation import conversation as talking
 from gpt2c.generation.conversation import Conversation
 from gpt2c.generation.sampling import Sampling
@@ -264,6 +265,20 @@ def test_the_oldest_turns_are_dropped_and_the_system_prompt_stays(templated, mon
     assert all(text.startswith("<|im_start|>") and "<unk> x <|im_end|>" in text for text in texts)
     counts = [text.count("Again") for text in texts]
     assert counts[:2] == [1, 2] and max(counts) == counts[-1] == counts[-2] < 6
+
+
+def test_a_question_that_does_not_fit_is_refused_and_the_chat_goes_on(templated, monkeypatch):
+    """What the template begins with must not be cut off."""
+    m = gpt2c.load(templated)
+    talk, asked = Conversation(m, m.tokenizer, Sampling(), max_new_tokens=8, system="x"), ids_asked(monkeypatch)
+    list(talk.answer("Again."))
+    for question in ("Again. " * 40, "Again. " * 25):
+        with pytest.raises(InputError, match=r"has \d+ tokens, and the context of 64 leaves 56 of them beside an answer of 8"):
+            list(talk.answer(question))
+    list(talk.answer("Again."))
+    assert len(asked) == 2 and m.tokenizer.decode(asked[1][0]).count("Again") == 2  # what was said before is there still
+    done = piped(templated, b"x " * 99 + b"\nWhat is snow?\n", "--max-new-tokens", 8)
+    assert done.stdout == b"\nSnow is ice, of course.\n" and b"this prompt cannot be used: with the system" in done.stderr
 
 
 @pytest.mark.parametrize("special", SPECIALS)

@@ -72,6 +72,7 @@ def main():
     model.tokenizer, model.description, model.turns = Tokenizer.make("char", "abcde"), "says “é”", 2
     model.save(CORPUS / "model.json")
     write_tokenizers()
+    write_folder_tokenizers()
     write_texts()
     (CORPUS / "config.toml").write_text(
         'max_steps = 7\nlearning_rate = 0.001\nmax_time = "1\\u0068"\noverfit = false\n\n[more]\nseq_len = 8\n', encoding="utf-8"
@@ -171,6 +172,38 @@ def write_tokenizers():
     randy = {"vocab": ["<|bos|>", "<|eos|>", "a", "é", "aé"], "merges": [["a", "é"]]}
     (CORPUS / "tokenizer_randygpt.json").write_text(json.dumps(randy), encoding="utf-8")
     (CORPUS / "vocab.txt").write_text(byte_list.TEXT, encoding="utf-8")
+
+
+def write_folder_tokenizers():
+    """The files of two folders by name, in one file each: with a tokenizer.json, and with what there was before it."""
+    vocab = {text: id for id, text in enumerate(["a", "b", "Ġ", "Ċ", "ab", "Ã", "©", "<s>", "<|im_end|>"])}
+    library = Library(models.BPE(vocab, [("a", "b")], ignore_merges=True))
+    library.normalizer = normalizers.NFC()
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 7)])
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens(["<s>", "<|im_end|>"])
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content | trim }}"
+        "{{ eos_token }}{% endgeneration %}{% else %}{{ m['content'] + 'ab' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}a{% endif %}"
+    )
+    end = {"content": "<|im_end|>", "lstrip": False}
+    folder = {
+        "tokenizer.json": json.loads(library.to_str()),
+        "tokenizer_config.json": {"add_bos_token": None, "chat_template": [{"name": "default", "template": template}]},
+        "special_tokens_map.json": {"bos_token": "<s>", "eos_token": end, "additional_special_tokens": ["<s>"]},
+        "generation_config.json": {"eos_token_id": [8, 7]},
+        "config.json": {"eos_token_id": 7, "bos_token_id": 7},
+    }
+    old = {
+        "vocab.json": vocab | {"<|endoftext|>": 9},
+        "merges.txt": "#version: 0.2\na b\n",
+        "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": {"8": end | {"special": True}}},
+        "chat_template.jinja": "{% for m in messages %}{{ m.content ~ '<|im_end|>' }}{% endfor %}",
+    }
+    for name, files in ("new", folder), ("old", old):
+        (CORPUS / f"folder_{name}.json").write_text(json.dumps(files), encoding="utf-8")
 
 
 def write_texts():

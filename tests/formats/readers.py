@@ -24,7 +24,7 @@ from gpt2c.data.items import read_items
 from gpt2c.data.layouts import hellaswag, mmlu, stories
 from gpt2c.data.reading import Reading
 from gpt2c.data.records import records
-from gpt2c.errors import Gpt2cError
+from gpt2c.errors import Gpt2cError, InputError
 from gpt2c.formats import json as json_format
 from gpt2c.formats import native, randygpt
 from gpt2c.formats.llmc import load_debug_state
@@ -33,6 +33,9 @@ from gpt2c.models.files import load, load_run
 from gpt2c.models.registry import make_config
 from gpt2c.runs import folder as runs
 from gpt2c.runs.logs import read_metrics
+from gpt2c.tokenizers import huggingface, sandbox
+from gpt2c.tokenizers.lessons import lessons
+from gpt2c.tokenizers.templates import _compiled
 from gpt2c.tokenizers.tokenizer import Tokenizer
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.trainer import Trainer
@@ -77,7 +80,11 @@ def in_folder(family, member, index=""):
         for name in FOLDER:
             shutil.copyfile(CORPUS / f"{family}_{name}", folder / (index if name == TENSORS and index else name))
         shutil.copyfile(path, folder / member)
-        load(folder)
+        try:
+            load(folder)
+        except Gpt2cError as error:
+            assert error.exit_code == 4, error
+            raise
 
     return read
 
@@ -98,11 +105,36 @@ def use_tokenizer(made):
         lambda: Tokenizer.from_json(made.to_json()),
     ]
     repr(made)
+    try_all(uses)
+
+
+def try_all(uses):
+    """Does all of it; each may be refused in one sentence."""
     for use in uses:
         try:
             use()
         except Gpt2cError as error:
             assert "\n" not in str(error)
+
+
+def read_folder_tokenizer(path):
+    """A tokenizer of a folder, whose files are one here, by name; and a conversation by its chat template."""
+    try:
+        files = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise InputError("no files") from None
+    if not isinstance(files, dict):
+        raise InputError("no files")
+    small = dict(SECONDS=1.0, CHARACTERS=1 << 14)  # for a template: less than all that one may take
+    with mock.patch.multiple(sandbox, **small):
+        made, _ = huggingface.read(files, 1000)
+        if not made:
+            return
+        talk = [{"role": role, "content": "ab <s>"} for role in ("user", "assistant", "user", "assistant")]
+        uses = [lambda: made.encode("ab é<|im_end|>", bos=made.adds_bos), lambda: made.chat(talk), lambda: lessons(made, talk)]
+        uses += [lambda: huggingface.read(huggingface.write(made, 1000)[0], 1000), lambda: made.stream().push(made.ends[0])]
+        try_all(uses if made.ends else uses[:-1])
+    _compiled.cache_clear()
 
 
 def read_config(path):
@@ -229,6 +261,7 @@ READERS = {
     "tokenizer-others": Reader(
         read_tokenizer, ("tokenizer_rnn_rust.json", "tokenizer_randygpt.json", "vocab.txt"), JSON, ENCODED
     ),
+    "tokenizer-folder": Reader(read_folder_tokenizer, ("folder_new.json", "folder_old.json"), JSON, ENCODED),
     "tokens": Reader(read_tokens, ("gpt2_shard.bin", "llama_shard.bin", "legacy_tokens.bin")),
     "choices": Reader(read_choices, ("choices.bin",)),
     "config": Reader(read_config, ("config.toml",)),
