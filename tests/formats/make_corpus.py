@@ -22,12 +22,15 @@ from gpt2c.formats.llmc import HEADER_BYTES, LAYERNORM, MODEL_MAGIC, write_debug
 from gpt2c.formats.safetensors import read_folder
 from gpt2c.formats.weights import Weights
 from gpt2c.tokenizers import byte_list
+from gpt2c.tokenizers import gguf as gguf_tokenizers
 from gpt2c.tokenizers.byte_level import GPT2_BYTES
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 LIBRARY = "char", "byte", "word", "pieces", "unigram", "subwords"  # the tokenizer.json besides that of tokenizer.bin
 TINY_RANDYGPT = (4, 1, 1, 4)  # channels, heads, layers, positions
+TOKENS, TYPES = ["<s>", "</s>", "<|im_end|>", "<x>", "b", "a", "Ġ", "ab", "Ġab", "0"], [3, 3, 3, 4, 1, 1, 1, 1, 1, 1]
+TEMPLATE = "{% for m in messages %}{{ bos_token + m['role'] }}{{ m.content | trim }}<|im_end|>{% endfor %}"
 CONFIG = dict(num_layers=1, channels=4, num_heads=1, vocab_size=5, max_seq_len=4, padded_vocab_size=8)
 
 
@@ -96,7 +99,8 @@ def write_old_models(model, rng):
 
 
 def write_gguf(tokenizer):
-    """With a tokenizer and a description; and with blocks of several types."""
+    """With a tokenizer and a description; with blocks of several types; of the llama family, alone and with all that a model for
+    conversations has."""
     model = gpt2c.create("gpt2", **CONFIG | {"vocab_size": 262, "padded_vocab_size": 264})
     model.tokenizer, model.description, model.turns = tokenizer, "says “é”", 2
     model.save(CORPUS / "model.gguf")
@@ -106,6 +110,14 @@ def write_gguf(tokenizer):
     shapes = [(name, shape) for name, shape, _ in gguf_llama.tensors("llama", sizes | ways)]
     weights = Weights("llama", sizes | ways, {name: np.ones(shape, np.float32) for name, shape in shapes})
     formats.write(CORPUS / "llama.gguf", weights)
+    sizes["vocab_size"] = len(TOKENS)
+    shapes = [(name, shape) for name, shape, _ in gguf_llama.tensors("llama", sizes | ways)]
+    tensors = {name: np.ones(shape, np.float32) for name, shape in shapes}
+    metadata = {"tokens": TOKENS, "token_type": np.array(TYPES), "merges": ["a b", "Ġ ab"], "model": "gpt2", "pre": "smollm"}
+    tokenizer, _ = gguf_tokenizers.read({gguf_tokenizers.KEY + key: value for key, value in metadata.items()}, len(TOKENS))
+    tokenizer.chat_template, tokenizer.bos, tokenizer.ends, tokenizer.adds_bos = TEMPLATE, 0, [2, 1, 3, 4], True
+    said = {"description": "“é”", "turns": 2, "sampling": {"temperature": 0.5, "top_k": 3, "top_p": 0.9}}
+    formats.write(CORPUS / "chat.gguf", Weights("llama", sizes | ways, tensors, tokenizer, said))
 
 
 def write_folders():

@@ -62,6 +62,15 @@ def read_weights(path):
         loaded(tensor)
 
 
+def read_chat(path):
+    """A GGUF file of a model for conversations, what its tokenizer does, and a file that is written of it and read again."""
+    weights = formats.read(path)
+    if weights.tokenizer:
+        use_tokenizer(weights.tokenizer)
+    formats.write(path.with_suffix(".again.gguf"), weights)
+    formats.read(path.with_suffix(".again.gguf"))
+
+
 def in_folder(family, member, index=""):
     """A reader of a folder of Hugging Face, one file of which is the damaged one; with an index its tensors have another name."""
 
@@ -81,13 +90,18 @@ def in_folder(family, member, index=""):
 
 
 def read_tokenizer(path):
-    """A tokenizer, and what it does with some text and with all of its ids."""
-    made = Tokenizer.load(path)
+    use_tokenizer(Tokenizer.load(path))
+
+
+def use_tokenizer(made):
+    """What a tokenizer does with some text, with a conversation and with all of its ids."""
     stream = made.stream()
     uses = [lambda text=text, special=s: made.encode(text, special) for text in ("", "ab é日 <unk> \n", "a" * 40) for s in (0, 1)]
     uses += [
         lambda: made.decode(range(min(made.vocab_size, 300))),
         lambda: stream.push(0),
+        lambda: made.prompt("a"),
+        lambda: made.chat([{"role": "user", "content": "a <|im_end|>"}]),
         lambda: Tokenizer.from_json(made.to_json()),
     ]
     repr(made)
@@ -197,6 +211,29 @@ def silent(read):
     return quietly
 
 
+def pairs_apart(data):
+    """The metadata of a GGUF file, each [key, type, value], and the rest of it."""
+    version, pairs, tensors, data = hand_gguf.apart(data)
+    return [*pairs, [version, tensors, data]]
+
+
+def pairs_together(parts):
+    """The file of these parts. A value that is not of its type any more has one that it is of."""
+    *pairs, (version, tensors, data) = parts
+    return hand_gguf.together([version, [typed(*pair) for pair in pairs], tensors, data])
+
+
+def typed(key, kind, value):
+    try:
+        hand_gguf.packed(kind, value)
+        return key, kind, value
+    except Exception:  # whatever a changed value does to it
+        kinds = {bool: 7, float: 12, str: 8, int: 11}
+        if isinstance(value, list):
+            return key, 9, (kinds[type(value[0])] if value else 5, value)
+        return key, kinds[type(value)], value
+
+
 CHECKPOINT, MODEL = Form(checkpoint_apart, checkpoint_together), Form(json.loads, sealed)
 GGUF = Form(hand_gguf.apart, hand_gguf.together)
 SAFETENSORS = Form(hand_safetensors.apart, hand_safetensors.together)
@@ -211,6 +248,7 @@ READERS = {
     "json": Reader(load, ("model.json", "model_v1.json"), MODEL, ENCODED),
     "gguf": Reader(load, ("model.gguf", "model_q.gguf"), GGUF),
     "gguf-llama": Reader(read_weights, ("llama.gguf",), GGUF),
+    "gguf-chat": Reader(read_chat, ("chat.gguf",), Form(pairs_apart, pairs_together), ENCODED),
     "folder": Reader(in_folder("llama", "config.json"), ("llama_config.json",), JSON),
     "folder-gpt2": Reader(in_folder("gpt2", "config.json"), ("gpt2_config.json",), JSON),
     "folder-sampling": Reader(in_folder("llama", "generation_config.json"), ("llama_generation_config.json",), JSON),

@@ -48,7 +48,7 @@ def trained(architecture):
 def losses(model, ids):
     """The loss of each token but the first."""
     model.forward(np.array([ids[:-1]]))
-    logits = model.logits[0].astype(np.float64)
+    logits = model.logits[0, :, : model.config.vocab_size].astype(np.float64)
     logits -= logits.max(-1, keepdims=True)
     return np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids) - 1), ids[1:]]
 
