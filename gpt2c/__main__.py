@@ -11,6 +11,7 @@ VERBS = {
     "generate": "text from a checkpoint",
     "rlvr": "reinforcement learning (GRPO) on tasks whose answers can be checked",
     "chat": "talk to a model",
+    "download": "a published model to chat with",
     "prepare": "token files from text, JSON and CSV",
     "eval": "loss, perplexity and bits per byte on a file; multiple-choice files",
     "train-tokenizer": "a vocabulary from text",

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt2c.errors import InputError, ResourceError, UsageError
+from gpt2c.support.progress import watched
 
 StrPath = str | os.PathLike[str]
 
@@ -56,11 +57,12 @@ def atomic_write(path, size=None):
         if size is not None and (free := shutil.disk_usage(folder).free) < size:
             raise ResourceError(f"cannot write {path}: {size:,} bytes are needed, {free:,} available; free some")
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
-            yield file
+            with watched(file, path.name, size) as shown:
+                yield shown
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(folder)
+        sync_folder(folder)
     except BaseException as error:  # an interrupt as well: the temporary file never stays
         with suppress(OSError):
             temporary.unlink()
@@ -146,7 +148,7 @@ def second_name(path, name):
             shutil.copyfileobj(old, new)
 
 
-def _sync_folder(folder):
+def sync_folder(folder):
     """Put the folder's entries on the disk: without this a rename may be lost when the power fails."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

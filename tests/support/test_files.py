@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from gpt2c.errors import InputError, ResourceError, UsageError
+from gpt2c.support import progress
 from gpt2c.support.files import atomic_folder, atomic_write, open_input, second_name
 
 
@@ -16,6 +17,21 @@ def test_a_failing_disk_is_an_input_error(tmp_path):
     path.write_bytes(b"old")
     with pytest.raises(InputError, match=f"cannot read {path}: Input/output error"), open_input(path):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("terminal, seconds, shown", [(True, 0.8, True), (True, 0.3, False), (False, 20, False)])
+def test_a_terminal_shows_how_far_a_large_file_is(tmp_path, monkeypatch, capsys, terminal, seconds, shown):
+    """After a second; `seconds` are those of a piece."""
+    now = iter(range(100))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: seconds * next(now)))
+    monkeypatch.setattr(progress, "on_terminal", lambda: terminal)
+    with atomic_write(tmp_path / "big", 3000) as file:
+        for _ in range(3):
+            file.write(bytes(1000))
+    line = "\rwriting big: 2.0 KB of 3.0 KB (67%) | 1.2 KB/s | eta 1s\033[K"
+    said = capsys.readouterr().err
+    assert (line in said and said.endswith("\r\033[K")) if shown else said == ""
+    assert (tmp_path / "big").read_bytes() == bytes(3000)
 
 
 def test_a_file_is_replaced_whole(tmp_path):
