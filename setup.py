@@ -63,7 +63,7 @@ FLAGS = [
 
 ISAS = {"baseline": []}
 if sysconfig.get_platform().endswith("x86_64"):  # what is built for, which need not be where it is built
-    AVX2 = ["-mavx2", "-mfma"]
+    AVX2 = ["-mavx2", "-mfma", "-mf16c"]
     AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
     AVX512BF16 = [*AVX512, "-mavx512bf16"]
     ISAS = {

@@ -12,7 +12,10 @@ class DType(NamedTuple):
 
 DTYPES: dict[str, DType]
 
+CACHED: dict[str, tuple[int, int]]
+
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int: ...
+def cached_bytes(kind: str, numbers: int) -> int: ...
 
 class Buffer:
     name: str

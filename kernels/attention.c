@@ -18,6 +18,7 @@
 // are dropped.
 #include <math.h>
 
+#include "cache.h"
 #include "gpt2c.h"
 #include "parallel.h"
 #include "side.h"
@@ -95,12 +96,10 @@ static inline void exp_lanes(float* s, int64_t n, const vf max[2], vf sum[2]) {
     sum[0] = sum0, sum[1] = sum1;
 }
 
-// One head: T queries at positions start .. start + T - 1 against keys and values 0 .. start + T - 1. lse may be NULL.
+// One head: T queries at positions start .. start + T - 1 against the keys and values 0 .. start + T - 1 in f. lse may be NULL.
 static void attend(const Precision* p, float* out, ptrdiff_t out_row, float* lse, const float* q, ptrdiff_t q_row,
-                   const float* k, const float* v, ptrdiff_t kv_row, int64_t T, int64_t start, int64_t D, Forward f) {
+                   int64_t T, int64_t start, int64_t D, Forward f) {
     const int64_t W = padded_width(p, D);
-    copy_rows(f.k, W, k, kv_row, start + T, D, 1);
-    copy_rows(f.v, W, v, kv_row, start + T, D, 1);
     begin(p);
     Side keys = left_side(p, f.keys, f.k, W, 0, start + T, D), values_t = left_side(p, f.values_t, f.v, W, 1, D, start + T);
     for (int64_t first = 0; first < T; first += TN) {
@@ -141,7 +140,9 @@ void FN(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, 
         const float *heads = qkv + b * T * row, *k = heads + (H + h * K / H) * D;
         Forward f;
         forward_scratch(&f, scratch + thread_index() * FN(attention_scratch)(T, D), T, D);
-        attend(p, out + (b * T * H + h) * D, H * D, lse + bh * T, heads + h * D, row, k, k + K * D, row, T, 0, D, f);
+        copy_rows(f.k, padded_width(p, D), k, row, T, D, 1);
+        copy_rows(f.v, padded_width(p, D), k + K * D, row, T, D, 1);
+        attend(p, out + (b * T * H + h) * D, H * D, lse + bh * T, heads + h * D, row, T, 0, D, f);
     }
 }
 
@@ -320,22 +321,45 @@ void FN(attention_materialised_backward)(float* dqkv, const float* dout, const f
 
 // Cached ----------------------------------------------------------------------------------------------------------
 
-// One query against n keys and values: a row of scores, then a sum of rows. p has room for 2 n. Keys and values come from
-// memory, since all weights of the model went through the caches after they were last used, and a head's part of them lies in
-// short pieces far apart, which hardware does not fetch ahead: the next keys and the values are asked for as scores are made.
-static void attend_one(float* out, const float* q, const float* k, const float* v, ptrdiff_t kv_row, int64_t n, int64_t D,
-                       float* p) {
-    enum { LINE = 16, VECTORS = 4 };  // floats in a cache line; vectors of the sum that are made in one walk over the values
+size_t FN(attention_cached_scratch)(int64_t S, int64_t D) {
+    Forward f;
+    return forward_scratch(&f, NULL, S, D);
+}
+
+void FN(attention_cached_forward)(float* out, uint8_t* kcache, uint8_t* vcache, const float* qkv, const int32_t* pos,
+                                  const int32_t* slot, int64_t B, int64_t T, int64_t H, int64_t D, int64_t S, int64_t K,
+                                  int64_t kv, float* scratch) {
+    const int64_t row = (H + 2 * K) * D, head = cached_bytes(kv, D);
+    const Precision* p = precision_for(T, D);
+    const int64_t W = padded_width(p, D), seen = store_positions(kcache, vcache, qkv, pos, slot, B, T, H, D, S, K, kv);
+    PARALLEL_FOR(4 * T * seen * H * D)
+    for (int64_t bh = 0; bh < B * H; bh++) {
+        int64_t b = bh / H, h = bh % H, at = (slot[b] * S * K + h * K / H) * head;
+        Forward f;
+        forward_scratch(&f, scratch + thread_index() * FN(attention_cached_scratch)(S, D), S, D);
+        copy_cached(f.k, W, kcache + at, K * head, pos[b] + T, D, kv);
+        copy_cached(f.v, W, vcache + at, K * head, pos[b] + T, D, kv);
+        attend(p, out + (b * T * H + h) * D, H * D, NULL, qkv + b * T * row + h * D, row, T, pos[b], D, f);
+    }
+}
+
+// One query against n keys and values, kv_row bytes apart: a row of scores, then a sum of rows. p has room for 2 n. Keys and values
+// come from memory, since all weights of the model went through the caches after they were last used, and a head's part of them
+// lies in short pieces far apart, which hardware does not fetch ahead: the next keys and the values are asked for as scores are made.
+static inline __attribute__((always_inline)) void
+attend_one_as(float* out, const float* q, const uint8_t* k, const uint8_t* v, ptrdiff_t kv_row, int64_t n, int64_t D, float* p,
+              const int type) {
+    enum { LINE = 64, VECTORS = 4 };  // bytes of a cache line; vectors of the sum that are made in one walk over the values
     float* s = p + n;
     for (int64_t j = 0; j < n; j += VL) {
         vf sum[VL] = {0};
         for (int i = 0; i < VL && j + i < n; i++) {
-            const float *kj = k + (j + i) * kv_row, *vj = v + (j + i) * kv_row;
-            for (int64_t c = 0; c < D; c += LINE) {
-                if (j + i + VL < n) __builtin_prefetch(kj + VL * kv_row + c);
-                __builtin_prefetch(vj + c);
+            const uint8_t *kj = k + (j + i) * kv_row, *vj = v + (j + i) * kv_row;
+            for (int64_t at = 0; at < cached_bytes(type, D); at += LINE) {
+                if (j + i + VL < n) __builtin_prefetch(kj + VL * kv_row + at);
+                __builtin_prefetch(vj + at);
             }
-            for (int64_t c = 0; c < D; c += VL) sum[i] += vf_load_n(q + c, D - c) * vf_load_n(kj + c, D - c);
+            for (int64_t c = 0; c < D; c += VL) sum[i] += vf_load_n(q + c, D - c) * cached(kj, c, D, type);
         }
         vf_store_n(s + j, vf_sums(sum) * (1.0f / sqrtf(D)), n - j);
     }
@@ -346,58 +370,30 @@ static void attend_one(float* out, const float* q, const float* k, const float* 
 #pragma GCC unroll 4
             for (int i = 0; i < VECTORS; i++) {
                 int64_t c = first + i * VL;
-                if (c < D) sum[i] += p[j] * vf_load_n(v + j * kv_row + c, D - c);
+                if (c < D) sum[i] += p[j] * cached(v + j * kv_row, c, D, type);
             }
         for (int64_t i = 0, c = first; i < VECTORS && c < D; i++, c += VL) vf_store_n(out + c, sum[i], D - c);
     }
 }
 
-// Stores the keys and values of qkv's rows, T for each b, at positions pos[b] .. of row slot[b] of the caches. -> How many keys the
-// queries see, those of a row counted once.
-static int64_t store_keys(float* kcache, float* vcache, const float* qkv, const int32_t* pos, const int32_t* slot, int64_t B,
-                          int64_t T, int64_t H, int64_t D, int64_t S, int64_t K) {
-    const int64_t row = (H + 2 * K) * D, kv_row = K * D;
-    int64_t seen = 0;
-    for (int64_t bt = 0; bt < B * T; bt++) {
-        int64_t b = bt / T, at = (slot[b] * S + pos[b] + bt % T) * kv_row;
-        memcpy(kcache + at, qkv + bt * row + H * D, kv_row * sizeof(float));
-        memcpy(vcache + at, qkv + bt * row + H * D + kv_row, kv_row * sizeof(float));
-        if (bt % T == T - 1) seen += pos[b] + T;
-    }
-    return seen;
-}
-
-size_t FN(attention_cached_scratch)(int64_t S, int64_t D) {
-    Forward f;
-    return forward_scratch(&f, NULL, S, D);
-}
-
-void FN(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
-                                  const int32_t* slot, int64_t B, int64_t T, int64_t H, int64_t D, int64_t S, int64_t K,
-                                  float* scratch) {
-    const int64_t row = (H + 2 * K) * D, kv_row = K * D;
-    const Precision* p = precision_for(T, D);
-    const int64_t seen = store_keys(kcache, vcache, qkv, pos, slot, B, T, H, D, S, K);
-    PARALLEL_FOR(4 * T * seen * H * D)
-    for (int64_t bh = 0; bh < B * H; bh++) {
-        int64_t b = bh / H, h = bh % H, at = slot[b] * S * kv_row + h * K / H * D;
-        Forward f;
-        forward_scratch(&f, scratch + thread_index() * FN(attention_cached_scratch)(S, D), S, D);
-        attend(p, out + (b * T * H + h) * D, H * D, NULL, qkv + b * T * row + h * D, row, kcache + at, vcache + at, kv_row, T,
-               pos[b], D, f);
-    }
+static void attend_one(float* out, const float* q, const uint8_t* k, const uint8_t* v, ptrdiff_t kv_row, int64_t n, int64_t D,
+                       float* p, int64_t type) {
+#define ATTEND(constant) attend_one_as(out, q, k, v, kv_row, n, D, p, constant)
+    WITH_CACHED_TYPE(type, ATTEND)
+#undef ATTEND
 }
 
 size_t FN(attention_decode_scratch)(int64_t S) { return 2 * S; }
 
-void FN(attention_decode_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
-                                  const int32_t* slot, int64_t B, int64_t H, int64_t D, int64_t S, int64_t K, float* scratch) {
-    const int64_t row = (H + 2 * K) * D, kv_row = K * D;
-    const int64_t seen = store_keys(kcache, vcache, qkv, pos, slot, B, 1, H, D, S, K);
+void FN(attention_decode_forward)(float* out, uint8_t* kcache, uint8_t* vcache, const float* qkv, const int32_t* pos,
+                                  const int32_t* slot, int64_t B, int64_t H, int64_t D, int64_t S, int64_t K, int64_t kv,
+                                  float* scratch) {
+    const int64_t row = (H + 2 * K) * D, head = cached_bytes(kv, D);
+    const int64_t seen = store_positions(kcache, vcache, qkv, pos, slot, B, 1, H, D, S, K, kv);
     PARALLEL_FOR(4 * seen * H * D)
     for (int64_t bh = 0; bh < B * H; bh++) {
-        int64_t b = bh / H, h = bh % H, at = slot[b] * S * kv_row + h * K / H * D;
-        attend_one(out + bh * D, qkv + b * row + h * D, kcache + at, vcache + at, kv_row, pos[b] + 1, D,
-                   scratch + thread_index() * FN(attention_decode_scratch)(S));
+        int64_t b = bh / H, h = bh % H, at = (slot[b] * S * K + h * K / H) * head;
+        attend_one(out + bh * D, qkv + b * row + h * D, kcache + at, vcache + at, K * head, pos[b] + 1, D,
+                   scratch + thread_index() * FN(attention_decode_scratch)(S), kv);
     }
 }

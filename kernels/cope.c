@@ -13,6 +13,7 @@
 #include <math.h>
 
 #include "attend.h"
+#include "cache.h"
 #include "gpt2c.h"
 #include "parallel.h"
 
@@ -162,23 +163,28 @@ void FN(cope_forward)(float* out, float* lse, float* preatt, float* att, const f
     }
 }
 
-void FN(cope_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+// As load_head, from the caches.
+static void load_cached_head(Scratch s, const uint8_t* k, const uint8_t* v, ptrdiff_t kv_row, const float* table, int64_t n,
+                             int64_t D, int64_t type) {
+    copy_cached(s.k, s.W, k, kv_row, n, D, type);
+    copy_cached(s.v, s.W, v, kv_row, n, D, type);
+    memset(s.k + n * s.W, 0, s.W * sizeof(float));
+    memset(s.v + n * s.W, 0, s.W * sizeof(float));
+    copy_padded(s.table, s.W, table, D, s.M, D);
+}
+
+void FN(cope_cached_forward)(float* out, uint8_t* kcache, uint8_t* vcache, const float* qkv, const int32_t* pos,
                              const int32_t* slot, const float* table, int64_t B, int64_t T, int64_t C, int64_t S, int64_t H,
-                             int64_t M, float* scratch) {
-    int64_t D = C / H, keys = 0;
-    for (int64_t b = 0; b < B; b++) keys += pos[b] + T;
-    for (int64_t bt = 0; bt < B * T; bt++) {
-        int64_t to = (slot[bt / T] * S + pos[bt / T] + bt % T) * C;
-        memcpy(kcache + to, qkv + bt * 3 * C + C, C * sizeof(float));
-        memcpy(vcache + to, qkv + bt * 3 * C + 2 * C, C * sizeof(float));
-    }
-    PARALLEL_FOR(TN * keys * (C / 8 + 4 * H))
+                             int64_t M, int64_t kv, float* scratch) {
+    const int64_t D = C / H, head = cached_bytes(kv, D);
+    const int64_t seen = store_positions(kcache, vcache, qkv, pos, slot, B, T, H, D, S, H, kv);
+    PARALLEL_FOR(TN * seen * (C / 8 + 4 * H))
     for (int64_t bh = 0; bh < B * H; bh++) {
-        int64_t b = bh / H, offset = bh % H * D, head = slot[b] * S * C + offset;
+        int64_t b = bh / H, h = bh % H, at = (slot[b] * S * H + h) * head;
         Scratch s;
         divide_scratch(&s, scratch + thread_index() * FN(cope_scratch)(S, M, D), S, M, D);
-        load_head(s, kcache + head, vcache + head, C, table + bh % H * M * D, pos[b] + T, D);
-        attend(out + b * T * C + offset, C, NULL, NULL, NULL, qkv + b * T * 3 * C + offset, 3 * C, T, pos[b], D, s);
+        load_cached_head(s, kcache + at, vcache + at, H * head, table + h * M * D, pos[b] + T, D, kv);
+        attend(out + b * T * C + h * D, C, NULL, NULL, NULL, qkv + b * T * 3 * C + h * D, 3 * C, T, pos[b], D, s);
     }
 }
 

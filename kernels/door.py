@@ -11,19 +11,31 @@ import math
 import re
 
 DType = collections.namedtuple("DType", "itemsize array c")  # bytes of a number; what NumPy calls it, and what C does
-DTYPES = {"f32": DType(4, "float32", "float"), "i32": DType(4, "int32", "int32_t")}
+DTYPES = {"f32": DType(4, "float32", "float"), "i32": DType(4, "int32", "int32_t"), "u8": DType(1, "uint8", "uint8_t")}
 
-_ARRAY = re.compile(r"(\w+)(\?(\w*))?:([^:\s]+)(:i)?$")
+# What a KV cache may hold, numbered as in C (cache.h): the numbers of a block, and its bytes
+CACHED = {"f32": (1, 4), "bf16": (1, 2), "f16": (1, 2), "q8_0": (32, 34)}
+
+_ARRAY = re.compile(r"(\w+)(\?(\w*))?:([^:\s]+)(?::([ib]))?$")
 _DIM = re.compile(r"(?=.)(\d*)([A-Z]?)$")
 _SCALAR = re.compile(r"(\w+):([nf])(?:=(\S+))?$")
 _RULE = re.compile(r"(\w+)(%|<=|>=|=)([\w*+]+)(?:\?(\w+))?$")
 _NEED = re.compile(r"(\w+)->(\w+)$")
+_BYTES = re.compile(r"(\w+)=bytes\((\w+),(\w+)\)$")
 _MISSING = inspect.Parameter.empty
 
 
 def nbytes(dtype, shape):
     """Bytes of an array of this type and shape: nothing else counts them."""
     return DTYPES[dtype].itemsize * math.prod(shape)
+
+
+def cached_bytes(kind, numbers):
+    """Bytes of so many numbers in a KV cache."""
+    block, size = CACHED[kind]
+    if numbers % block:
+        raise ValueError(f"{numbers} numbers cannot be {kind}, whose blocks have {block}")
+    return numbers // block * size
 
 
 def _show(dim):
@@ -46,8 +58,9 @@ class Door:
             scalar, kind, default = self._parts(_SCALAR, item)
             self.scalars.append((scalar, kind, default and (int if kind == "n" else float)(default)))
         self.needs = [self._parts(_NEED, rule) for rule in rules if "->" in rule]  # (what, which other)
+        self.bytes = [self._parts(_BYTES, rule) for rule in rules if "=bytes(" in rule]  # (size, type, numbers)
         # (size, "%", "<=", ">=" or "=", a sum of products of sizes and numbers, where what is given)
-        self.rules = [self._parts(_RULE, rule) for rule in rules if "->" not in rule]
+        self.rules = [self._parts(_RULE, rule) for rule in rules if "->" not in rule and "=bytes(" not in rule]
         self.defaults = {a[0]: None if a[1] else _MISSING for a in self.arrays}  # of every argument, in order
         self.defaults |= {s[0]: _MISSING if s[2] is None else s[2] for s in self.scalars}
         self._check_names()
@@ -59,7 +72,7 @@ class Door:
         return match.groups()
 
     def _read_array(self, item, writable):
-        name, optional, group, dims, integer = self._parts(_ARRAY, item)
+        name, optional, group, dims, kind = self._parts(_ARRAY, item)
         shape = []
         for dim in dims.split(","):
             factor, letter = self._parts(_DIM, dim)
@@ -68,7 +81,7 @@ class Door:
                 self.letters.append(letter)
         if group:
             self.groups.setdefault(group, []).append(name)
-        self.arrays.append((name, bool(optional), shape, "i32" if integer else "f32", writable))
+        self.arrays.append((name, bool(optional), shape, {None: "f32", "i": "i32", "b": "u8"}[kind], writable))
 
     def _check_names(self):
         arrays, scalars = [a[0] for a in self.arrays], [s[0] for s in self.scalars]
@@ -76,7 +89,7 @@ class Door:
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise ValueError(f"{self.name}: two arguments are named {name}")
-        named = [name for need in self.needs for name in need]
+        named = [name for names in [*self.needs, *self.bytes] for name in names]
         for left, _, right, where in self.rules:
             named += [left, *re.split(r"[*+]", right), *([where] if where else [])]
         for name in named:
@@ -150,6 +163,12 @@ class Door:
         """An error where arguments that are right one by one make no sense together."""
         value = dict(zip(self.letters, sizes)) | {scalar[0]: number for scalar, number in zip(self.scalars, scalars)}
         given = self._given(arrays, value)
+        for size, kind, numbers in self.bytes:
+            if not 0 <= value[kind] < len(CACHED):
+                raise ValueError(f"{self.name}: {kind} = {value[kind]}, expected one of {len(CACHED)} types, from 0")
+            name = list(CACHED)[value[kind]]
+            if value[numbers] % CACHED[name][0] or value[size] != cached_bytes(name, value[numbers]):
+                raise ValueError(f"{self.name}: {size} = {value[size]}, expected the bytes of {value[numbers]} numbers as {name}")
         for left, sign, right, where in self.rules:
             if where and where not in given:
                 continue

@@ -95,16 +95,18 @@ void FN(attention_materialised_backward)(float* dqkv, const float* dout, const f
                                          int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int64_t add, float* scratch);
 // A piece of a prompt: stores the keys and values of T new positions pos[b] .. pos[b] + T - 1 in row slot[b] of the caches and
 // attends from those positions to all that this row has up to them.
-//                                                      kcache, vcache (N,S,K,D)  pos, slot (B)
+// The caches hold numbers of the type kv (cache.h), Y bytes of them for a head, and all that is attended to is read from there.
+//                                                      kcache, vcache (N,S,K,Y)  pos, slot (B)
 size_t FN(attention_cached_scratch)(int64_t S, int64_t D);
-void FN(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+void FN(attention_cached_forward)(float* out, uint8_t* kcache, uint8_t* vcache, const float* qkv, const int32_t* pos,
                                   const int32_t* slot, int64_t B, int64_t T, int64_t H, int64_t D, int64_t S, int64_t K,
-                                  float* scratch);
+                                  int64_t kv, float* scratch);
 // A decoding step: the same of one position for each b. Several b may be successive positions of one slot: all keys are stored
 // before any query looks at them.                      out (B,H,D)  qkv (B,H+2K,D)
 size_t FN(attention_decode_scratch)(int64_t S);
-void FN(attention_decode_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
-                                  const int32_t* slot, int64_t B, int64_t H, int64_t D, int64_t S, int64_t K, float* scratch);
+void FN(attention_decode_forward)(float* out, uint8_t* kcache, uint8_t* vcache, const float* qkv, const int32_t* pos,
+                                  const int32_t* slot, int64_t B, int64_t H, int64_t D, int64_t S, int64_t K, int64_t kv,
+                                  float* scratch);
 
 // activation.c --------------------------------------------------------------------------------------------------
 // u = sqrt(2/pi) (x + 0.044715 x^3),  out = x (1 + tanh u) / 2 = x / (1 + exp(-2u))       out, x (R)
@@ -157,10 +159,10 @@ size_t FN(cope_backward_scratch)(int64_t B, int64_t T, int64_t H, int64_t M, int
 void FN(cope_backward)(float* dqkv, float* dtable, const float* dout, const float* qkv, const float* out, const float* lse,
                        const float* table, int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, int64_t add, float* scratch);
 // Against the caches of slots, as attention_cached_forward and, with T = 1, as attention_decode_forward.
-//                                                      kcache, vcache (N,S,C)  pos, slot (B)
-void FN(cope_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+//                                                      kcache, vcache (N,S,H,Y)  pos, slot (B)
+void FN(cope_cached_forward)(float* out, uint8_t* kcache, uint8_t* vcache, const float* qkv, const int32_t* pos,
                              const int32_t* slot, const float* table, int64_t B, int64_t T, int64_t C, int64_t S, int64_t H,
-                             int64_t M, float* scratch);
+                             int64_t M, int64_t kv, float* scratch);
 
 // recursion.c ---------------------------------------------------------------------------------------------------
 // out = x + scale y in rows with depth >= step, or in all where depth is NULL, else x

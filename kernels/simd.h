@@ -91,6 +91,48 @@ static inline vf vf_round_bf16(vf x) {
     return vf_select(x == x, (vf)rounded, x);
 }
 
+// VL numbers of 16 or 8 bits, or whole numbers, as float32. Float16 as the CPU's instruction does it, subnormals included.
+static inline vf vf_from_i32(vi v) { return __builtin_convertvector(v, vf); }
+
+typedef uint16_t half_vector __attribute__((vector_size(2 * VL), aligned(1), may_alias));
+typedef uint8_t byte_vector __attribute__((vector_size(VL), aligned(1), may_alias));
+typedef int8_t signed_byte_vector __attribute__((vector_size(VL), aligned(1), may_alias));
+static inline vf vf_from_u8(const void* p) { return vf_from_i32(__builtin_convertvector(*(const byte_vector*)p, vi)); }
+static inline vf vf_from_i8(const void* p) { return vf_from_i32(__builtin_convertvector(*(const signed_byte_vector*)p, vi)); }
+static inline vf vf_from_bf16(const void* p) { return (vf)(__builtin_convertvector(*(const half_vector*)p, vu) << 16); }
+
+#if VL == 16
+static inline vf vf_from_f16(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+#elif defined(__F16C__)
+static inline vf vf_from_f16(const void* p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+#else
+static inline vf vf_from_f16(const void* p) {
+    vu half = __builtin_convertvector(*(const half_vector*)p, vu), size = half & 0x7fff;
+    vf tiny = vf_from_i32((vi)size) * 0x1p-24f;  // below 2^-14 the bits count steps of 2^-24
+    vu normal = (size << 13) + ((vu)((vi)(size >= 0x7c00)) & (112u << 23)) + (112u << 23);  // exponents of infinity, NaN: twice
+    return (vf)((vu)vf_select((vi)(size < 0x400), tiny, (vf)normal) | (half & 0x8000) << 16);
+}
+#endif
+
+// The nearest bf16 numbers, and float16 ones, ties to even: their bits.
+static inline half_vector vf_to_bf16(vf x) { return __builtin_convertvector((vu)vf_round_bf16(x) >> 16, half_vector); }
+
+#if VL == 16
+static inline half_vector vf_to_f16(vf x) { return (half_vector)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT); }
+#elif defined(__F16C__)
+static inline half_vector vf_to_f16(vf x) { return (half_vector)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT); }
+#else
+static inline half_vector vf_to_f16(vf x) {
+    const vi sign = (vi)x & (int32_t)0x80000000, size = (vi)x ^ sign;
+    vi normal = (size + 0xfff + ((size >> 13) & 1) - (112 << 23)) >> 13;       // rounded, then the exponent's other offset
+    vi tiny = (vi)((vf)size + 0.5f) - 0x3f000000;                              // below 2^-14 in steps of 2^-24, as 0.5 has them
+    vi half = (vi)vf_select(size < 0x38800000, (vf)tiny, (vf)normal);
+    half = (vi)vf_select(size >= 0x477ff000, (vf)(0x7c00 + (vi){0}), (vf)half);  // rounds to 65536 or more: infinity
+    half = (vi)vf_select(size > 0x7f800000, (vf)(0x7e00 + (vi){0}), (vf)half);
+    return __builtin_convertvector((vu)(half | ((sign >> 16) & 0x8000)), half_vector);
+}
+#endif
+
 // Sum and maximum over the lanes: each round adds the vector to itself, turned by half of what is left.
 #define LANE_TURNED(i, s) (((i) + (s)) % VL)
 #define TURNED(v, s) VF_SHUFFLE(v, v, LANE_TURNED, s)

@@ -42,7 +42,7 @@ cdef extern from "program.h":
         size_t floats
     int gpt2c_run(const Call* calls, int64_t count, Settings settings, Scratch* scratch, double* seconds) nogil
 
-include "door.py"  # DTYPES, nbytes, class Door
+include "door.py"  # DTYPES, CACHED, nbytes, class Door
 
 _TYPESTR = {name: np.dtype(dtype.array).str for name, dtype in DTYPES.items()}  # "f32": "<f4"
 _DTYPE = {typestr: name for name, typestr in _TYPESTR.items()}
@@ -90,7 +90,7 @@ class _View:
 
 
 def buffer_of(str name, array, bint writable=True, str where=""):
-    """A Buffer on the memory of a NumPy array (C-contiguous float32 or int32)."""
+    """A Buffer on the memory of a NumPy array (C-contiguous float32, int32 or bytes)."""
     dtype, flags = _DTYPE.get(array.dtype.str), array.flags
     if dtype is None or not flags.c_contiguous or (writable and not flags.writeable):
         faults = ("" if flags.c_contiguous else ", not contiguous") + ("" if flags.writeable or not writable else ", read-only")

@@ -26,9 +26,9 @@ def gpt2_cases(B, lengths, C, H, V, P, parameters):
         yield Case("matmul_rows_forward", product, {"R": 1, "C": inputs, "N": outputs}, absent, L)
     S = lengths[-1]
     L = math.ceil(parameters / (2 * S * C))
-    yield Case("attention_decode_forward", f"S{S}", {"B": 1, "N": 1, "S": S, **heads(H, H, C // H)}, turns=L)
+    yield Case("attention_decode_forward", f"S{S}", {"B": 1, "N": 1, "S": S, **cached(H, H, C // H)}, turns=L)
     for T in lengths:  # a piece of a prompt
-        yield Case("attention_cached_forward", f"T{T}", {"B": 1, "N": 1, "T": T, "S": S, **heads(H, H, C // H)})
+        yield Case("attention_cached_forward", f"T{T}", {"B": 1, "N": 1, "T": T, "S": S, **cached(H, H, C // H)})
     yield from whole_model(parameters)
     yield from of_other_families(B, *lengths, C, H)
 
@@ -47,6 +47,11 @@ def both(op, label, absent=(), in_place=(), **sizes):
 def heads(H, K, D):
     """Sizes of attention, with K heads of keys and values."""
     return {"H": H, "K": K, "D": D, "G": H + 2 * K}
+
+
+def cached(H, K, D):
+    """The same of attention over a KV cache in float32."""
+    return {**heads(H, K, D), "Y": 4 * D}
 
 
 def step_at(B, T, C, H, V, P):
@@ -91,7 +96,7 @@ def of_other_families(B, T, longest, C, H):
     W, absent = C // 6, ("preatt", "att")
     small = {"C": W, "H": 2, "D": W // 2, "M": 17}
     yield from both("cope", label, absent, B=B, T=T, **small)
-    yield Case("cope_cached_forward", f"S{4 * T}", {"B": 1, "N": 1, "T": 1, "S": 4 * T, **small})
+    yield Case("cope_cached_forward", f"S{4 * T}", {"B": 1, "N": 1, "T": 1, "S": 4 * T, "Y": 2 * W, **small})
     for kernel in "gather", "scatter":  # states of slots
         yield Case(kernel, label, {"B": B, "N": 2 * B, "C": C})
     R *= 4

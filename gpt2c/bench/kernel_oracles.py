@@ -71,7 +71,7 @@ def cope_backward(dout, qkv, table, H):
 
 def cope_cached_forward(qkv, kcache, vcache, pos, table, H):
     """As if the whole text came at once; what the earlier positions asked for is of no importance."""
-    T, (pos,) = qkv.shape[1], pos
+    T, (pos,), (kcache, vcache) = qkv.shape[1], pos, flat(kcache, vcache)
     q, k, v = np.split(qkv, 3, axis=-1)
     kcache, vcache = (np.concatenate([cache[:, :pos], new], axis=1) for cache, new in ((kcache, k), (vcache, v)))
     before = np.zeros_like(kcache[:, :pos])

@@ -215,6 +215,8 @@ def filled(case, kernel, array):
     """An array as it is before a call."""
     name, _, dims, dtype, writable = array
     shape = shape_of(case, dims)
+    if dtype == "u8":  # a KV cache, in float32
+        return normal(*shape[:-1], shape[-1] // 4).view(np.uint8)
     if writable and not reads(kernel, name):  # what is not written shows
         return np.full(shape, -1, np.int32) if dtype == "i32" else constant(np.nan, *shape)
     if writable and "_backward" in kernel and name != "dtotal":
@@ -274,6 +276,8 @@ class Sample:
         """A copy of what is looked at."""
         if array is None:
             return None
+        if array.dtype == np.uint8:
+            return array.view(np.float32).copy()
         dims = self.dims.get(name, ())
         if dims == [1]:
             return array.item()

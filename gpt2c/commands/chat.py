@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from gpt2c import settings
 from gpt2c.commands.command_line import CommandLine, merge
 from gpt2c.errors import InputError, UsageError
-from gpt2c.generation.conversation import Conversation
+from gpt2c.generation.conversation import LONGEST, Conversation
 from gpt2c.generation.sampling import Sampling, layers
+from gpt2c.generation.slots import CacheConfig
 from gpt2c.models.files import load
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.streams import bare
@@ -42,29 +43,36 @@ class ChatConfig:
         metavar="PATH",
         default_text="gpt2_tokenizer.bin here or in data/",
     )
+    context: int = flag(
+        0,
+        "context: the longest conversation, in tokens, that the model sees",
+        metavar="N",
+        default_text=f"as long as the model takes, at most {LONGEST}",
+    )
     threads: int = flag(0, "CPU threads to use", default_text="one per core")
 
     def __post_init__(self):
-        require_at_least(self, max_new_tokens=1, turns=0)
+        require_at_least(self, max_new_tokens=1, turns=0, context=0)
 
 
 def main(argv):
     line, about = CommandLine(argv), __doc__.partition("\n\n")[2]
 
     def merged(*before):
-        return merge(line, [ChatConfig, Sampling], "gpt2c chat", about, ["checkpoint"], before).instances
+        return merge(line, [ChatConfig, Sampling, CacheConfig], "gpt2c chat", about, ["checkpoint"], before).instances
 
-    config, _ = merged()
+    config, *_ = merged()
     if not config.checkpoint:
         raise UsageError("name a checkpoint: gpt2c chat CKPT [flags]")
     if config.threads:
         settings.set_num_threads(config.threads)
     model = load(config.checkpoint)
     tokenizer = tokenizer_of_model(model, config.tokenizer)
-    config, how = merged(*layers(model, "chat" if tokenizer.chat_template else ""))
+    config, how, cache = merged(*layers(model, "chat" if tokenizer.chat_template else ""))
     if config.system and not tokenizer.chat_template:
         raise UsageError(f"{config.checkpoint} has no chat template, so that a system prompt has no place; leave --system out")
-    return chat(Conversation(model, tokenizer, how, config.max_new_tokens, config.turns, config.system))
+    about = config.max_new_tokens, config.turns, config.system, config.context, cache.kv
+    return chat(Conversation(model, tokenizer, how, *about))
 
 
 def chat(conversation):

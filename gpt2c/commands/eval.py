@@ -16,6 +16,7 @@ from gpt2c.data.reading import Reading
 from gpt2c.data.shards import copied, expand
 from gpt2c.errors import InputError, UsageError
 from gpt2c.generation.loss import DecodedLoss
+from gpt2c.generation.slots import KV, CacheConfig
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.files import load
 from gpt2c.support.fields import flag, require_at_least
@@ -61,9 +62,12 @@ class EvalConfig:
 
 
 def main(argv):
-    (config, reading), _ = parse(argv, [EvalConfig, Reading], "gpt2c eval", __doc__.partition("\n\n")[2], ["checkpoint"])
+    classes = [EvalConfig, Reading, CacheConfig]
+    (config, reading, cache), given = parse(argv, classes, "gpt2c eval", __doc__.partition("\n\n")[2], ["checkpoint"])
     if not config.checkpoint or not config.data:
         raise UsageError("name a checkpoint and a file: gpt2c eval CKPT --data FILE [flags]")
+    if "kv" in given and not config.decode:
+        raise UsageError("--kv is given without --decode, which it goes with; add --decode")
     if config.threads:
         settings.set_num_threads(config.threads)
     model = load(config.checkpoint)
@@ -77,7 +81,7 @@ def main(argv):
         print(score_choices(model, read_choices(config.data), config, T))
     else:
         paths, tokenizer = token_files(model, config, reading)
-        print(measure(model, paths, tokenizer, config, T))
+        print(measure(model, paths, tokenizer, config, T, cache.kv))
 
 
 def token_files(model, config, reading):
@@ -91,12 +95,12 @@ def token_files(model, config, reading):
     return expand(config.data), tokenizer
 
 
-def measure(model, paths, tokenizer: Tokenizer | None, config, T):
+def measure(model, paths, tokenizer: Tokenizer | None, config, T, kv=KV):
     """The line with loss and perplexity over every token but the first of each file, and bits per byte of its text."""
     loss = tokens = size = 0
     carries = model.definition.state is not None
     B, T = (1, config.batch_size * T) if carries else (config.batch_size, T)
-    evaluate = DecodedLoss(model, B, T).evaluate if config.decode else model.evaluate
+    evaluate = DecodedLoss(model, B, T, kv).evaluate if config.decode else model.evaluate
     for x, y, continues in take(batches(paths, B, T, model.known_ids), config.val_steps):
         counted = int((y >= 0).sum())
         loss += counted * evaluate(x, y, carries and continues)

@@ -11,7 +11,7 @@ from gpt2c.commands.command_line import CommandLine, merge
 from gpt2c.data import VocabularySource
 from gpt2c.errors import UsageError
 from gpt2c.generation.sampling import Sampling, layers, pieces
-from gpt2c.generation.slots import PIECE
+from gpt2c.generation.slots import PIECE, CacheConfig
 from gpt2c.models.files import load
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.streams import bare
@@ -51,14 +51,14 @@ def main(argv):
     line, about = CommandLine(argv), __doc__.partition("\n\n")[2]
 
     def merged(*before):
-        classes = [GenerateConfig, Sampling, VocabularySource]
+        classes = [GenerateConfig, Sampling, CacheConfig, VocabularySource]
         return merge(line, classes, "gpt2c generate", about, ["checkpoint"], before).instances
 
-    config, how, _ = merged()
+    config, *_ = merged()
     if not config.checkpoint:
         raise UsageError("name a checkpoint: gpt2c generate CKPT [flags]")
     model = load(config.checkpoint)
-    config, how, _ = merged(*layers(model, "--chat" if config.chat else ""))
+    config, how, cache, _ = merged(*layers(model, "--chat" if config.chat else ""))
     if isinstance(how.seed, str):
         print(f"warning: --seed {how.seed!r} is taken as the prompt; use --prompt for that", file=sys.stderr)
         config.prompt, how.seed = config.prompt or how.seed, Sampling.seed
@@ -69,7 +69,7 @@ def main(argv):
     prompt = tokenizer.chat(messages(config)) if config.chat else tokenizer.prompt(config.prompt)
     output = sys.stdout if sys.stdout.isatty() else bare(sys.stdout)
     before = "" if config.chat else config.prompt  # not written yet: what cannot be generated from is an error alone
-    texts = pieces(model, tokenizer, prompt, config.max_new_tokens, how, None, ends, stop, config.chunk_size)
+    texts = pieces(model, tokenizer, prompt, config.max_new_tokens, how, None, ends, stop, config.chunk_size, cache.kv)
     for number, text in enumerate(texts):
         text = text.lstrip() if config.chat and not number else text
         print(before + text, end="", file=output, flush=True)

@@ -5,12 +5,13 @@ A Runner keeps Passes: one for each shape of work, all on one slab of memory, be
 starts from: a gradient that reaches back through several chunks of a text is one pass over all of them.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from gpt2c._core import Buffer, Stream, buffer_of
+from gpt2c._core import CACHED, Buffer, Stream, buffer_of, cached_bytes
 from gpt2c.engine.arena import Pool, aligned, aligned_bytes
 from gpt2c.engine.tape import Tape, Tensor
 from gpt2c.errors import UsageError
@@ -72,13 +73,15 @@ class Runner:
     `state` is what a recurrent family carries from one pass to the next, by name; all its lanes start from zero.
 
     With `slots`, passes generate: they have no backward, and go on from what earlier ones left in that many slots, of which
-    a Work has any B. Each slot is a row of the KV caches (`caches`, by name), with `context` positions, or a lane of the state.
+    a Work has any B. Each slot is a row of the KV caches (`caches`, by name), with `context` positions stored as `kv` says, or a
+    lane of the state.
     """
 
-    def __init__(self, model, *, record=True, reuse=True, poison=False, slots=0, context=0):
+    def __init__(self, model, *, record=True, reuse=True, poison=False, slots=0, context=0, kv="f32"):
         self.model, self.record = model, record
-        self.reuse, self.poison, self.slots, self.context = reuse, poison, slots, context
+        self.reuse, self.poison, self.slots, self.context, self.kv = reuse, poison, slots, context, kv
         self.caches = {}
+        self._cache_sizes = {}
         self.state = {}
         self._slab = aligned_bytes(0)
         self._passes = {}
@@ -104,6 +107,7 @@ class Runner:
             recompute=0 if work.keep else model.recompute,
             context=self.context,
             caches=self._cache(planning),
+            kv=list(CACHED).index(self.kv),
             slot=inputs.slot if self.slots else None,
             decoding=work.purpose == "decode",
             carried=self._carried(work, planning),
@@ -129,15 +133,23 @@ class Runner:
     def _cache(self, planning):
         """The buffers of the KV caches, for the tape."""
 
-        def cache(name, shape):
-            shape = self.slots, self.context, *shape
+        def cache(name, heads, width):
+            if width % (block := CACHED[self.kv][0]):
+                raise UsageError(f"a KV cache in {self.kv} needs heads of a multiple of {block} numbers, found {width}")
+            shape = self.slots, self.context, heads, cached_bytes(self.kv, width)
+            self._cache_sizes[name] = math.prod(shape)
             if planning:
-                return Buffer(name, shape, 0, None)
+                return Buffer(name, shape, 0, None, "u8")
             if name not in self.caches:
-                self.caches[name] = aligned(*shape)
+                self.caches[name] = aligned_bytes(math.prod(shape)).reshape(shape)
             return buffer_of(name, self.caches[name])
 
         return cache
+
+    def cache_bytes(self):
+        """What the caches take. Nothing is allocated to find out."""
+        self.plan(Work(1, 1, targets=False, purpose="decode"))
+        return sum(self._cache_sizes.values())
 
     def copy_slot(self, source, target, length):
         """Gives the target what the source has: the first `length` positions, or its state."""

@@ -84,9 +84,9 @@ class Tape:
     and activation functions, 2 whole blocks.
 
     `position` (B,) holds the first position of each row. For generation, `context` is how many positions a KV cache holds, and
-    `caches(name, shape)` gives the buffers of one for positions of this shape, which persist between calls: (slots, context,
-    *shape). `slot` (B,) then holds the slot that each row belongs to, and with `decoding` a row is one new token (of B, T = 1),
-    which takes the kernels for a few rows.
+    `caches(name, heads, width)` gives the buffer of one, which persists between calls: (slots, context, heads, bytes of a head),
+    of the type with the number `kv` (cache.h). `slot` (B,) then holds the slot that each row belongs to, and with `decoding` a
+    row is one new token (of B, T = 1), which takes the kernels for a few rows.
     `carried(name, layer)` gives the buffer of a recurrent family's state: see `incoming` and `outgoing`. `noise` holds the
     seed and the counter of dropout (None: nothing is dropped). `weights` holds the factor of each target's loss in the
     backward pass (None: all are 1), `scale` is that of the whole loss. Positions before `first` are read again and have no
@@ -105,6 +105,7 @@ class Tape:
         recompute=0,
         context=0,
         caches=None,
+        kv=0,
         slot: Buffer | None = None,
         decoding=False,
         carried=None,
@@ -117,7 +118,8 @@ class Tape:
         self.s, self.pool, self.position, self.noise = stream, pool, position, noise
         self.weights, self.first, self.scale, self.options = weights, first, scale, options or {}
         self.grad, self.keep, self.pieces, self.recompute = grad, keep, pieces, recompute
-        self.context, self.caches, self.slot, self.decoding, self._carried = context, caches, slot, decoding, carried
+        self.context, self.caches, self.kv, self.slot, self.decoding = context, caches, kv, slot, decoding
+        self._carried = carried
         self.kept: dict[str, Buffer] = {}
         self._incoming: dict[tuple[str, int], Buffer] = {}
         self._again = False

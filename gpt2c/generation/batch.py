@@ -7,7 +7,7 @@ import numpy as np
 
 from gpt2c.errors import UsageError
 from gpt2c.generation.decoder import checked_prompt, choose, is_greedy, penalised
-from gpt2c.generation.slots import Slots
+from gpt2c.generation.slots import KV, Slots
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.model import Model
 from gpt2c.support.choice import check_choice
@@ -17,8 +17,8 @@ from gpt2c.support.rng import Xorshift
 class BatchSampler:
     """Reuses its slots from one call to the next, where they are enough."""
 
-    def __init__(self, model):
-        self.model = model
+    def __init__(self, model, kv=KV):
+        self.model, self.kv = model, kv
         self._slots = None
 
     def sample(self, prompts, max_new_tokens, rng, stops=(), temperature=1.0):
@@ -58,7 +58,7 @@ class BatchSampler:
                 "choose a smaller --max-new-tokens"
             )
         if self._slots is None or self._slots.count < count or self._slots.context < length:
-            self._slots = Slots(self.model, count, most if most == sys.maxsize else min(-(-length // 32) * 32, most))
+            self._slots = Slots(self.model, count, most if most == sys.maxsize else min(-(-length // 32) * 32, most), kv=self.kv)
         for slot in range(count):
             self._slots.cut(slot, 0)
         return self._slots
@@ -76,6 +76,7 @@ def generate_batch(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stop_tokens: Collection[int] = (),
+    kv: str = KV,
 ) -> list[list[int]]:
     """A list of new ids for each prompt: those that `generate` gives for it with its seed, which are 1337, 1338, ... unless
     given. All of them have to fit into the model's context."""
@@ -97,7 +98,7 @@ def generate_batch(
             seen[row].add(chosen[-1])
         return chosen
 
-    every = BatchSampler(model).continued(prompts, max_new_tokens, ends, pick)
+    every = BatchSampler(model, kv).continued(prompts, max_new_tokens, ends, pick)
     return [ids[:-1] if ids[-1:] and ids[-1] in ends else ids for ids in every]
 
 

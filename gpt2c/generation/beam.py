@@ -6,7 +6,7 @@ import numpy as np
 
 from gpt2c.errors import InferenceError
 from gpt2c.generation.decoder import checked_prompt
-from gpt2c.generation.slots import Slots
+from gpt2c.generation.slots import KV, Slots
 
 
 class Beam(NamedTuple):
@@ -17,7 +17,7 @@ class Beam(NamedTuple):
         return self.log_prob / len(self.ids) ** length_penalty
 
 
-def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, stop_tokens=()):
+def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, stop_tokens=(), kv=KV):
     """The new ids of the best continuation: up to max_new_tokens, or up to and without the first of `stop_tokens`.
 
     It keeps `width` beams. Of those that ended with a stop token, and those that are unfinished at the last token, the best has
@@ -29,7 +29,7 @@ def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, 
         if not value >= least:
             raise InferenceError(f"{name} is {value}, expected at least {least}")
     beams, ended = [Beam([], 0.0)], []
-    slots, places = Slots(model, width, len(prompt) + max_new_tokens), [0]  # the slot of each beam
+    slots, places = Slots(model, width, len(prompt) + max_new_tokens, kv=kv), [0]  # the slot of each beam
     log_probs = [log_softmax(slots.read({0: prompt})[0])]
     for length in range(1, max_new_tokens + 1):
         totals = np.concatenate([beam.log_prob + row for beam, row in zip(beams, log_probs)])

@@ -5,22 +5,26 @@ import sys
 
 from gpt2c.errors import InputError, UsageError
 from gpt2c.generation.sampling import Sampling, pieces
-from gpt2c.generation.slots import Slots
+from gpt2c.generation.slots import KV, Slots
 from gpt2c.support.rng import Xorshift
 from gpt2c.tokenizers.turns import has_own_template, stops
+
+LONGEST = 8192  # tokens of a conversation, where the model takes more and nobody asks for them
 
 
 class Conversation:
     """Earlier turns, and the model that answers. `turns`: how many it sees at a time (0: as many as in its training data, or as
-    fit in its context). `system`: what it is told before all of them."""
+    fit in its context). `system`: what it is told before all of them. `context`: tokens of all that it sees (0: as many as it
+    takes, at most LONGEST)."""
 
-    def __init__(self, model, tokenizer, how: Sampling, max_new_tokens=256, turns=0, system=""):
+    def __init__(self, model, tokenizer, how: Sampling, max_new_tokens=256, turns=0, system="", context=0, kv=KV):
         if isinstance(how.seed, str):
             raise UsageError(f"--seed is {how.seed!r}, expected a whole number")
         self.model, self.tokenizer, self.how, self.max_new_tokens = model, tokenizer, how, max_new_tokens
         self.answers = bool(tokenizer.chat_template)
         self.turns = turns or model.turns or sys.maxsize
-        self._rng, self._slots = Xorshift(how.seed), Slots(model)
+        self._rng = Xorshift(how.seed)
+        self._slots = Slots(model, context=context or (LONGEST if not model.definition.state else None), kv=kv)
         self._system = [{"role": "system", "content": system}] if system else []
         self._past: list[list[dict[str, str]]] = []  # each question with its answer
 

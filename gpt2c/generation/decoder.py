@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 
 from gpt2c.errors import InferenceError
-from gpt2c.generation.slots import PIECE, Slots
+from gpt2c.generation.slots import KV, PIECE, Slots
 from gpt2c.generation.speculation import Lookup
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.model import Model
@@ -78,6 +78,7 @@ def generate(
     repetition_penalty: float = 1.0,
     stop_tokens: Collection[int] = (),
     chunk: int = PIECE,
+    kv: str = KV,
     speculate: int = 0,
     slots: Slots | None = None,
 ) -> Iterator[int]:
@@ -87,13 +88,13 @@ def generate(
     before the first of `stop_tokens`. A `repetition_penalty` above 1 makes the ids of the prompt and those generated less
     likely; `min_p` leaves out those with less than this part of the likeliest one's probability.
 
-    With `speculate`, up to so many tokens are guessed from where the text had the same ones before, and read together: the ids
-    are the same, and sooner there where the guesses are right. The first of the model's `slots`, where they are given, need not
-    read again what it has of the prompt.
+    `kv` is what keys and values are stored as: f32, bf16, f16 or q8_0. With `speculate`, up to so many tokens are guessed from
+    where the text had the same ones before, and read together: the ids are the same, and sooner there where the guesses are
+    right. The first of the model's `slots`, where they are given, need not read again what it has of the prompt.
     """
     prompt = checked_prompt(model, prompt_ids)
     check_choice(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
-    slots = slots or Slots(model, 1, len(prompt) + max_new_tokens, chunk)
+    slots = slots or Slots(model, 1, len(prompt) + max_new_tokens, chunk, kv)
     check_speculation(slots, speculate)
     rng = seed if isinstance(seed, Xorshift) else Xorshift(seed)
     seen, ends = set(prompt), set(stop_tokens)

@@ -9,8 +9,8 @@ from gpt2c.generation.slots import Slots
 class DecodedLoss:
     """In the place of Model.evaluate, for up to `count` sequences of up to `length` tokens at a time."""
 
-    def __init__(self, model, count, length):
-        self._slots = Slots(model, count, length)
+    def __init__(self, model, count, length, kv):
+        self._slots = Slots(model, count, length, kv=kv)
 
     def evaluate(self, inputs, targets, continues=False):
         """The mean loss over the targets (B, T) that are not -1. `continues`: recurrent states are those after the last call."""

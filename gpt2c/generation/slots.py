@@ -7,31 +7,46 @@ not on those beside it, nor on what its slot had read before.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from gpt2c._core import CACHED
 from gpt2c.engine.runner import Runner, Work
 from gpt2c.errors import InferenceError
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.model import Model
+from gpt2c.support.fields import flag
+from gpt2c.support.machine import require_memory
 
+KV = "f32"  # what caches hold where nothing else is asked for
 PIECE = 512  # tokens of a prompt per forward pass
 FEW = 8  # rows; more are filled up to a multiple of it
 
 
+@dataclass
+class CacheConfig:
+    kv: str = flag(KV, "KV cache: what its numbers are stored as, f32, bf16, f16 or q8_0 (8 bits)", choices=tuple(CACHED))
+
+
 class Slots:
-    """`count` slots of a model, each with room for `context` tokens (None: as many as the model takes).
+    """`count` slots of a model, each with room for `context` tokens (None: as many as the model takes). `kv`: what keys and
+    values are stored as.
 
     A transformer whose context is full starts again from its later half; the context of a recurrent model is unlimited.
     """
 
-    def __init__(self, model: Model, count: int = 1, context: int | None = None, piece: int = PIECE) -> None:
+    def __init__(self, model: Model, count: int = 1, context: int | None = None, piece: int = PIECE, kv: str = KV) -> None:
         if piece < 1:
             raise InferenceError(f"the prompt is to be read {piece} tokens at a time, expected at least 1")
+        if kv not in CACHED:
+            raise InferenceError(f"kv is {kv!r}, expected {', '.join(CACHED)}")
         most = max_seq_len(model.config)
         self.model, self.count, self.context, self.piece = model, count, min(context or most, most), piece
         self.is_recurrent = model.definition.state is not None
-        self._runner = Runner(model, slots=count, context=self.context)
+        self._runner = Runner(model, slots=count, context=self.context, kv=kv)
+        size = self._runner.cache_bytes()
+        require_memory(size, f"a KV cache of {count} x {self.context} tokens", "choose a shorter context or a smaller --kv")
         self._texts: list[list[int]] = [[] for _ in range(count)]  # what is in the caches: of a recurrent model nothing
         self._prompts = [0] * count  # how much of it was read in pieces
 

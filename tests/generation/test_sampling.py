@@ -249,7 +249,7 @@ class Markov:
 
     tokens = 0
 
-    def __init__(self, model, count, context):
+    def __init__(self, model, count, context, kv):
         self.model, self.count = model, count
 
     def read(self, prompts):

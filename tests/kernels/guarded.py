@@ -23,12 +23,13 @@ def place(values, where):
     if where is None:
         return values.copy(), lambda: True
     offset, fill = where
-    block = np.full(values.size + 2 * GUARD + 16, fill, np.uint32)
-    start = GUARD + (offset - block.ctypes.data // 4) % 16
-    end = start + values.size
-    copy = block[start:end].view(values.dtype).reshape(values.shape)
+    block = np.full(values.nbytes // 4 + 2 * GUARD + 17, fill, np.uint32)
+    start = 4 * (GUARD + (offset - block.ctypes.data // 4) % 16)
+    end, before = start + values.nbytes, block.view(np.uint8).copy()
+    copy = block.view(np.uint8)[start:end].view(values.dtype).reshape(values.shape)
     copy[...] = values
-    return copy, lambda: (block[:start] == fill).all() and (block[end:] == fill).all()
+    after = block.view(np.uint8)
+    return copy, lambda: (after[:start] == before[:start]).all() and (after[end:] == before[end:]).all()
 
 
 def bits(arrays):

@@ -14,7 +14,7 @@ from guarded import STREAM
 from gpt2c import _core
 
 # What fits every kernel together
-SIZES = dict(B=2, T=3, C=8, H=2, D=4, E=2, G=4, K=1, M=3, N=4, S=4, I=5, R=5, P=7, V=5)
+SIZES = dict(B=2, T=3, C=8, H=2, D=4, E=2, G=4, K=1, M=3, N=4, S=4, I=5, R=5, P=7, V=5, Y=16)
 SCALARS = dict(H=2, V=5, p=0.5)  # those that have no default, and where 1 will not do
 
 

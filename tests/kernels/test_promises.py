@@ -109,7 +109,7 @@ def test_contextual_decoding_in_any_steps_is_the_full_forward(isa):
     sizes = B, T, H, D, _ = 2, 33, 3, 13, 9
     (*_, qkv, table), [(out, bound), *_] = made("cope_forward", sizes)
     for ends in range(1, T + 1), (7, 8, 30, T), (T,):
-        caches, parts, pos = [unset(B, T + 2, H * D), unset(B, T + 2, H * D)], [], 0
+        caches, parts, pos = [unset(B, T + 2, H, D).view(np.uint8) for _ in "kv"], [], 0
         for end in ends:
             new, at = qkv[:, pos:end].copy(), np.full(B, pos, np.int32)
             part, *caches = run("cope_cached_forward", unset(B, end - pos, H * D), *caches, new, at, SLOTS[:B], table)
@@ -216,7 +216,7 @@ def test_decoding_in_any_steps_is_the_full_forward(isa):
     (*_, qkv, _), [(out, bound), _] = made("attention_forward", sizes)
     decoded = []
     for ends in range(1, T + 1), (7, 8, 30, T), (T,):
-        caches, parts, pos = [unset(B, T + 2, K, D), unset(B, T + 2, K, D)], [], 0
+        caches, parts, pos = [unset(B, T + 2, K, D).view(np.uint8) for _ in "kv"], [], 0
         for end in ends:
             new, at = qkv[:, pos:end].copy(), np.full(B, pos, np.int32)
             part, *caches = run("attention_cached_forward", unset(B, end - pos, H, D), *caches, new, at, SLOTS[:B])

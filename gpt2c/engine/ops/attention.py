@@ -29,12 +29,12 @@ def attention(t: Tape, qkv: Tensor, num_heads: int, num_kv_heads: int = 0, *, na
     out, x = t.new((B, T, H * D), f"{name}.atty"), in_heads(qkv.data, all_heads)
     y = in_heads(out.data, H)
     if t.context:
-        k, v = (t.caches(f"{name}.{part}", (K, D)) for part in ("keys", "values"))
+        k, v = (t.caches(f"{name}.{part}", K, D) for part in ("keys", "values"))
         if t.decoding:
             y, x = y.shaped(B, H, D), x.shaped(B, all_heads, D)
-            t.s.attention_decode_forward(y, k, v, x, t.position, t.slot)
+            t.s.attention_decode_forward(y, k, v, x, t.position, t.slot, t.kv)
         else:
-            t.s.attention_cached_forward(y, k, v, x, t.position, t.slot)
+            t.s.attention_cached_forward(y, k, v, x, t.position, t.slot, t.kv)
         return out
     if t.keep:
         preatt, att = (t.buffer((B, H, T, T), f"{name}.{part}") for part in ("preatt", "att"))

@@ -33,8 +33,8 @@ def cope_attention(t: Tape, qkv: Tensor, table: Tensor, *, name: str) -> Tensor:
     num_heads = table.shape[0]
     out = t.new((B, T, C), f"{name}.atty")
     if t.context:
-        k, v = (t.caches(f"{name}.{part}", (C,)) for part in ("keys", "values"))
-        t.s.cope_cached_forward(out.data, k, v, qkv.data, t.position, t.slot, table.data)
+        k, v = (t.caches(f"{name}.{part}", num_heads, C // num_heads) for part in ("keys", "values"))
+        t.s.cope_cached_forward(out.data, k, v, qkv.data, t.position, t.slot, table.data, t.kv)
         return out
     lse = t.buffer((B, num_heads, T), f"{name}.lse")
     looked_at = [t.buffer((B, num_heads, T, T), f"{name}.{part}") if t.keep else None for part in ("preatt", "att")]

@@ -3,6 +3,7 @@
 import numpy as np
 
 from cases.case import U, case, gamma, normal, single, unset
+from gpt2c import _core
 from gpt2c import reference as ref
 
 HEADS = [
@@ -22,11 +23,16 @@ def attention_inputs(rng, B, T, H, D, scale=1, K=0):
     K = K or H
     qkv = normal(rng, B, T, (H + 2 * K) * D)
     qkv[..., : (H + K) * D] *= scale
+    return qkv, *attention_results(qkv, H, D, K)
+
+
+def attention_results(qkv, H, D, K):
+    T = qkv.shape[1]
     out, scores, att, lse = ref.attention_forward(qkv, H, K)
     q, k, v = ref.heads_of(abs(qkv.astype(float)), H, K)
     size = q @ k.swapaxes(-1, -2) / np.sqrt(D) * np.tri(T)
     off = gamma(D + 3) * size.max(initial=0) + U * (2 * abs(scores).max(initial=0) + abs(lse).max(initial=0) + 3)
-    return qkv, (out, scores, att, lse), size, ref.merge_heads(att @ v), off
+    return (out, scores, att, lse), size, ref.merge_heads(att @ v), off
 
 
 def in_heads(D, *arrays):
@@ -79,33 +85,52 @@ def attention_materialised_backward(rng, B, T, H, D, scale=1, K=0):
 
 
 DECODED = [(0, 1, 1, 3, 0), (1, 1, 1, 1, 0), (2, 1, 3, 5, 8), (2, 3, 2, 8, 13), (1, 17, 1, 33, 2)]
+KINDS = [(2, 3, 2, 64, 40), (3, 5, 3, 32, 18), (1, 17, 2, 96, 3)]  # the same for each type that a cache may have
+HALVES = [(2, 3, 2, 5, 9), (1, 9, 1, 35, 20)]
 
 
-def decoding(qkv, k, v, out, off, size_out, T, *last_arguments):
-    """(args, expected) for T positions of each row, which end where the first row's text does, and the others' earlier and
-    earlier. Those before are in the caches already, in slots of any order; beyond them lies rubbish."""
-    B, end = k.shape[:2]
+def each_kind(*more):
+    """Sizes with each type of a cache: heads of whole blocks, and others where numbers are stored one by one."""
+    return [(*sizes, *more, kind) for kind in _core.CACHED for sizes in (KINDS if kind == "q8_0" else KINDS + HALVES)]
+
+
+def stored(qkv, H, K, D, kind):
+    """qkv with keys and values as a cache holds them: what is attended to."""
+    there = qkv.astype(float).reshape(*qkv.shape[:2], H + 2 * K, D)
+    there[:, :, H:] = ref.cached_numbers(kind, ref.cached(kind, there[:, :, H:]))
+    return there.reshape(qkv.shape)
+
+
+def decoding(qkv, out, off, size_out, T, H, K, kind, *last_arguments):
+    """(args, expected) for T positions of each row, qkv (B, end, H + 2K, D), which end where the first row's text does, and the
+    others' earlier and earlier. Those before are in the caches already, in slots of any order; beyond them lies rubbish."""
+    B, end = qkv.shape[:2]
     pos, slot = np.maximum(end - T - np.arange(B), 0).astype(np.int32), np.arange(B + 1, 1, -1).astype(np.int32)
-    after = np.full((2, B + 3, end + 3, *k.shape[2:]), 1e30, np.float32)
+    new = pos[:, None] + np.arange(T), np.arange(B)[:, None]  # positions and rows, (B, T)
+    k, v = (ref.cached(kind, part) for part in np.split(qkv[:, :, H:], 2, axis=2))
+    after = np.full((2, B + 3, end + 3, *k.shape[2:]), 0x7B, np.uint8)
     before = after.copy()
     for b, (first, row) in enumerate(zip(pos, slot)):
         for caches, last in (before, first), (after, first + T):
             caches[0, row, :last], caches[1, row, :last] = k[b, :last], v[b, :last]
-    new = pos[:, None] + np.arange(T), np.arange(B)[:, None]  # positions and rows, (B, T)
-    exact, bound, qkv = (array[new[1], new[0]] for array in (out, (2 * off + gamma(2 * end + 8)) * size_out, qkv))
-    args = unset(*exact.shape), *before, qkv, pos, slot, *last_arguments
+    exact, bound = (array[new[1], new[0]] for array in (out, (2 * off + gamma(2 * end + 8)) * size_out))
+    args = unset(*exact.shape), *before, qkv[new[1], new[0]], pos, slot, *last_arguments, list(_core.CACHED).index(kind)
     return args, [(exact, bound), (after[0], 0), (after[1], 0)]
 
 
-@case(*DECODED, (2, 3, 4, 8, 13, 2), (2, 9, 3, 5, 13, 1), large=(2, 65, 8, 33, 64, 4))
-def attention_cached_forward(rng, B, T, H, D, pos, K=0):
-    qkv, (out, *_), _, size_out, off = attention_inputs(rng, B, pos + T, H, D, K=K)
-    qkv, out, size_out = in_heads(D, qkv, out, size_out)
-    k, v = np.split(qkv[:, :, H:], 2, axis=2)
-    return decoding(qkv, k, v, out, off, size_out, T)
+@case(*DECODED, (2, 3, 4, 8, 13, 2), (2, 9, 3, 5, 13, 1), *each_kind(0), large=(2, 65, 8, 33, 64, 4))
+def attention_cached_forward(rng, B, T, H, D, pos, K=0, kind="f32"):
+    K = K or H
+    qkv = normal(rng, B, pos + T, (H + 2 * K) * D)
+    (out, *_), _, size_out, off = attention_results(stored(qkv, H, K, D, kind), H, D, K)
+    return decoding(*in_heads(D, qkv, out), off, *in_heads(D, size_out), T, H, K, kind)
 
 
-@case((0, 1, 3, 0), (1, 1, 1, 0), (2, 3, 5, 8), (3, 2, 8, 13), (3, 4, 33, 5, 2), large=(7, 8, 33, 64, 4))
-def attention_decode_forward(rng, B, H, D, pos, K=0):
-    (out, *caches, qkv, pos, slot), [(exact, bound), *expected] = attention_cached_forward(rng, B, 1, H, D, pos, K)
-    return (out[:, 0].copy(), *caches, qkv[:, 0].copy(), pos, slot), [(exact[:, 0], bound[:, 0]), *expected]
+DECODED_ONE = [(0, 1, 3, 0), (1, 1, 1, 0), (2, 3, 5, 8), (3, 2, 8, 13), (3, 4, 33, 5, 2)]
+
+
+@case(*DECODED_ONE, *[(B, *sizes) for B, _, *sizes in each_kind(0)], large=(7, 8, 33, 64, 4))
+def attention_decode_forward(rng, B, H, D, pos, K=0, kind="f32"):
+    made = attention_cached_forward(rng, B, 1, H, D, pos, K, kind)
+    (out, *caches, qkv, pos, slot, kv), [(exact, bound), *expected] = made
+    return (out[:, 0].copy(), *caches, qkv[:, 0].copy(), pos, slot, kv), [(exact[:, 0], bound[:, 0]), *expected]

@@ -4,7 +4,7 @@ and k are.
 
 import numpy as np
 
-from cases.attention import DECODED, decoding
+from cases.attention import DECODED, decoding, each_kind, in_heads, stored
 from cases.case import U, case, gamma, normal, single, unset
 from gpt2c import reference as ref
 
@@ -23,6 +23,11 @@ def cope_inputs(rng, B, T, H, D, M, scale=1):
     """
     qkv, table = normal(rng, B, T, 3 * H * D), normal(rng, H, M, D)
     qkv[..., : 2 * H * D] *= scale
+    return qkv, table, *cope_results(qkv, table, H, D)
+
+
+def cope_results(qkv, table, H, D):
+    T = qkv.shape[1]
     out, c = ref.cope_forward(qkv, table, H)
     q, k = abs(c["q"]), abs(c["k"])
     seen = np.tri(T)
@@ -38,7 +43,7 @@ def cope_inputs(rng, B, T, H, D, M, scale=1):
     off_score = (off_r + gamma(2) * size_r) / np.sqrt(D) + steepest * off_p + gamma(D + 6) * size_read
     off = (off_score * seen).max(initial=0) + U * (2 * abs(c["preatt"]).max(initial=0) + abs(c["lse"]).max(initial=0) + 3)
     size_out = ref.merge_heads(c["att"] @ abs(c["v"]))
-    return qkv, table, out, c, size_out, (off_gate, off_p, off_score, off, size_read)
+    return out, c, size_out, (off_gate, off_p, off_score, off, size_read)
 
 
 @case(*COPE_HEADS, large=(2, 129, 7, 33, 40))
@@ -94,7 +99,12 @@ def cope_backward(rng, B, T, H, D, M, scale=1):
     return args, [(dqkv + exact[0], off_dqkv), (dtable + exact[1], off_dtable)]
 
 
-@case(*[(B, T, H, D, pos, M) for (B, T, H, D, pos), M in zip(DECODED, (3, 1, 2, 30, 5))], large=(2, 65, 7, 33, 64, 40))
-def cope_cached_forward(rng, B, T, H, D, pos, M):
-    qkv, table, out, _, size_out, (_, _, _, off, _) = cope_inputs(rng, B, pos + T, H, D, M)
-    return decoding(qkv, *np.split(qkv, 3, axis=-1)[1:], out, off, size_out, T, table)
+TABLES = [(B, T, H, D, pos, M) for (B, T, H, D, pos), M in zip(DECODED, (3, 1, 2, 30, 5))]
+
+
+@case(*TABLES, *each_kind(7), large=(2, 65, 7, 33, 64, 40))
+def cope_cached_forward(rng, B, T, H, D, pos, M, kind="f32"):
+    qkv, table = normal(rng, B, pos + T, 3 * H * D), normal(rng, H, M, D)
+    out, _, size_out, (_, _, _, off, _) = cope_results(stored(qkv, H, H, D, kind), table, H, D)
+    (part, *caches, new, pos, slot, table, kv), expected = decoding(*in_heads(D, qkv), out, off, size_out, T, H, H, kind, table)
+    return (part, *caches, new.reshape(B, T, 3 * H * D), pos, slot, table, kv), expected
