@@ -85,7 +85,7 @@ def atomic_folder(path, may_go=None):
     try:
         temporary.mkdir()
         yield temporary
-        _sync_folder(temporary)
+        sync_folder(temporary)
         if path.is_dir() and any(path.iterdir()):
             path.rename(old)
         try:
@@ -94,7 +94,7 @@ def atomic_folder(path, may_go=None):
             if old.exists():
                 old.rename(path)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException as error:  # an interrupt as well: the temporary folder never stays
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
