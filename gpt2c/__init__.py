@@ -28,7 +28,7 @@ _HOME = {
     "by_position": "data.tasks",
     "create": "models.model",
     "generate": "generation.decoder",
-    "generate_batch": "generation.slots",
+    "generate_batch": "generation.batch",
     "info": "settings",
     "load": "models.files",
     "load_debug_state": "formats.llmc",
@@ -53,8 +53,8 @@ if TYPE_CHECKING:  # the same once more, for who reads this without running it
     from gpt2c.errors import ResourceError as ResourceError
     from gpt2c.errors import UsageError as UsageError
     from gpt2c.formats.llmc import load_debug_state as load_debug_state
+    from gpt2c.generation.batch import generate_batch as generate_batch
     from gpt2c.generation.decoder import generate as generate
-    from gpt2c.generation.slots import generate_batch as generate_batch
     from gpt2c.models.family import Family as Family
     from gpt2c.models.files import load as load
     from gpt2c.models.model import Model as Model

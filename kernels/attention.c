@@ -1,5 +1,5 @@
-// Causal self-attention: tiled (memory O(T) per head), materialised (to look at) and cached (to decode). H / K heads of queries in
-// a row share a head of keys and values; the backward takes these together, for their gradients are sums.
+// Causal self-attention: tiled (memory O(T) per head), materialised (to look at) and cached (to generate). H / K heads of queries in
+// a row share a head of keys and values, whose gradients are then sums over these.
 //
 // Tiled, for one (b, h), plainly:
 //   for i:  s_j = q_i k_j / sqrt(D) for j <= i;  lse_i = log sum_j exp(s_j);  out_i = sum_j exp(s_j - lse_i) v_j
@@ -23,15 +23,6 @@
 #include "side.h"
 
 enum { BLOCK = 256 };
-
-typedef struct { float** part; int64_t size; } Part;
-
-// Lays parts out behind one another; returns how much they take. `start` may be NULL.
-static int64_t lay_out(float* start, const Part* part, int parts) {
-    int64_t at = 0;
-    for (int i = 0; i < parts; i++) *part[i].part = start ? start + at : NULL, at += part[i].size;
-    return at;
-}
 
 // The forward's scratch of one thread: nothing needs to be kept between heads. W is the width of a head, padded.
 typedef struct {
@@ -59,8 +50,11 @@ typedef struct {
     float *queries, *queries_t, *douts, *douts_t, *keys, *keys_t, *values_t, *probs;  // room for sides
 } Backward;
 
+// Floats of the gradients of a head's keys, or values, as the backward makes them: (T/TN, W, TN).
+static inline int64_t turned_floats(int64_t T, int64_t D) { return round_up(T, TN) * round_up(D, TN); }
+
 static int64_t backward_scratch(Backward* b, float* start, int64_t T, int64_t D) {
-    const int64_t W = round_up(D, TN), rows = (BLOCK + 1) * W, all = round_up(T, TN) * W, side = side_room(BLOCK, W);
+    const int64_t W = round_up(D, TN), rows = (BLOCK + 1) * W, all = turned_floats(T, D), side = side_room(BLOCK, W);
     const Part part[] = {{&b->k, (T + 1) * W}, {&b->v, (T + 1) * W}, {&b->q, rows}, {&b->dout, rows}, {&b->s, BLOCK * TN},
                          {&b->ds, BLOCK * TN}, {&b->dq, rows}, {&b->dk_t, all}, {&b->dv_t, all}, {&b->queries, side},
                          {&b->queries_t, side}, {&b->douts, side}, {&b->douts_t, side}, {&b->keys, side_room(W, TN)},
@@ -151,15 +145,6 @@ void FN(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, 
     }
 }
 
-// dot of each of n rows of a and b, which are `row` apart
-static void row_dots(float* dots, const float* a, const float* b, ptrdiff_t row, int64_t n, int64_t D) {
-    for (int64_t i = 0; i < n; i++) {
-        vf sum = {0};
-        for (int64_t c = 0; c < D; c += VL) sum += vf_load_n(a + i * row + c, D - c) * vf_load_n(b + i * row + c, D - c);
-        dots[i] = vf_sum(sum);
-    }
-}
-
 // s = probabilities of `rows` queries, and ds = their scores' gradients: lane l has key j + l, the first row query `at`.
 static void probabilities(float* s, float* ds, int64_t rows, int64_t at, int64_t j, const float* lse, const float* dots) {
     for (int64_t i = 0; i < rows; i++)
@@ -171,10 +156,9 @@ static void probabilities(float* s, float* ds, int64_t rows, int64_t at, int64_t
         }
 }
 
-// One head of queries, rows q_row apart, against the keys and values in b; dk_t and dv_t there get its part of their gradients,
-// which is added if heads of the group came before it.
+// One head of queries, rows q_row apart, against the keys and values in b; dk_t and dv_t there get the gradients of these.
 static void backward_of_head(const Precision* p, float* dq, const float* q, ptrdiff_t q_row, const float* g, const float* o,
-                             ptrdiff_t o_row, const float* lse, int64_t T, int64_t D, int later, int add, Backward b) {
+                             ptrdiff_t o_row, const float* lse, int64_t T, int64_t D, int add, Backward b) {
     const int64_t W = padded_width(p, D);
     const float scale = 1.0f / sqrtf(D);
     for (int64_t first = 0; first < T; first += BLOCK) {
@@ -196,7 +180,7 @@ static void backward_of_head(const Precision* p, float* dq, const float* q, ptrd
             multiply(p, ds, TN, n, TN, D, douts, from, 0, values_t, 0);
             probabilities(s, ds, n, first + from, j, lse + first + from, dots + from);
 
-            int more = later || j < first;  // other heads, or queries of blocks before, saw these keys
+            int more = j < first;  // queries of blocks before saw these keys
             multiply(p, b.dv_t + j * W, TN, D, TN, n, douts_t, 0, from, right_side(p, b.probs, s, TN, 0, n, TN), more);
             multiply(p, b.dk_t + j * W, TN, D, TN, n, queries_t, 0, from, right_side(p, b.probs, ds, TN, 0, n, TN), more);
             multiply(p, b.dq + from * W, W, n, W, lanes, left_side(p, b.probs, ds, TN, 0, n, lanes), 0, 0,
@@ -206,33 +190,53 @@ static void backward_of_head(const Precision* p, float* dq, const float* q, ptrd
     }
 }
 
+// dst (T rows of width D, `row` apart), rows j to j + TN - 1 = or += what `turned` (T/TN, W, TN) has for them
+static void store_turned(float* dst, ptrdiff_t row, const float* turned, int64_t W, int64_t j, int64_t T, int64_t D, int add) {
+    store_lanes(dst + j * row, row, turned + j * W, T - j < TN ? T - j : TN, D, NULL, add);
+}
+
+// The gradients of shared keys and values are sums of those that each head of the group has, in `parts` (B, K, H/K, 2, all).
+static void add_up_groups(float* dqkv, float* parts, int64_t W, int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int add) {
+    const int64_t row = (H + 2 * K) * D, each = H / K, all = turned_floats(T, D), tiles = (T + TN - 1) / TN;
+    PARALLEL_FOR(2 * B * H * T * D)
+    for (int64_t i = 0; i < B * K * 2 * tiles; i++) {
+        int64_t j = i % tiles * TN, of_values = i / tiles % 2, bk = i / tiles / 2;
+        float *first = parts + (bk * each * 2 + of_values) * all, *sum = first + j * W;
+        for (int64_t h = 1; h < each; h++)
+            for (int64_t c = 0; c < W * TN; c += VL) vf_store(sum + c, vf_load(sum + c) + vf_load(sum + h * 2 * all + c));
+        store_turned(dqkv + bk / K * T * row + (H + of_values * K + bk % K) * D, row, first, W, j, T, D, add);
+    }
+}
+
+// What each thread needs, and before that, once, the parts of gradients that groups add up.
+size_t FN(attention_backward_scratch)(int64_t B, int64_t T, int64_t H, int64_t D, int64_t K) {
+    return FN(attention_scratch)(T, D) + (K < H ? 2 * B * H * turned_floats(T, D) : 0);
+}
+
 void FN(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
                             int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int64_t add, float* scratch) {
-    const int64_t row = (H + 2 * K) * D, each = H / K;
+    const int64_t row = (H + 2 * K) * D, all = turned_floats(T, D), shared = K < H;
     const Precision* p = precision_for(T, D);
     const int64_t W = padded_width(p, D);
+    float *parts = scratch, *threads = scratch + (shared ? 2 * B * H * all : 0);
     PARALLEL_FOR(B * T * T * H * D / 4)
-    for (int64_t bk = 0; bk < B * K; bk++) {
-        int64_t at = bk / K * T * row, key = at + (H + bk % K) * D;
-        Backward b;
-        backward_scratch(&b, scratch + thread_index() * FN(attention_scratch)(T, D), T, D);
-        copy_rows(b.k, W, qkv + key, row, T, D, 1);
-        copy_rows(b.v, W, qkv + key + K * D, row, T, D, 1);
+    for (int64_t bh = 0; bh < B * H; bh++) {
+        int64_t b = bh / H, h = bh % H, at = b * T * row, o = (b * T * H + h) * D;
+        int64_t head = at + h * D, key = at + (H + h * K / H) * D, value = key + K * D;
+        Backward s;
+        backward_scratch(&s, threads + thread_index() * FN(attention_scratch)(T, D), T, D);
+        if (shared) s.dk_t = parts + bh * 2 * all, s.dv_t = s.dk_t + all;
+        copy_rows(s.k, W, qkv + key, row, T, D, 1);
+        copy_rows(s.v, W, qkv + value, row, T, D, 1);
         begin(p);
-        for (int64_t i = 0; i < each; i++) {
-            int64_t h = bk % K * each + i, head = at + h * D, o = (bk / K * T * H + h) * D;
-            backward_of_head(p, dqkv + head, qkv + head, row, dout + o, out + o, H * D, lse + (bk / K * H + h) * T, T, D,
-                             i > 0, add, b);
-        }
+        backward_of_head(p, dqkv + head, qkv + head, row, dout + o, out + o, H * D, lse + bh * T, T, D, add, s);
         end(p);
-        float one[TN];
-        for (int i = 0; i < TN; i++) one[i] = 1;
-        for (int64_t j = 0; j < T; j += TN) {
-            int64_t lanes = T - j < TN ? T - j : TN;
-            store_lanes(dqkv + key + j * row, row, b.dk_t + j * W, lanes, D, one, add);
-            store_lanes(dqkv + key + K * D + j * row, row, b.dv_t + j * W, lanes, D, one, add);
+        for (int64_t j = 0; j < T && !shared; j += TN) {
+            store_turned(dqkv + key, row, s.dk_t, W, j, T, D, add);
+            store_turned(dqkv + value, row, s.dv_t, W, j, T, D, add);
         }
     }
+    if (shared) add_up_groups(dqkv, parts, W, B, T, H, D, K, add);
 }
 
 // Materialised ----------------------------------------------------------------------------------------------------
@@ -316,8 +320,6 @@ void FN(attention_materialised_backward)(float* dqkv, const float* dout, const f
 
 // Cached ----------------------------------------------------------------------------------------------------------
 
-size_t FN(attention_cached_scratch)(int64_t S, int64_t D) { return FN(attention_scratch)(S, D) + 2 * S; }
-
 // One query against n keys and values: a row of scores, then a sum of rows. p has room for 2 n. Keys and values come from
 // memory, since all weights of the model went through the caches after they were last used, and a head's part of them lies in
 // short pieces far apart, which hardware does not fetch ahead: the next keys and the values are asked for as scores are made.
@@ -350,26 +352,52 @@ static void attend_one(float* out, const float* q, const float* k, const float* 
     }
 }
 
-void FN(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
-                                  int64_t B, int64_t T, int64_t H, int64_t D, int64_t S, int64_t K, float* scratch) {
-    enum { FEW_QUERIES = 4 };  // below this, copying the head's keys and values would cost more than it saves
-    const int64_t row = (H + 2 * K) * D, kv_row = K * D, start = pos[0];
-    const Precision* p = precision_for(T, D);
+// Stores the keys and values of qkv's rows, T for each b, at positions pos[b] .. of row slot[b] of the caches. -> How many keys the
+// queries see, those of a row counted once.
+static int64_t store_keys(float* kcache, float* vcache, const float* qkv, const int32_t* pos, const int32_t* slot, int64_t B,
+                          int64_t T, int64_t H, int64_t D, int64_t S, int64_t K) {
+    const int64_t row = (H + 2 * K) * D, kv_row = K * D;
+    int64_t seen = 0;
     for (int64_t bt = 0; bt < B * T; bt++) {
-        int64_t at = (bt / T * S + start + bt % T) * kv_row;
+        int64_t b = bt / T, at = (slot[b] * S + pos[b] + bt % T) * kv_row;
         memcpy(kcache + at, qkv + bt * row + H * D, kv_row * sizeof(float));
         memcpy(vcache + at, qkv + bt * row + H * D + kv_row, kv_row * sizeof(float));
+        if (bt % T == T - 1) seen += pos[b] + T;
     }
-    PARALLEL_FOR(4 * B * T * (start + T) * H * D)
+    return seen;
+}
+
+size_t FN(attention_cached_scratch)(int64_t S, int64_t D) {
+    Forward f;
+    return forward_scratch(&f, NULL, S, D);
+}
+
+void FN(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+                                  const int32_t* slot, int64_t B, int64_t T, int64_t H, int64_t D, int64_t S, int64_t K,
+                                  float* scratch) {
+    const int64_t row = (H + 2 * K) * D, kv_row = K * D;
+    const Precision* p = precision_for(T, D);
+    const int64_t seen = store_keys(kcache, vcache, qkv, pos, slot, B, T, H, D, S, K);
+    PARALLEL_FOR(4 * T * seen * H * D)
     for (int64_t bh = 0; bh < B * H; bh++) {
-        int64_t b = bh / H, h = bh % H, at = b * S * kv_row + h * K / H * D;
-        const float *q = qkv + b * T * row + h * D, *k = kcache + at, *v = vcache + at;
-        float *o = out + (b * T * H + h) * D, *mine = scratch + thread_index() * FN(attention_cached_scratch)(S, D);
-        if (T >= FEW_QUERIES) {
-            Forward f;
-            forward_scratch(&f, mine, S, D);
-            attend(p, o, H * D, NULL, q, row, k, v, kv_row, T, start, D, f);
-        } else
-            for (int64_t t = 0; t < T; t++) attend_one(o + t * H * D, q + t * row, k, v, kv_row, start + t + 1, D, mine);
+        int64_t b = bh / H, h = bh % H, at = slot[b] * S * kv_row + h * K / H * D;
+        Forward f;
+        forward_scratch(&f, scratch + thread_index() * FN(attention_cached_scratch)(S, D), S, D);
+        attend(p, out + (b * T * H + h) * D, H * D, NULL, qkv + b * T * row + h * D, row, kcache + at, vcache + at, kv_row, T,
+               pos[b], D, f);
+    }
+}
+
+size_t FN(attention_decode_scratch)(int64_t S) { return 2 * S; }
+
+void FN(attention_decode_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+                                  const int32_t* slot, int64_t B, int64_t H, int64_t D, int64_t S, int64_t K, float* scratch) {
+    const int64_t row = (H + 2 * K) * D, kv_row = K * D;
+    const int64_t seen = store_keys(kcache, vcache, qkv, pos, slot, B, 1, H, D, S, K);
+    PARALLEL_FOR(4 * seen * H * D)
+    for (int64_t bh = 0; bh < B * H; bh++) {
+        int64_t b = bh / H, h = bh % H, at = slot[b] * S * kv_row + h * K / H * D;
+        attend_one(out + bh * D, qkv + b * row + h * D, kcache + at, vcache + at, kv_row, pos[b] + 1, D,
+                   scratch + thread_index() * FN(attention_decode_scratch)(S));
     }
 }

@@ -27,6 +27,14 @@ void FN(last_position_forward)(float* out, const float* x, int64_t B, int64_t T,
     for (int64_t b = 0; b < B; b++) memcpy(out + b * C, x + ((b + 1) * T - 1) * C, C * sizeof(float));
 }
 
+void FN(gather)(float* out, const float* x, const int32_t* slot, int64_t B, int64_t C) {
+    for (int64_t b = 0; b < B; b++) memcpy(out + b * C, x + slot[b] * C, C * sizeof(float));
+}
+
+void FN(scatter)(float* x, const float* rows, const int32_t* slot, int64_t B, int64_t C) {
+    for (int64_t b = 0; b < B; b++) memcpy(x + slot[b] * C, rows + b * C, C * sizeof(float));
+}
+
 void FN(copy)(float* out, const float* x, int64_t R) {
     PARALLEL_FOR(R)
     for (int64_t first = 0; first < R; first += BLOCK)

@@ -18,7 +18,7 @@ void FN(embedding_forward)(float* out, const int32_t* tokens, const float* wte, 
             memcpy(o, e, C * sizeof(float));
             continue;
         }
-        const float* p = wpe + (pos[0] + bt % T) * C;
+        const float* p = wpe + (pos[bt / T] + bt % T) * C;
         for (int64_t c = 0; c < C; c++) o[c] = e[c] + p[c];
     }
 }
@@ -33,7 +33,7 @@ void FN(embedding_backward)(float* dwte, float* dwpe, const float* dout, const i
             float* e = dwte + tokens[bt] * C;
             for (int64_t c = first; c < last; c++) e[c] += d[c];
             if (!dwpe) continue;
-            float* p = dwpe + (pos[0] + bt % T) * C;
+            float* p = dwpe + (pos[bt / T] + bt % T) * C;
             for (int64_t c = first; c < last; c++) p[c] += d[c];
         }
     }

@@ -20,11 +20,11 @@
 #define FN(name) JOIN(name, ISA)
 
 // embedding.c ---------------------------------------------------------------------------------------------------
-// out[b,t] = wte[tokens[b,t]] + wpe[pos + t]           out (B,T,C)  tokens (B,T)  wte (V,C)  wpe (S,C)  pos (1)
+// out[b,t] = wte[tokens[b,t]] + wpe[pos[b] + t]        out (B,T,C)  tokens (B,T)  wte (V,C)  wpe (S,C)  pos (B)
 // Without wpe (NULL), and dwpe in the backward, tokens alone.
 void FN(embedding_forward)(float* out, const int32_t* tokens, const float* wte, const float* wpe, const int32_t* pos,
                            int64_t B, int64_t T, int64_t C);
-// dwte[tokens[b,t]] += dout[b,t];  dwpe[pos + t] += sum_b dout[b,t]
+// dwte[tokens[b,t]] += dout[b,t];  dwpe[pos[b] + t] += dout[b,t]
 void FN(embedding_backward)(float* dwte, float* dwpe, const float* dout, const int32_t* tokens, const int32_t* pos,
                             int64_t B, int64_t T, int64_t C);
 
@@ -52,9 +52,9 @@ void FN(head_norm_backward)(float* dx, float* dqw, float* dkw, const float* dout
                             int64_t add);
 
 // rope.c --------------------------------------------------------------------------------------------------------
-// Turns the first N of G heads, each a half a and a half b of width E, by the angles of position p = pos + t:
+// Turns the first N of G heads, each a half a and a half b of width E, by the angles of position p = pos[b] + t:
 // a <- a cos - b sin,  b <- a sin + b cos,  with `back` by the opposite angles, which is the backward
-//                                                      x (B,T,G,D), D = 2 E  rotations (S,2,E): cosines, sines  pos (1)
+//                                                      x (B,T,G,D), D = 2 E  rotations (S,2,E): cosines, sines  pos (B)
 void FN(rope)(float* x, const float* rotations, const int32_t* pos, int64_t B, int64_t T, int64_t G, int64_t D, int64_t E,
               int64_t N, int64_t back);
 
@@ -63,6 +63,8 @@ size_t FN(matmul_scratch)(void);
 // out = x w^T + b   (b may be NULL)                    out (R,N)  x (R,C)  w (N,C)  b (N)
 void FN(matmul_forward)(float* out, const float* x, const float* w, const float* b,
                         int64_t R, int64_t C, int64_t N, float* scratch);
+// The same for a few rows, as decoding has them: each row of w is read once, where it lies. Always in float32.
+void FN(matmul_rows_forward)(float* out, const float* x, const float* w, const float* b, int64_t R, int64_t C, int64_t N);
 // dx += dout w
 void FN(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t R, int64_t C, int64_t N, int64_t add,
                            float* scratch);
@@ -81,6 +83,7 @@ void FN(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, 
                            float* scratch);
 // p = exp(s - lse),  ds[i,j] = p[i,j] (dout_i v_j - dout_i out_i)
 // dv_j += sum_i p[i,j] dout_i,  dq_i += sum_j ds[i,j] k_j / sqrt(D),  dk_j += sum_i ds[i,j] q_i / sqrt(D)
+size_t FN(attention_backward_scratch)(int64_t B, int64_t T, int64_t H, int64_t D, int64_t K);
 void FN(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
                             int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int64_t add, float* scratch);
 // Materialised: the scaled scores and the probabilities stay to be looked at; entries j > i are 0.
@@ -90,11 +93,18 @@ void FN(attention_materialised_forward)(float* out, float* preatt, float* att, c
 size_t FN(attention_materialised_scratch)(int64_t T);
 void FN(attention_materialised_backward)(float* dqkv, const float* dout, const float* qkv, const float* att,
                                          int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int64_t add, float* scratch);
-// Decoding: stores the keys and values of T new positions pos .. pos + T - 1 in the caches and attends from those
-// positions to all cached ones.                        kcache, vcache (B,S,K,D)  pos (1)
+// A piece of a prompt: stores the keys and values of T new positions pos[b] .. pos[b] + T - 1 in row slot[b] of the caches and
+// attends from those positions to all that this row has up to them.
+//                                                      kcache, vcache (N,S,K,D)  pos, slot (B)
 size_t FN(attention_cached_scratch)(int64_t S, int64_t D);
 void FN(attention_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
-                                  int64_t B, int64_t T, int64_t H, int64_t D, int64_t S, int64_t K, float* scratch);
+                                  const int32_t* slot, int64_t B, int64_t T, int64_t H, int64_t D, int64_t S, int64_t K,
+                                  float* scratch);
+// A decoding step: the same of one position for each b. Several b may be successive positions of one slot: all keys are stored
+// before any query looks at them.                      out (B,H,D)  qkv (B,H+2K,D)
+size_t FN(attention_decode_scratch)(int64_t S);
+void FN(attention_decode_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
+                                  const int32_t* slot, int64_t B, int64_t H, int64_t D, int64_t S, int64_t K, float* scratch);
 
 // activation.c --------------------------------------------------------------------------------------------------
 // u = sqrt(2/pi) (x + 0.044715 x^3),  out = x (1 + tanh u) / 2 = x / (1 + exp(-2u))       out, x (R)
@@ -146,10 +156,11 @@ void FN(cope_forward)(float* out, float* lse, float* preatt, float* att, const f
 size_t FN(cope_backward_scratch)(int64_t B, int64_t T, int64_t H, int64_t M, int64_t D);
 void FN(cope_backward)(float* dqkv, float* dtable, const float* dout, const float* qkv, const float* out, const float* lse,
                        const float* table, int64_t B, int64_t T, int64_t C, int64_t H, int64_t M, int64_t add, float* scratch);
-// Decoding, as attention_cached_forward.               kcache, vcache (B,S,C)  pos (1)
+// Against the caches of slots, as attention_cached_forward and, with T = 1, as attention_decode_forward.
+//                                                      kcache, vcache (N,S,C)  pos, slot (B)
 void FN(cope_cached_forward)(float* out, float* kcache, float* vcache, const float* qkv, const int32_t* pos,
-                             const float* table, int64_t B, int64_t T, int64_t C, int64_t S, int64_t H, int64_t M,
-                             float* scratch);
+                             const int32_t* slot, const float* table, int64_t B, int64_t T, int64_t C, int64_t S, int64_t H,
+                             int64_t M, float* scratch);
 
 // recursion.c ---------------------------------------------------------------------------------------------------
 // out = x + scale y in rows with depth >= step, or in all where depth is NULL, else x
@@ -216,6 +227,10 @@ void FN(residual_forward)(float* out, const float* a, const float* b, int64_t R,
 void FN(residual_backward)(float* da, float* db, const float* dout, int64_t R, float scale, int64_t add_a, int64_t add_b);
 // out[b] = x[b, T-1]                                   out (B,C)  x (B,T,C)
 void FN(last_position_forward)(float* out, const float* x, int64_t B, int64_t T, int64_t C);
+// out[b] = x[slot[b]]                                  out (B,C)  x (N,C)  slot (B)
+void FN(gather)(float* out, const float* x, const int32_t* slot, int64_t B, int64_t C);
+// x[slot[b]] = rows[b]                                 x (N,C)  rows (B,C)
+void FN(scatter)(float* x, const float* rows, const int32_t* slot, int64_t B, int64_t C);
 // out = x                                                                                 out, x (R)
 void FN(copy)(float* out, const float* x, int64_t R);
 // x = 0

@@ -24,8 +24,9 @@
 // What a packed panel holds, and how a tile of them is multiplied, depends on the precision asked for and on what the CPU can
 // do (precision.h). With gpt2c_matmul_bf16 both operands are rounded to bf16, and the sums stay float32.
 //
-// With very few rows there is nothing to share and packing would cost more than the product: rows times matrix is
-// then a row of dot products (row_products), always in float32.
+// With very few rows, as a decoding step has them, there is nothing to share and packing would cost more than the product: rows
+// times matrix is then a row of dot products (row_products), always in float32. Which of the two runs is the caller's choice, by
+// what the rows are and not by how many: so a row's bits do not depend on those beside it.
 #include "gpt2c.h"
 #include "parallel.h"
 #include "precision.h"
@@ -33,7 +34,6 @@
 enum {
     MC = 64 * TM,             // about 900
     SLACK = 2 * VL,           // packed rows are stored in whole vectors
-    FEW_ROWS = 4,
     FLOPS_PER_WORK = 16,      // products run this much faster than the simple loops that `work` is counted in
     // A panel of B is the larger one and better kept, if the first-level cache of 32 to 48 KB holds it beside one of A.
     B_STAYS = TN * PACKED * sizeof(float) <= 24 * 1024,
@@ -131,10 +131,13 @@ static void row_products(float* out, const float* x, const float* w, const float
     }
 }
 
+void FN(matmul_rows_forward)(float* out, const float* x, const float* w, const float* b, int64_t R, int64_t C, int64_t N) {
+    row_products(out, x, w, b, R, C, N);
+}
+
 void FN(matmul_forward)(float* out, const float* x, const float* w, const float* b,
                         int64_t R, int64_t C, int64_t N, float* scratch) {
-    if (R <= FEW_ROWS) row_products(out, x, w, b, R, C, N);
-    else product(out, R, N, C, (Operand){x, C, 1}, (Operand){w, C, 1}, 0, b, scratch);
+    product(out, R, N, C, (Operand){x, C, 1}, (Operand){w, C, 1}, 0, b, scratch);
 }
 
 void FN(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t R, int64_t C, int64_t N, int64_t add,

@@ -9,7 +9,7 @@ void FN(rope)(float* x, const float* rotations, const int32_t* pos, int64_t B, i
     const float way = back ? -1 : 1;
     PARALLEL_FOR(3 * B * T * N * D)
     for (int64_t bt = 0; bt < B * T; bt++) {
-        const float *cosines = rotations + (pos[0] + bt % T) * 2 * E, *sines = cosines + E;
+        const float *cosines = rotations + (pos[bt / T] + bt % T) * 2 * E, *sines = cosines + E;
         for (int64_t h = 0; h < N; h++) {
             float *a = x + (bt * G + h) * D, *b = a + E;
             for (int64_t j = 0; j < E; j += VL) {

@@ -104,3 +104,26 @@ def mpi():
 
     if why := why_not():
         pytest.skip(why)
+
+
+def _real(source):
+    from real_models import found  # here, because the tests of the kernels do without
+
+    path, why = found(source)
+    return path or pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The path of SmolLM2-135M-Instruct in Q4_1."""
+    from real_models import SMOLLM2
+
+    return _real(SMOLLM2)
+
+
+@pytest.fixture(scope="session")
+def gemma():
+    """The path of Gemma 3 270M, which has blocks of Q4_K, Q5_0, Q6_K and Q8_0."""
+    from real_models import GEMMA
+
+    return _real(GEMMA)

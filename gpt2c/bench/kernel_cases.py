@@ -23,10 +23,12 @@ def gpt2_cases(B, lengths, C, H, V, P, parameters):
         yield from step_at(B, T, C, H, V, P)
     for product, inputs, outputs, absent in products:
         L = math.ceil(parameters / (inputs * outputs))
-        yield Case("matmul_forward", product, {"R": 1, "C": inputs, "N": outputs}, absent, L)
+        yield Case("matmul_rows_forward", product, {"R": 1, "C": inputs, "N": outputs}, absent, L)
     S = lengths[-1]
     L = math.ceil(parameters / (2 * S * C))
-    yield Case("attention_cached_forward", f"S{S}", {"B": 1, "T": 1, "S": S, **heads(H, H, C // H)}, turns=L)
+    yield Case("attention_decode_forward", f"S{S}", {"B": 1, "N": 1, "S": S, **heads(H, H, C // H)}, turns=L)
+    for T in lengths:  # a piece of a prompt
+        yield Case("attention_cached_forward", f"T{T}", {"B": 1, "N": 1, "T": T, "S": S, **heads(H, H, C // H)})
     yield from whole_model(parameters)
     yield from of_other_families(B, *lengths, C, H)
 
@@ -89,7 +91,9 @@ def of_other_families(B, T, longest, C, H):
     W, absent = C // 6, ("preatt", "att")
     small = {"C": W, "H": 2, "D": W // 2, "M": 17}
     yield from both("cope", label, absent, B=B, T=T, **small)
-    yield Case("cope_cached_forward", f"S{4 * T}", {"B": 1, "T": 1, "S": 4 * T, **small})
+    yield Case("cope_cached_forward", f"S{4 * T}", {"B": 1, "N": 1, "T": 1, "S": 4 * T, **small})
+    for kernel in "gather", "scatter":  # states of slots
+        yield Case(kernel, label, {"B": B, "N": 2 * B, "C": C})
     R *= 4
     yield from both("dyt", label, R=R, C=W)
     yield from both("scaled_residual", label, R=R, C=W)
@@ -115,7 +119,8 @@ def bound_by_memory(case):
 
 # Operations that gpt2c.flops does not count: each +, -, x, /, exp and sqrt of the formula in kernels/gpt2c.h is one.
 OPERATIONS = {
-    "attention_cached_forward": lambda S, H, D, **_: 4 * S * H * D,
+    "attention_cached_forward": lambda B, T, S, H, D, **_: 4 * B * T * S * H * D,
+    "attention_decode_forward": lambda B, S, H, D, **_: 4 * B * S * H * D,
     "layernorm_forward": lambda R, C: 8 * R * C,
     "layernorm_backward": lambda R, C: 14 * R * C,
     "rmsnorm_forward": lambda R, C: 4 * R * C,
@@ -148,6 +153,8 @@ OPERATIONS = {
     "embedding_forward": lambda B, T, C, **_: B * T * C,
     "embedding_backward": lambda B, T, C, **_: 2 * B * T * C,
     "last_position_forward": lambda **_: 0,
+    "gather": lambda **_: 0,
+    "scatter": lambda **_: 0,
     "copy": lambda R: 0,
     "zero": lambda R: 0,
     "adamw": lambda R: 17 * R,

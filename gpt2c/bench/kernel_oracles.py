@@ -32,6 +32,9 @@ def flat(*arrays):
     return (array.reshape(*array.shape[:2], -1) for array in arrays)
 
 
+matmul_rows_forward = ref.matmul_forward
+
+
 def attention_forward(qkv, H, K):
     out, _, _, lse = ref.attention_forward(*flat(qkv), H, K)
     return out, lse
@@ -49,8 +52,12 @@ def attention_backward(dout, qkv, H, K):
 attention_materialised_backward = attention_backward
 
 
-def attention_cached_forward(qkv, kcache, vcache, pos, H, K):
-    return ref.attention_cached_forward(*flat(qkv, kcache, vcache), pos, H, K)
+def attention_cached_forward(qkv, kcache, vcache, pos, slot, H, K):
+    return ref.attention_cached_forward(*flat(qkv, kcache, vcache), pos, slot, H, K)
+
+
+def attention_decode_forward(qkv, kcache, vcache, pos, slot, H, K):
+    return ref.attention_decode_forward(qkv.reshape(len(qkv), -1), *flat(kcache, vcache), pos, slot, H, K)
 
 
 def cope_forward(qkv, table, H):
@@ -64,7 +71,7 @@ def cope_backward(dout, qkv, table, H):
 
 def cope_cached_forward(qkv, kcache, vcache, pos, table, H):
     """As if the whole text came at once; what the earlier positions asked for is of no importance."""
-    T = qkv.shape[1]
+    T, (pos,) = qkv.shape[1], pos
     q, k, v = np.split(qkv, 3, axis=-1)
     kcache, vcache = (np.concatenate([cache[:, :pos], new], axis=1) for cache, new in ((kcache, k), (vcache, v)))
     before = np.zeros_like(kcache[:, :pos])

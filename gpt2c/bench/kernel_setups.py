@@ -49,8 +49,10 @@ READ = {
     "add_scaled": ("y",),
     "clamp": ("x",),
     "attention_cached_forward": ("kcache", "vcache"),
+    "attention_decode_forward": ("kcache", "vcache"),
     "cope_cached_forward": ("kcache", "vcache"),
     "rope": ("x",),
+    "scatter": ("x",),
     "crossentropy_backward": (),
     "scan_backward": (),
     "ponder_backward": (),
@@ -70,7 +72,8 @@ VALUES = {
     "tokens": lambda shape, n: rng.integers(n["V"], size=shape, dtype=np.int32),
     "targets": lambda shape, n: rng.integers(n.get("V", 1), size=shape, dtype=np.int32),
     "chosen": lambda shape, n: np.tile(np.arange(shape[-1], dtype=np.int32), (*shape[:-1], 1)),
-    "pos": lambda shape, n: np.array([n["S"] - n["T"]], np.int32),  # the last there is room for
+    "pos": lambda shape, n: np.full(shape, n["S"] - n.get("T", 1), np.int32),  # the last there is room for
+    "slot": lambda shape, n: np.arange(shape[0], dtype=np.int32),
     "rotations": lambda shape, n: rotations(*shape),
     "noise": lambda shape, n: np.array([1, 2], np.int32),  # seed and counter
     "depth": lambda shape, n: rng.integers(1, 3, size=shape).astype(np.float32),
@@ -86,6 +89,7 @@ DECAYS = ("scan_forward", "scan_backward")  # their `a`
 # The roundings behind an element of what a kernel stores: the length of its sum, or what leads to it. Of other kernels 32.
 ROUNDINGS = {
     "matmul_forward": lambda C, **_: C,
+    "matmul_rows_forward": lambda C, **_: C,
     "matmul_backward_x": lambda N, **_: N,
     "matmul_backward_w": lambda R, **_: R,
     "attention_forward": lambda T, D, **_: T + D,
@@ -93,6 +97,7 @@ ROUNDINGS = {
     "attention_materialised_forward": lambda T, D, **_: T + D,
     "attention_materialised_backward": lambda T, D, H, K, **_: T * H // K + D,
     "attention_cached_forward": lambda S, D, **_: S + D,
+    "attention_decode_forward": lambda S, D, **_: S + D,
     "cope_forward": lambda T, D, M, **_: T * M + D,  # T gates add up to a position, whose unit is as many as M
     "cope_backward": lambda T, D, M, **_: T * M + D,
     "cope_cached_forward": lambda S, D, M, **_: S * M + D,
@@ -121,8 +126,13 @@ ROUNDINGS = {
 PARTS = {
     ("embedding_forward", "wte"): lambda B, T, C, **_: B * T * C,
     ("embedding_backward", "dwte"): lambda B, T, C, **_: 2 * B * T * C,
-    **{("attention_cached_forward", cache): lambda B, S, K, D, **_: B * S * K * D for cache in ("kcache", "vcache")},
+    **{
+        (f"attention_{way}_forward", cache): lambda B, S, K, D, **_: B * S * K * D
+        for way in ("cached", "decode")
+        for cache in ("kcache", "vcache")
+    },
     **{("cope_cached_forward", cache): lambda B, S, C, **_: B * S * C for cache in ("kcache", "vcache")},
+    **{(kernel, "x"): lambda B, C, **_: B * C for kernel in ("gather", "scatter")},
     ("rope", "x"): lambda B, T, N, D, **_: 2 * B * T * N * D,
 }
 
@@ -176,6 +186,7 @@ def numpy_matmul_backward_w(dw, db, dout, x):
 # The same on the same arrays.
 NUMPY = {
     "matmul_forward": numpy_matmul_forward,
+    "matmul_rows_forward": numpy_matmul_forward,
     "matmul_backward_x": numpy_matmul_backward_x,
     "matmul_backward_w": numpy_matmul_backward_w,
 }

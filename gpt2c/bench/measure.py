@@ -26,6 +26,7 @@ from gpt2c.engine.peak import FMA, PRECISIONS, measured_bandwidth, measured_peak
 from gpt2c.engine.runner import Runner, Work
 from gpt2c.errors import Gpt2cError, ResourceError, UsageError
 from gpt2c.generation.decoder import generate
+from gpt2c.models import llama
 from gpt2c.models.model import Model, create
 from gpt2c.models.registry import make_config
 from gpt2c.training.config import TrainConfig
@@ -72,7 +73,9 @@ MODEL_CASES = {
         ModelCase("train", "chargpt-1.2M", 32, 64, {}, "chargpt"),
         ModelCase("train", "mingru-0.6M", 32, 256, {"dim": 128}, "mingru"),
         ModelCase("train", "hybrid-2M", 4, 180, {"hidden": 128, "num_layers": 2}, "hybrid"),
+        ModelCase("train", "llama-1.3M", 8, 128, {"vocab_size": 4096}, "llama"),
         ModelCase("train", "llama-t1024", 4, 1024, LIKE_GPT2, "llama"),
+        ModelCase("train", "smollm2-t64", 4, 64, llama.SIZES["smollm2-135m"], "llama"),
         ModelCase("train", "trm-0.4M", 16, 80, {"vocab_size": 1000}, "trm"),
         ModelCase("generate", "gpt2", 1, 1, {}),
         ModelCase("prefill", "gpt2-t512", 1, 512, {}),
@@ -208,8 +211,8 @@ def generated_token(case):
 def prefill(case):
     """Prefill: a prompt into the KV cache, up to the logits of the next token."""
     model = case.create()
-    work = Runner(model, context=case.T).prepare(Work(case.B, case.T, targets=False))
-    work.tokens[...] = batch(case)[0]
+    work = Runner(model, slots=case.B, context=case.T).prepare(Work(case.B, case.T, targets=False))
+    work.tokens[...], work.slot[...] = batch(case)[0], range(case.B)
     return work.forward
 
 
@@ -229,7 +232,7 @@ def model_flops(case):
     if case.work == "train":
         work = model.program(case.B, case.T)
         return flops(work.forward_program) + flops(work.backward_program)
-    work = Runner(model, context=case.T).prepare(Work(case.B, case.T, targets=False))
+    work = Runner(model, slots=case.B, context=case.T).prepare(Work(case.B, case.T, targets=False))
     D = config.channels // config.num_heads
     attention = FLOPS["attention_forward"](case.B, case.T, config.num_heads, D)  # the cached kernel's too
     return flops(work.forward_program) + config.num_layers * attention

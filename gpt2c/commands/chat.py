@@ -9,10 +9,10 @@ import sys
 from dataclasses import dataclass
 
 from gpt2c import settings
-from gpt2c.commands.command_line import parse
+from gpt2c.commands.command_line import CommandLine, merge
 from gpt2c.errors import InputError, UsageError
 from gpt2c.generation.conversation import Conversation
-from gpt2c.generation.sampling import Sampling
+from gpt2c.generation.sampling import Sampling, layers
 from gpt2c.models.files import load
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.streams import bare
@@ -49,15 +49,19 @@ class ChatConfig:
 
 
 def main(argv):
-    (config, how), given = parse(argv, [ChatConfig, Sampling], "gpt2c chat", __doc__.partition("\n\n")[2], ["checkpoint"])
+    line, about = CommandLine(argv), __doc__.partition("\n\n")[2]
+
+    def merged(*before):
+        return merge(line, [ChatConfig, Sampling], "gpt2c chat", about, ["checkpoint"], before).instances
+
+    config, _ = merged()
     if not config.checkpoint:
         raise UsageError("name a checkpoint: gpt2c chat CKPT [flags]")
     if config.threads:
         settings.set_num_threads(config.threads)
     model = load(config.checkpoint)
     tokenizer = tokenizer_of_model(model, config.tokenizer)
-    if tokenizer.chat_template and "temperature" not in given:
-        how.temperature = 0.0
+    config, how = merged(*layers(model, "chat" if tokenizer.chat_template else ""))
     if config.system and not tokenizer.chat_template:
         raise UsageError(f"{config.checkpoint} has no chat template, so that a system prompt has no place; leave --system out")
     return chat(Conversation(model, tokenizer, how, config.max_new_tokens, config.turns, config.system))

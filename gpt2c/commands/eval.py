@@ -15,6 +15,7 @@ from gpt2c.data import is_choice_file, is_token_file, read_choices, read_shard, 
 from gpt2c.data.reading import Reading
 from gpt2c.data.shards import copied, expand
 from gpt2c.errors import InputError, UsageError
+from gpt2c.generation.loss import DecodedLoss
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.files import load
 from gpt2c.support.fields import flag, require_at_least
@@ -43,6 +44,7 @@ class EvalConfig:
     )
     seq_len: int = flag(0, "sequence length: tokens per sequence", "-t", default_text="as many as the model takes, at most 1024")
     val_steps: int = flag(-1, "batches to evaluate (-1: all)", "-m", "--val-num-batches")
+    decode: bool = flag(False, "read one token at a time, as generation does, with its kernels and its KV cache")
     limit: int = flag(0, "multiple-choice examples to evaluate (0: all)")
     tokenizer: str = flag(
         "",
@@ -70,6 +72,8 @@ def main(argv):
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {longest}")
     T = config.seq_len or min(longest, 1024)
     if os.path.isfile(config.data) and is_choice_file(config.data):
+        if config.decode:
+            raise UsageError("--decode is for the loss of a text; leave it out for a multiple-choice file")
         print(score_choices(model, read_choices(config.data), config, T))
     else:
         paths, tokenizer = token_files(model, config, reading)
@@ -92,9 +96,10 @@ def measure(model, paths, tokenizer: Tokenizer | None, config, T):
     loss = tokens = size = 0
     carries = model.definition.state is not None
     B, T = (1, config.batch_size * T) if carries else (config.batch_size, T)
+    evaluate = DecodedLoss(model, B, T).evaluate if config.decode else model.evaluate
     for x, y, continues in take(batches(paths, B, T, model.known_ids), config.val_steps):
         counted = int((y >= 0).sum())
-        loss += counted * model.evaluate(x, y, carries and continues)
+        loss += counted * evaluate(x, y, carries and continues)
         tokens += counted
         if tokenizer:
             marks = [id for id in (-1, tokenizer.eot, tokenizer.opens) if id is not None]

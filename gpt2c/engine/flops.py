@@ -4,6 +4,7 @@
 # are bound by memory rather than arithmetic count as none.
 FLOPS = {
     "matmul_forward": lambda R, N, C: 2 * R * N * C,
+    "matmul_rows_forward": lambda R, N, C: 2 * R * N * C,
     "matmul_backward_x": lambda R, N, C: 2 * R * N * C,
     "matmul_backward_w": lambda R, N, C: 2 * R * N * C,
     "attention_forward": lambda B, T, H, D, **_: 2 * B * T * (T + 1) * H * D,

@@ -6,6 +6,7 @@ starts from: a gradient that reaches back through several chunks of a text is on
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,15 +34,28 @@ class Work:
     T: int
     targets: bool
     keep: bool = False  # every activation
-    purpose: str = "any"  # "step": forward and backward in one go, the loss is there at the end; "loss": nothing but that
+    # "step": forward and backward in one go, the loss is there at the end; "loss": nothing but that; "decode": one new token of
+    # each of B sequences that are being generated
+    purpose: str = "any"
     train: bool = False  # what acts in training only (dropout) acts
     first: int = 0  # positions before it are read again, for the gradient that flows back through them: no part of the loss
     scale: float = 1.0  # of the loss in its gradients
 
 
+class Inputs(NamedTuple):
+    """All that is filled before a run."""
+
+    batch: Batch
+    position: Buffer  # (B,) of each row's first token
+    slot: Buffer  # (B,) which sequence of those that are being generated each row belongs to
+    noise: Buffer  # (2,) seed and counter of dropout
+
+
 # What the backward of a Pass does with the parameters' gradients: store them, so that what was there does not count, or
 # add to them.
 STORE, ADD = "store", "add"
+
+MOST_PASSES = 64  # that a Runner keeps: generation meets prompts of all lengths
 
 
 def lanes(state):
@@ -53,15 +67,17 @@ class Runner:
     """Runs a model for any Work.
 
     `record=False` runs each kernel as it is called, for debugging: the same calls, the same bits. `reuse` and `poison`
-    are the Pool's. With a `context`, passes continue from one another's caches (`caches`, by name), up to that many
-    positions; they then have no backward.
+    are the Pool's.
 
     `state` is what a recurrent family carries from one pass to the next, by name; all its lanes start from zero.
+
+    With `slots`, passes generate: they have no backward, and go on from what earlier ones left in that many slots, of which
+    a Work has any B. Each slot is a row of the KV caches (`caches`, by name), with `context` positions, or a lane of the state.
     """
 
-    def __init__(self, model, *, record=True, reuse=True, poison=False, context=None):
+    def __init__(self, model, *, record=True, reuse=True, poison=False, slots=0, context=0):
         self.model, self.record = model, record
-        self.reuse, self.poison, self.context = reuse, poison, context
+        self.reuse, self.poison, self.slots, self.context = reuse, poison, slots, context
         self.caches = {}
         self.state = {}
         self._slab = aligned_bytes(0)
@@ -76,21 +92,23 @@ class Runner:
 
     def trace(self, work, stream, pool, inputs, backward=ADD, planning=False):
         """Calls the model's forward on a new tape."""
-        model, (batch, position, noise) = self.model, inputs
-        grad = work.targets and work.purpose != "loss" and self.context is None
+        model = self.model
+        grad = work.targets and work.purpose != "loss"
         tape = Tape(
             stream,
             pool,
-            position,
+            inputs.position,
             grad=grad,
             keep=work.keep,
-            pieces=work.purpose != "any",
+            pieces=work.purpose in ("step", "loss"),
             recompute=0 if work.keep else model.recompute,
-            caches=self._caches(planning) if self.context else None,
-            context=self.context or 0,
+            context=self.context,
+            caches=self._cache(planning),
+            slot=inputs.slot if self.slots else None,
+            decoding=work.purpose == "decode",
             carried=self._carried(work, planning),
-            noise=noise if work.train else None,
-            weights=batch.weights,
+            noise=inputs.noise if work.train else None,
+            weights=inputs.batch.weights,
             first=work.first,
             scale=work.scale,
             options=model.options,
@@ -104,10 +122,15 @@ class Runner:
                 tensors[name, layer] = Tensor(tape, data.name, data, into, fresh=backward == STORE)
             return tensors[name, layer]
 
-        return tape, model.definition.forward(tape, parameter, batch, model.config)
+        return tape, model.definition.forward(tape, parameter, inputs.batch, model.config)
 
-    def _caches(self, planning):
+    # ---- slots
+
+    def _cache(self, planning):
+        """The buffers of the KV caches, for the tape."""
+
         def cache(name, shape):
+            shape = self.slots, self.context, *shape
             if planning:
                 return Buffer(name, shape, 0, None)
             if name not in self.caches:
@@ -116,13 +139,17 @@ class Runner:
 
         return cache
 
-    def take_over(self, other):
-        """Copies the caches and the state of another Runner of the same model and context."""
-        cache = self._caches(planning=False)
-        for name, array in other.caches.items():
-            cache(name, array.shape).array[...] = array
-        if other.state:
-            self.begin(lanes(other.state), other.state)
+    def copy_slot(self, source, target, length):
+        """Gives the target what the source has: the first `length` positions, or its state."""
+        for array in self.caches.values():
+            array[target, :length] = array[source, :length]
+        for array in self.state.values():
+            array[:, target] = array[:, source]
+
+    def clear_slot(self, slot):
+        """Lets a slot begin again; what its caches hold is overwritten."""
+        for array in self.state.values():
+            array[:, slot] = 0
 
     # ---- carried state
 
@@ -146,7 +173,7 @@ class Runner:
 
     def _carried(self, work, planning):
         """The buffers of a layer's state, for the tape."""
-        shapes = self.state_shapes(work.B)
+        shapes = self.state_shapes(self.slots or work.B)
 
         def carried(name, layer):
             label = f"{name}[{layer}]"
@@ -158,17 +185,23 @@ class Runner:
 
     def prepare(self, work: Work, backward=ADD) -> "Pass":
         """The Pass for a Work, planned and recorded if it is new."""
-        if self.state_shapes(work.B) and (not self.state or next(iter(self.state.values())).shape[1] != work.B):
-            self.begin(work.B)
-        if work not in self._passes:
-            size = self.plan(work)
-            if size > self._slab.nbytes:
-                require_memory(size, f"a batch of {work.B} x {work.T} tokens", "try a smaller batch or sequence length")
-                self._passes.clear()  # they point into the old slab
-                self._slab = None
-                self._slab = aligned_bytes(size)
-            self._passes[work] = Pass(self, work, self._slab)
-        return self._passes[work].ready(backward)
+        if self.state_shapes(B := self.slots or work.B) and (not self.state or lanes(self.state) != B):
+            self.begin(B)
+        ready = self._passes.pop(work, None) or self._planned(work)
+        self._passes[work] = ready  # the last one used is the last to go
+        return ready.ready(backward)
+
+    def _planned(self, work):
+        """A new Pass, in place of the one that was used longest ago where there are too many."""
+        size = self.plan(work)
+        if size > self._slab.nbytes:
+            require_memory(size, f"a batch of {work.B} x {work.T} tokens", "try a smaller batch or sequence length")
+            self._passes.clear()  # they point into the old slab
+            self._slab = None
+            self._slab = aligned_bytes(size)
+        if len(self._passes) >= MOST_PASSES:
+            del self._passes[next(iter(self._passes))]
+        return Pass(self, work, self._slab)
 
 
 def _described(shapes):
@@ -176,7 +209,7 @@ def _described(shapes):
 
 
 def _input_buffers(work, planning=False):
-    """(Batch, position, noise), with memory of their own."""
+    """With memory of their own."""
 
     def ints(name, *shape):
         return Buffer(name, shape, 0, None, "i32") if planning else buffer_of(name, np.zeros(shape, np.int32))
@@ -186,7 +219,8 @@ def _input_buffers(work, planning=False):
     if work.targets and work.purpose == "any":
         shape = work.B, work.T
         weights = Buffer("weights", shape, 0, None) if planning else buffer_of("weights", np.ones(shape, np.float32))
-    return Batch(ints("tokens", work.B, work.T), targets, weights), ints("position", 1), ints("noise", 2)
+    batch = Batch(ints("tokens", work.B, work.T), targets, weights)
+    return Inputs(batch, ints("position", work.B), ints("slot", work.B), ints("noise", 2))
 
 
 class Pass:
@@ -195,8 +229,9 @@ class Pass:
     def __init__(self, runner, work, slab):
         self.work = work
         self.inputs = _input_buffers(work)
-        (batch, position, noise) = self.inputs
-        self.tokens, self.position, self.noise = batch.tokens.array, position.array, noise.array
+        batch, *others = self.inputs
+        self.tokens = batch.tokens.array
+        self.position, self.slot, self.noise = (buffer.array for buffer in others)
         self.targets = batch.targets.array if work.targets else None
         self.weights = batch.weights.array if batch.weights else None
         self._runner, self.slab = runner, slab

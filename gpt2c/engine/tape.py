@@ -83,8 +83,10 @@ class Tape:
     loss may be left to it. With `recompute` (activation checkpointing), the backward pass recomputes to save memory: 1 norms
     and activation functions, 2 whole blocks.
 
-    `caches(name, shape)` gives the buffers of the KV cache, which persist between calls (None: no cache); `context` is how
-    many positions they hold, `position` holds the sequence's first position.
+    `position` (B,) holds the first position of each row. For generation, `context` is how many positions a KV cache holds, and
+    `caches(name, shape)` gives the buffers of one for positions of this shape, which persist between calls: (slots, context,
+    *shape). `slot` (B,) then holds the slot that each row belongs to, and with `decoding` a row is one new token (of B, T = 1),
+    which takes the kernels for a few rows.
     `carried(name, layer)` gives the buffer of a recurrent family's state: see `incoming` and `outgoing`. `noise` holds the
     seed and the counter of dropout (None: nothing is dropped). `weights` holds the factor of each target's loss in the
     backward pass (None: all are 1), `scale` is that of the whole loss. Positions before `first` are read again and have no
@@ -101,8 +103,10 @@ class Tape:
         keep=False,
         pieces=False,
         recompute=0,
-        caches=None,
         context=0,
+        caches=None,
+        slot: Buffer | None = None,
+        decoding=False,
         carried=None,
         noise: Buffer | None = None,
         weights: Buffer | None = None,
@@ -113,7 +117,7 @@ class Tape:
         self.s, self.pool, self.position, self.noise = stream, pool, position, noise
         self.weights, self.first, self.scale, self.options = weights, first, scale, options or {}
         self.grad, self.keep, self.pieces, self.recompute = grad, keep, pieces, recompute
-        self.caches, self.context, self._carried = caches, context, carried
+        self.context, self.caches, self.slot, self.decoding, self._carried = context, caches, slot, decoding, carried
         self.kept: dict[str, Buffer] = {}
         self._incoming: dict[tuple[str, int], Buffer] = {}
         self._again = False
@@ -138,17 +142,23 @@ class Tape:
         return out
 
     def incoming(self, name, layer) -> Buffer:
-        """The hidden state of a layer that this pass starts from, a constant: zeros at first."""
+        """The hidden state of a layer that this pass starts from, a constant: zeros at first. (B, width)"""
         here = self._incoming.get((name, layer))  # a block computed again starts from the same state
         if here is None:
             state = self._carried(name, layer)
-            here = self._incoming[name, layer] = self.buffer(state.shape, f"{layer}.{name}0")
-            self.s.copy(here, state)  # what goes on will take its place
+            B, width = self.position.shape[0], state.shape[1]
+            here = self._incoming[name, layer] = self.buffer((B, width), f"{layer}.{name}0")
+            if self.slot:
+                self.s.gather(here, state, self.slot)
+            else:
+                self.s.copy(here, state)  # what goes on will take its place
         return here
 
     def outgoing(self, name, layer, last: Buffer):
         """Passes the hidden state of a layer on to the next pass."""
-        if not self._again:
+        if self.slot:
+            self.s.scatter(self._carried(name, layer), last, self.slot)
+        elif not self._again:
             self.s.copy(self._carried(name, layer), last)
 
     def buffer(self, shape, name, dtype="f32") -> Buffer:

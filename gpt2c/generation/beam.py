@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2c.errors import InferenceError
-from gpt2c.generation.decoder import Decoder, checked_prompt
+from gpt2c.generation.decoder import checked_prompt
+from gpt2c.generation.slots import Slots
 
 
 class Beam(NamedTuple):
@@ -28,8 +29,8 @@ def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, 
         if not value >= least:
             raise InferenceError(f"{name} is {value}, expected at least {least}")
     beams, ended = [Beam([], 0.0)], []
-    decoders = [Decoder(model, len(prompt) + max_new_tokens)]
-    log_probs = [log_softmax(decoders[0].feed(prompt))]
+    slots, places = Slots(model, width, len(prompt) + max_new_tokens), [0]  # the slot of each beam
+    log_probs = [log_softmax(slots.read({0: prompt})[0])]
     for length in range(1, max_new_tokens + 1):
         totals = np.concatenate([beam.log_prob + row for beam, row in zip(beams, log_probs)])
         best = np.argsort(-totals, kind="stable")[: 2 * width]  # twice as many: each beam may end in one way only
@@ -44,9 +45,10 @@ def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, 
         ended = sorted(ended, key=lambda beam: -beam.score(length_penalty))[:width]
         if length == max_new_tokens or not chosen or _is_settled(ended, chosen, width, max_new_tokens, length_penalty):
             break
-        decoders = _inherit(decoders, [parent for parent, _ in chosen])
+        places = _inherit(slots, [places[parent] for parent, _ in chosen])
         beams = [beam for _, beam in chosen]
-        log_probs = [log_softmax(decoder.feed(beam.ids[-1:])) for decoder, beam in zip(decoders, beams)]
+        logits = slots.step({place: beam.ids[-1:] for place, beam in zip(places, beams)})
+        log_probs = [log_softmax(logits[place][0]) for place in places]
     going_on = [beam for _, beam in chosen] if length == max_new_tokens else []
     ids = max([*ended, *going_on], key=lambda beam: beam.score(length_penalty)).ids
     return ids[:-1] if ids[-1] in stop_tokens else ids
@@ -59,16 +61,14 @@ def _is_settled(ended, chosen, width, longest, length_penalty):
     return len(ended) == width and ended[-1].score(length_penalty) >= most
 
 
-def _inherit(decoders, parents):
-    """A decoder for each child: its parent's own for the first, a copy for the others."""
-    free = [decoder for number, decoder in enumerate(decoders) if number not in parents]
-    heirs = [decoders[parent] if parent not in parents[:child] else None for child, parent in enumerate(parents)]
-    for child, parent in enumerate(parents):
-        if heirs[child] is None:
-            source = decoders[parent]
-            heirs[child] = free.pop() if free else Decoder(source.model, source.context)
-            heirs[child].become(source)
-    return heirs
+def _inherit(slots, parents):
+    """A slot for each child of these slots: its parent's own for the first, a copy for the others."""
+    free, places = [slot for slot in range(slots.count) if slot not in parents], []
+    for parent in parents:
+        places.append(free.pop() if parent in places else parent)
+        if places[-1] != parent:
+            slots.copy(parent, places[-1])
+    return places
 
 
 def log_softmax(logits):

@@ -1,10 +1,11 @@
-"""A conversation with a model: earlier turns, as many as fit in its context, and the answer as it is generated."""
+"""A conversation with a model: earlier turns, as many as fit in its context, and the answer as it is generated. What the model
+has read of it in an earlier turn it need not read again."""
 
 import sys
 
 from gpt2c.errors import InputError, UsageError
 from gpt2c.generation.sampling import Sampling, pieces
-from gpt2c.models.family import max_seq_len
+from gpt2c.generation.slots import Slots
 from gpt2c.support.rng import Xorshift
 from gpt2c.tokenizers.turns import stops
 
@@ -19,7 +20,7 @@ class Conversation:
         self.model, self.tokenizer, self.how, self.max_new_tokens = model, tokenizer, how, max_new_tokens
         self.answers = bool(tokenizer.chat_template)
         self.turns = turns or model.turns or sys.maxsize
-        self._rng = Xorshift(how.seed)
+        self._rng, self._slots = Xorshift(how.seed), Slots(model)
         self._system = [{"role": "system", "content": system}] if system else []
         self._past: list[list[dict[str, str]]] = []  # each question with its answer
 
@@ -28,7 +29,7 @@ class Conversation:
         if not self.answers:
             yield from self._pieces(self.tokenizer.encode(text, bos=self.tokenizer.adds_bos), self.max_new_tokens)
             return
-        context = max_seq_len(self.model.config)
+        context = self._slots.context
         room = min(self.max_new_tokens, context // 2)
         asked, said = {"role": "user", "content": text}, []
         self._past = self._past[max(0, len(self._past) - self.turns + 1) :]
@@ -48,4 +49,5 @@ class Conversation:
     def _pieces(self, prompt, most, stop=()):
         if not prompt:
             raise InputError("none of this is in the model's vocabulary")
-        return pieces(self.model, self.tokenizer, prompt, most, self.how, self._rng, self.tokenizer.ends, stop)
+        ends = self.tokenizer.ends
+        return pieces(self.model, self.tokenizer, prompt, most, self.how, self._rng, ends, stop, slots=self._slots)

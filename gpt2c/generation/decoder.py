@@ -1,57 +1,19 @@
-"""Generation: a decoder with a KV cache or a hidden state, and the sampling of the next token."""
+"""Generation: a text token by token, and the choice of the next one."""
 
-import sys
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 
-from gpt2c.engine.runner import Runner, Work
 from gpt2c.errors import InferenceError
+from gpt2c.generation.slots import PIECE, Slots
+from gpt2c.generation.speculation import Lookup
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.model import Model
 from gpt2c.support.choice import check_choice
 from gpt2c.support.rng import Xorshift, multinomial
 
 COLDEST = float(np.finfo(np.float32).tiny)  # temperature
-CHUNK = 512  # prefill: tokens of a prompt per forward pass
-
-
-class Decoder:
-    """Feeds tokens to a model and gives the logits of the next one; earlier tokens stay in the KV cache or the hidden state.
-
-    A transformer whose context is full starts again from its later half; the context of a recurrent model is unlimited.
-    """
-
-    def __init__(self, model, context=None, chunk=CHUNK):
-        most = max_seq_len(model.config)
-        self.model, self.context, self._chunk = model, min(context or most, most), chunk
-        self._runner = Runner(model, context=self.context)
-        self._endless = most == sys.maxsize
-        self._read = []  # the tokens in the cache
-
-    def feed(self, ids):
-        """The logits (known_ids,) after these ids."""
-        ids = list(ids)
-        if not self._endless and len(self._read) + len(ids) > self.context:
-            ids = (self._read + ids)[-max(1, self.context // 2) :]
-            self._read = []
-        for first in range(0, len(ids), self._chunk):
-            logits = self._feed(ids[first : first + self._chunk])
-        return logits
-
-    def become(self, other):
-        """Goes on from where another decoder of the same model and context is."""
-        self._runner.take_over(other._runner)
-        self._read = list(other._read)
-
-    def _feed(self, ids):
-        work = self._runner.prepare(Work(1, len(ids), targets=False))
-        work.tokens[0] = ids
-        work.position[0] = len(self._read)
-        work.forward()
-        if not self._endless:
-            self._read += ids
-        return work.output.logits.array.reshape(-1)[: self.model.known_ids]
 
 
 def penalised(logits, seen, penalty):
@@ -115,27 +77,65 @@ def generate(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stop_tokens: Collection[int] = (),
-    chunk: int = CHUNK,
+    chunk: int = PIECE,
+    speculate: int = 0,
+    slots: Slots | None = None,
 ) -> Iterator[int]:
     """Yields up to max_new_tokens new ids, one by one. `seed` is the state of llm.c's generator, or an Xorshift.
 
     The prompt is token ids, or text where the model has a tokenizer; it is read `chunk` tokens at a time. Generation ends
     before the first of `stop_tokens`. A `repetition_penalty` above 1 makes the ids of the prompt and those generated less
     likely; `min_p` leaves out those with less than this part of the likeliest one's probability.
+
+    With `speculate`, up to so many tokens are guessed from where the text had the same ones before, and read together: the ids
+    are the same, and sooner there where the guesses are right. The first of the model's `slots`, where they are given, need not
+    read again what it has of the prompt.
     """
     prompt = checked_prompt(model, prompt_ids)
     check_choice(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
-    if chunk < 1:
-        raise InferenceError(f"the prompt is to be read {chunk} tokens at a time, expected at least 1")
+    slots = slots or Slots(model, 1, len(prompt) + max_new_tokens, chunk)
+    check_speculation(slots, speculate)
     rng = seed if isinstance(seed, Xorshift) else Xorshift(seed)
-    decoder = Decoder(model, len(prompt) + max_new_tokens, chunk)
-    new, seen, ends = prompt[-max_seq_len(model.config) :], set(prompt), set(stop_tokens)
-    for _ in range(max_new_tokens):
-        logits = decoder.feed(new)
+    seen, ends = set(prompt), set(stop_tokens)
+
+    def pick(logits):
         if repetition_penalty != 1:
             logits = penalised(logits, seen, repetition_penalty)
-        new = [choose(logits, rng, temperature, top_k, top_p, min_p)]
-        if new[0] in ends:
+        return choose(logits, rng, temperature, top_k, top_p, min_p)
+
+    for id in islice(_continued(slots, prompt[-max_seq_len(model.config) :], pick, speculate, max_new_tokens), max_new_tokens):
+        if id in ends:
             return
-        seen.add(new[0])
-        yield new[0]
+        seen.add(id)
+        yield id
+
+
+def check_speculation(slots, speculate):
+    if speculate < 0:
+        raise InferenceError(f"speculate is {speculate}, expected at least 0")
+    if speculate and slots.is_recurrent:
+        raise InferenceError(
+            f"speculate is {speculate}, but a {slots.model.family} model cannot take back what it has read: leave it out"
+        )
+
+
+def _continued(slots, prompt, pick, speculate, most):
+    """The ids that pick(logits) chooses, one after the other, of which `most` are wanted.
+
+    What is read together is the last id and a draft of those that may come after it. An id is picked from the logits after
+    each, as if it were read alone; the first one that is not the draft's ends what can be used of them.
+    """
+    text, draft = Lookup(prompt if speculate else ()), []
+    rows = [slots.read({0: prompt})[0]]
+    while True:
+        for right, logits in enumerate(rows):
+            yield (id := pick(logits))
+            most -= 1
+            if speculate:
+                text.push(id)
+            if draft[right : right + 1] != [id]:
+                break
+        if draft:
+            slots.cut(0, slots.length(0) - len(draft) + right)
+        draft = text.draft(min(speculate, slots.room(0) - 1, most - 1))
+        rows = slots.step({0: [id, *draft]})[0]

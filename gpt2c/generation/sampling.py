@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from gpt2c.errors import UsageError
 from gpt2c.generation.beam import beam_search
-from gpt2c.generation.decoder import CHUNK, generate
+from gpt2c.generation.decoder import generate
+from gpt2c.generation.slots import PIECE
 from gpt2c.support.choice import CHOICE, check_choice
-from gpt2c.support.fields import flag, require_at_least
+from gpt2c.support.fields import Layer, flag, require_at_least
 from gpt2c.support.rng import checked_seed
 
 
@@ -29,6 +30,11 @@ class Sampling:
     )
     seed: int | str = flag(1337, "random seed of sampling: the same seed gives the same text", metavar="N")
     stop: list[str] = flag((), "stop sequence: end the text before this string")
+    speculate: int = flag(
+        0,
+        "prompt lookup: guess up to this many tokens from where the text had the same ones before, and read them together; the "
+        "text is the same, and sooner there where it repeats itself (0: off)",
+    )
     beams: int = flag(0, "beam search with this many beams, instead of sampling (0: sampling)", "--beam-width")
     length_penalty: float = flag(
         1.0,
@@ -38,14 +44,31 @@ class Sampling:
 
     def __post_init__(self):
         check_choice(**{name: getattr(self, name) for name in CHOICE})
-        require_at_least(self, beams=0, length_penalty=0)
+        require_at_least(self, speculate=0, beams=0, length_penalty=0)
         if not isinstance(self.seed, str):  # which a former program has as its prompt
             checked_seed(self.seed, least=1)
 
 
-def pieces(model, tokenizer, prompt_ids, max_new_tokens, how: Sampling, rng=None, stop_tokens=(), stop=(), chunk=CHUNK):
+def layers(model, answers=""):
+    """What goes before the defaults of a Sampling for this model, the weakest first. `answers`: by what it is to answer in a
+    conversation, which it does greedily unless it says itself what is best; "": it is not."""
+    found = [Layer(f"the family {model.family}", dict(model.definition.generation))]
+    found += [Layer(answers, {"temperature": 0.0})] if answers else []
+    whole = {"top_k": int(model.sampling["top_k"])} if "top_k" in model.sampling else {}
+    return [layer for layer in (*found, Layer("the model", model.sampling | whole)) if layer.values]
+
+
+def usual(model, answers=""):
+    """The Sampling of these layers alone."""
+    found = {name: value for layer in layers(model, answers) for name, value in layer.values.items()}
+    return Sampling(**{name: value for name, value in found.items() if name in CHOICE})
+
+
+def pieces(
+    model, tokenizer, prompt_ids, max_new_tokens, how: Sampling, rng=None, stop_tokens=(), stop=(), chunk=PIECE, slots=None
+):
     """Streams a text as it is generated, up to the first stop token or stop string: no incomplete characters, and nothing of a
-    stop string. `rng` replaces the seed, to continue a stream of random numbers."""
+    stop string. `rng` replaces the seed, to continue a stream of random numbers; `slots` are `generate`'s."""
     if isinstance(how.seed, str):
         raise UsageError(f"--seed is {how.seed!r}, expected a whole number")
     if how.beams:
@@ -63,6 +86,8 @@ def pieces(model, tokenizer, prompt_ids, max_new_tokens, how: Sampling, rng=None
             repetition_penalty=how.repetition_penalty,
             stop_tokens=stop_tokens,
             chunk=chunk,
+            speculate=how.speculate,
+            slots=slots,
         )
     decoded = tokenizer.stream([id for id in prompt_ids if id != tokenizer.eot])
     until = Until([*how.stop, *stop])

@@ -1,125 +1,132 @@
-"""Batched generation: completions of many prompts, all rows in step through one KV cache or hidden state."""
+"""Slots: sequences that one model reads and continues in step, each with a position and a row of the KV cache, or a state, of
+its own.
 
-import sys
-from collections.abc import Collection, Iterable, Sequence
+A prompt is read in pieces that begin at multiples of a fixed size, what follows it token by token. Pieces take the kernels for
+many rows, tokens those for a few, however many rows there are. So the bits of a sequence's logits depend on the sequence alone:
+not on those beside it, nor on what its slot had read before.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from gpt2c.engine.runner import Runner, Work
-from gpt2c.errors import UsageError
-from gpt2c.generation.decoder import checked_prompt, choose, is_greedy, penalised
+from gpt2c.errors import InferenceError
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.model import Model
-from gpt2c.support.choice import check_choice
-from gpt2c.support.rng import Xorshift
+
+PIECE = 512  # tokens of a prompt per forward pass
+FEW = 8  # rows; more are filled up to a multiple of it
 
 
-class BatchSampler:
-    """Reuses recorded programs and caches from one call to the next of the same size."""
+class Slots:
+    """`count` slots of a model, each with room for `context` tokens (None: as many as the model takes).
 
-    def __init__(self, model):
-        self.model = model
-        self._runner = self._size = None
+    A transformer whose context is full starts again from its later half; the context of a recurrent model is unlimited.
+    """
 
-    def sample(self, prompts, max_new_tokens, rng, stops=(), temperature=1.0):
-        """A list of new ids for each prompt (a list of ids), which ends after the first id of `stops`.
+    def __init__(self, model: Model, count: int = 1, context: int | None = None, piece: int = PIECE) -> None:
+        if piece < 1:
+            raise InferenceError(f"the prompt is to be read {piece} tokens at a time, expected at least 1")
+        most = max_seq_len(model.config)
+        self.model, self.count, self.context, self.piece = model, count, min(context or most, most), piece
+        self.is_recurrent = model.definition.state is not None
+        self._runner = Runner(model, slots=count, context=self.context)
+        self._texts: list[list[int]] = [[] for _ in range(count)]  # what is in the caches: of a recurrent model nothing
+        self._prompts = [0] * count  # how much of it was read in pieces
 
-        A row's choices depend on its prompt, its place in the batch and the state of the NumPy generator alone, not on
-        the other rows. Temperature 0 takes the likeliest.
+    def room(self, slot: int) -> int:
+        """How many more tokens it has room for."""
+        return self.context - len(self._texts[slot])
+
+    def read(self, prompts: Mapping[int, Sequence[int]]) -> dict[int, np.ndarray]:
+        """Gives each slot a text to begin with, {slot: ids}: {slot: logits (known_ids,) of the next id}.
+
+        Of what it has read before, it keeps the whole pieces that the new text begins with. Of slots with the same text one
+        reads it.
         """
-        check_choice(temperature=temperature)
-        coins = rng.random((len(prompts), max_new_tokens))
-        return self.continued(
-            prompts, max_new_tokens, stops, lambda logits, rows, counts: choose_rows(logits, coins[rows, counts], temperature)
-        )
+        texts = {slot: self._fitting(ids) for slot, ids in prompts.items()}
+        readers: dict[tuple[int, ...], int] = {}
+        for slot, ids in texts.items():
+            readers.setdefault(tuple(ids), slot)
+        logits = self._read({slot: texts[slot] for slot in readers.values()})
+        for slot, ids in texts.items():
+            if (reader := readers[tuple(ids)]) != slot:
+                self.copy(reader, slot)
+                logits[slot] = logits[reader]
+        return logits
 
-    def continued(self, prompts, max_new_tokens, stops, pick):
-        """The same with the next ids from pick(logits, rows, counts): of those rows, which have so many new ids already."""
-        B, lengths = len(prompts), np.array([len(prompt) for prompt in prompts])
-        if not lengths.min(initial=1):
-            raise UsageError("a prompt is empty: give at least one token id")
-        shortest, longest = lengths.min(), lengths.max()
-        runner = self._prepared(B, int(longest) + max_new_tokens)
-        stops = np.array(sorted(stops), np.int64)
-        ids = np.zeros((B, longest + max_new_tokens), np.int32)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = prompt
-        ends = lengths + max_new_tokens  # where each row is over
-        logits = self._feed(runner, ids[:, :shortest], 0)
-        for at in range(shortest, ids.shape[1]):
-            # A row whose prompt goes on is given that; one that is over goes along, and what it gets is cut off.
-            new = np.flatnonzero((lengths <= at) & (at < ends))
-            chosen = pick(logits[new], new, at - lengths[new])
-            ids[new, at] = chosen
-            ends[new] = np.where(np.isin(chosen, stops), at + 1, ends[new])
-            if (ends <= at + 1).all():
-                break
-            logits = self._feed(runner, ids[:, at : at + 1], at)
-        return [ids[row, lengths[row] : ends[row]].tolist() for row in range(B)]
+    def step(self, new: Mapping[int, Sequence[int]]) -> dict[int, np.ndarray]:
+        """Continues each of these texts, {slot: ids}: {slot: logits (ids, known_ids) after each of the ids}, until the next call.
 
-    def _prepared(self, B, length):
-        most = max_seq_len(self.model.config)
-        if length > most:
-            raise UsageError(
-                f"prompts and completions come to {length} tokens, more than the model's max_seq_len of {most}: "
-                "choose a smaller --max-new-tokens"
-            )
-        if self._size is None or self._size[0] != B or self._size[1] < length:
-            self._size = B, most if most == sys.maxsize else min(-(-length // 32) * 32, most)
-            self._runner = Runner(self.model, context=self._size[1])
-        if self._runner.state_shapes(B):
-            self._runner.begin(B)
-        return self._runner
+        Several ids are for a transformer that has room for them.
+        """
+        full = {slot: [*self._texts[slot], *ids] for slot, ids in new.items() if len(ids) > self.room(slot)}
+        logits = {slot: row[None] for slot, row in self.read(full).items()}
+        rows = [(slot, place, id) for slot, ids in new.items() if slot not in full for place, id in enumerate(ids)]
+        if rows:
+            slots = [slot for slot, _, _ in rows]
+            positions = [len(self._texts[slot]) + place for slot, place, _ in rows]
+            found, first = self._run(slots, positions, [[id] for *_, id in rows], "decode"), 0
+            for slot in dict.fromkeys(slots):
+                logits[slot] = found[first : first + len(new[slot])]
+                first += len(new[slot])
+                self._texts[slot] += () if self.is_recurrent else new[slot]
+        return logits
 
-    def _feed(self, runner, ids, at):
-        """The logits (B, known_ids) after these ids (B, n), the first of which stands at position `at`."""
-        work = runner.prepare(Work(*ids.shape, targets=False))
-        work.tokens[...] = ids
-        work.position[0] = at
+    def cut(self, slot: int, length: int) -> None:
+        """Lets a slot forget all but the first tokens; all of them where the model is recurrent."""
+        del self._texts[slot][length:]
+        self._prompts[slot] = min(self._prompts[slot], length)
+        self._runner.clear_slot(slot)
+
+    def copy(self, source: int, target: int) -> None:
+        """Lets the target go on from where the source is."""
+        self._runner.copy_slot(source, target, len(self._texts[source]))
+        self._texts[target], self._prompts[target] = list(self._texts[source]), self._prompts[source]
+
+    def length(self, slot: int) -> int:
+        """How many tokens it holds."""
+        return len(self._texts[slot])
+
+    def _fitting(self, ids):
+        return list(ids) if len(ids) <= self.context else list(ids[-max(1, self.context // 2) :])
+
+    def _read(self, texts):
+        """{slot: logits} of these texts, of which the slots read what they lack, as many together as make a piece."""
+        for slot, ids in texts.items():
+            self.cut(slot, self._kept(slot, ids))
+        logits, at = {}, {slot: len(self._texts[slot]) for slot in texts}
+        while at:
+            lengths: dict[int, list[int]] = {}  # of the next pieces
+            for slot, start in at.items():
+                lengths.setdefault(min(self.piece, len(texts[slot]) - start), []).append(slot)
+            for length, slots in lengths.items():
+                most = max(1, self.piece // length)
+                for some in (slots[first : first + most] for first in range(0, len(slots), most)):
+                    pieces = [texts[slot][at[slot] : at[slot] + length] for slot in some]
+                    found = self._run(some, [at[slot] for slot in some], pieces, "any")
+                    for slot, piece, row in zip(some, pieces, found):
+                        self._texts[slot] += () if self.is_recurrent else piece
+                        self._prompts[slot] = at[slot] = at[slot] + length
+                        if at[slot] == len(texts[slot]):
+                            logits[slot] = row.copy()
+                            del at[slot]
+        return logits
+
+    def _kept(self, slot, ids):
+        """How many of the ids it keeps: whole pieces that it has read as such, without the last id, which gives the logits."""
+        most = min(self._prompts[slot], len(ids) - 1, len(self._texts[slot]))
+        same = next((n for n in range(most) if ids[n] != self._texts[slot][n]), most)
+        return same // self.piece * self.piece
+
+    def _run(self, slots, positions, ids, purpose):
+        """Logits (B, known_ids) after the ids (B, T). Rows that fill them up do what the first does."""
+        B = len(slots)
+        rows = B if B <= FEW else -(-B // FEW) * FEW
+        work = self._runner.prepare(Work(rows, len(ids[0]), targets=False, purpose=purpose))
+        for into, values in (work.slot, slots), (work.tokens, ids), (work.position, () if self.is_recurrent else positions):
+            if len(values):
+                into[:B], into[B:] = values, values[0]
         work.forward()
-        return work.output.logits.array.reshape(len(ids), -1)[:, : self.model.known_ids]
-
-
-def generate_batch(
-    model: Model,
-    prompts: Iterable[Iterable[int]],
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seeds: Sequence[int] | None = None,
-    *,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    stop_tokens: Collection[int] = (),
-) -> list[list[int]]:
-    """A list of new ids for each prompt: those that `generate` gives for it with its seed, which are 1337, 1338, ... unless
-    given. All of them have to fit into the model's context."""
-    prompts = [checked_prompt(model, prompt) for prompt in prompts]
-    if not prompts:
-        return []
-    check_choice(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
-    rngs = [Xorshift(seed) for seed in (range(1337, 1337 + len(prompts)) if seeds is None else seeds)]
-    if len(rngs) != len(prompts):
-        raise UsageError(f"{len(rngs)} seeds for {len(prompts)} prompts: give one for each")
-    seen, ends = [set(prompt) for prompt in prompts], set(stop_tokens)
-
-    def pick(logits, rows, counts):
-        chosen = []
-        for row, values in zip(rows, logits):
-            if repetition_penalty != 1:
-                values = penalised(values, seen[row], repetition_penalty)
-            chosen.append(choose(values, rngs[row], temperature, top_k, top_p, min_p))
-            seen[row].add(chosen[-1])
-        return chosen
-
-    every = BatchSampler(model).continued(prompts, max_new_tokens, ends, pick)
-    return [ids[:-1] if ids[-1:] and ids[-1] in ends else ids for ids in every]
-
-
-def choose_rows(logits, coins, temperature=1.0):
-    """The next id of each row: the first at which the summed probability exceeds the row's coin, from [0, 1)."""
-    if is_greedy(temperature):
-        return logits.argmax(axis=1)
-    sums = np.cumsum(np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64) / temperature), axis=1)
-    return np.minimum((sums <= coins[:, None] * sums[:, -1:]).sum(axis=1), logits.shape[1] - 1)
+        return work.output.logits.array[:B, : self.model.known_ids]

@@ -66,8 +66,8 @@ class Content:
 
 
 def load(path: StrPath, **switches: Any) -> Model:
-    """The Model in a gpt2c checkpoint, an llm.c model file (versions 1 to 5), a GGUF file, a checkpoint of randyGPT, or JSON,
-    told apart by content."""
+    """The Model in a gpt2c checkpoint, an llm.c model file (versions 1 to 5), a GGUF file, a folder of Hugging Face, a checkpoint
+    of randyGPT, or JSON, told apart by content."""
     return load_run(path, **switches)[0]
 
 

@@ -105,7 +105,7 @@ def llama3_scaled(frequency, factor, low, high, original):
 
 
 # name -> what is not its default
-SIZES = {
+SIZES: dict[str, dict] = {
     "smollm2-135m": dict(
         vocab_size=49152, channels=576, hidden=1536, num_layers=30, num_heads=9, num_kv_heads=3, max_seq_len=8192,
         rope_theta=100000.0),

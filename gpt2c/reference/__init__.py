@@ -22,6 +22,7 @@ from gpt2c.reference.activation import (
 from gpt2c.reference.attention import (
     attention_backward,
     attention_cached_forward,
+    attention_decode_forward,
     attention_forward,
     heads_of,
     merge_gradients,
@@ -33,7 +34,7 @@ from gpt2c.reference.chargpt import chargpt_forward
 from gpt2c.reference.cope import cope_backward, cope_forward
 from gpt2c.reference.dropout import dropout_mask, dropout_residual_backward, dropout_residual_forward
 from gpt2c.reference.dyt import dyt_backward, dyt_forward
-from gpt2c.reference.elementwise import copy, last_position_forward, residual_backward, residual_forward, zero
+from gpt2c.reference.elementwise import copy, gather, last_position_forward, residual_backward, residual_forward, scatter, zero
 from gpt2c.reference.embedding import embedding_backward, embedding_forward
 from gpt2c.reference.float64 import sigmoid, sum_rows
 from gpt2c.reference.gpt2 import gpt2_backward, gpt2_forward, gpt2_random_params, gpt2_shapes

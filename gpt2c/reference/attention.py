@@ -64,17 +64,26 @@ def attention_backward(dout, qkv, att, H, K=0):
 
 
 @in_float64
-def attention_cached_forward(qkv, kcache, vcache, pos, H, K=0):
-    """Queries at pos..pos+T-1 over keys and values at 0..pos+T-1; caches are (B, S, K hs) -> out, caches."""
+def attention_cached_forward(qkv, kcache, vcache, pos, slot, H, K=0):
+    """Queries of b at pos[b].. over keys and values that row slot[b] of the caches (N, S, K hs) has up to them, the new ones
+    included -> out, caches."""
+    T = qkv.shape[1]
     q, k, v = parts_of(qkv, H, K)
-    end = pos + q.shape[1]
     kcache, vcache = kcache.copy(), vcache.copy()
-    kcache[:, pos:end], vcache[:, pos:end] = k, v
+    for b, (first, row) in enumerate(zip(pos, slot)):
+        kcache[row, first : first + T], vcache[row, first : first + T] = k[b], v[b]
     out = np.zeros_like(q)
-    for t in range(pos, end):
-        query = split_heads(q[:, t - pos, None], H)  # (B, H, 1, hs)
-        keys, values = shared(kcache[:, : t + 1], H, K), shared(vcache[:, : t + 1], H, K)
-        scores = query @ keys.swapaxes(-1, -2) / np.sqrt(query.shape[-1])  # (B, H, 1, t + 1)
+    for b, (first, row) in enumerate(zip(pos, slot)):
+        query = split_heads(q[b, None], H)  # (1, H, T, hs)
+        keys, values = shared(kcache[row, None, : first + T], H, K), shared(vcache[row, None, : first + T], H, K)
+        scores = query @ keys.swapaxes(-1, -2) / np.sqrt(query.shape[-1])
+        scores = np.where(np.tri(T, first + T, first, dtype=bool), scores, -np.inf)  # (1, H, T, first + T)
         att = np.exp(scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True))
-        out[:, t - pos, None] = merge_heads(att @ values)
+        out[b] = merge_heads(att @ values)[0]
     return out, kcache, vcache
+
+
+def attention_decode_forward(qkv, kcache, vcache, pos, slot, H, K=0):
+    """The same of one position for each b: qkv is (B, (H + 2K) hs)."""
+    out, kcache, vcache = attention_cached_forward(qkv[:, None], kcache, vcache, pos, slot, H, K)
+    return out[:, 0], kcache, vcache

@@ -24,6 +24,16 @@ def last_position_forward(x):
     return x[:, -1]  # (B, T, C) -> (B, C)
 
 
+def gather(x, slot):
+    return x[slot]
+
+
+def scatter(x, rows, slot):
+    x = x.copy()
+    x[slot] = rows
+    return x
+
+
 def copy(x):
     return x
 

@@ -74,7 +74,7 @@ class Tokenizer:
         if kind == "gpt2":
             return cls._gpt2(**options)
         if kind == "byte":
-            return cls._around(vocabularies.make_byte(**options))
+            return cls.around(vocabularies.make_byte(**options))
         if text is None:
             raise UsageError(f"a {kind} tokenizer is made from a text; name one")
         makers: dict[str, Callable[..., Any]] = {
@@ -82,7 +82,7 @@ class Tokenizer:
             "word": vocabularies.make_word,
             "bpe": vocabularies.make_bpe,
         }
-        return cls._around(makers[kind]([text] if isinstance(text, str) else text, **options))
+        return cls.around(makers[kind]([text] if isinstance(text, str) else text, **options))
 
     @classmethod
     def _gpt2(cls, path=None, folders=()):
@@ -123,7 +123,7 @@ class Tokenizer:
                 raise TokenizationError(f"{path} is not a JSON file: {error}") from None
         from gpt2c.tokenizers import foreign as foreign_tokenizers
 
-        return cls._around(foreign_tokenizers.read(document) or library_of(document))
+        return cls.around(foreign_tokenizers.read(document) or library_of(document))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -137,10 +137,11 @@ class Tokenizer:
     @classmethod
     def from_document(cls, document: Any) -> Self:
         """From a tokenizer.json that was parsed."""
-        return cls._around(library_of(document))
+        return cls.around(library_of(document))
 
     @classmethod
-    def _around(cls, library):
+    def around(cls, library: Any) -> Self:
+        """From an object of the `tokenizers` library."""
         from tokenizers import decoders, models
 
         from gpt2c.tokenizers.vocabularies import BOS_NAMES, EOT_NAMES, find_special, is_split_as_gpt2
@@ -249,9 +250,10 @@ class Tokenizer:
 
     @cached_property
     def control_ids(self) -> set[int]:
-        """The ids that no text has: of all special tokens but the one for what is unknown."""
+        """The ids that no text has: of all special tokens but one that is for what is unknown alone."""
         unknown = getattr(self._library.model, "unk_token", None)
-        return {id for text, id in self.special_tokens.items() if text != unknown}
+        ends = {self.bos, self.eot, *self.ends}
+        return {id for text, id in self.special_tokens.items() if text != unknown or id in ends}
 
     def encode(self, text: str, special: bool = False, bos: bool = False, *, allow_special: bool = False) -> list[int]:
         """Text -> list of ids. The text of a special token is plain text unless `special` (or its alias `allow_special`).
@@ -364,7 +366,7 @@ class Tokenizer:
     def _refuse(self, text, at):
         raise TokenizationError(
             f"the character {text[at]!r} at offset {at} of the text is not in the vocabulary of this "
-            "tokenizer; make one from text that has it, or with <unk>"
+            "tokenizer; leave it out, or, for a model of your own, make a tokenizer from text that has it, or with <unk>"
         )
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:

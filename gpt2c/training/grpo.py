@@ -23,7 +23,7 @@ import numpy as np
 from gpt2c.data.tasks import ENDS, Task
 from gpt2c.errors import DivergedError, Gpt2cError, InputError, UsageError
 from gpt2c.formats.weights import RunState
-from gpt2c.generation.slots import BatchSampler
+from gpt2c.generation.batch import BatchSampler
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.files import save
 from gpt2c.models.model import Model

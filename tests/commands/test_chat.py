@@ -23,7 +23,9 @@ from gpt2c.data.conversations import conversation
 from gpt2c.data.items import Item
 from gpt2c.generation import conversation as talking
 from gpt2c.generation.conversation import Conversation
-from gpt2c.generation.sampling import Sampling
+from gpt2c.generation.sampling import Sampling, pieces
+from gpt2c.generation.slots import Slots
+from gpt2c.support.rng import Xorshift
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 
@@ -163,7 +165,7 @@ def test_flags_and_errors(checkpoint):
 def ids_asked(monkeypatch):
     asked = []
 
-    def record(model, tokenizer, prompt, most, *_):
+    def record(model, tokenizer, prompt, most, *_, **__):
         asked.append((prompt, most))
         return iter([" Hi!"])
 
@@ -266,11 +268,31 @@ def test_the_oldest_turns_are_dropped_and_the_system_prompt_stays(templated, mon
     assert counts[:2] == [1, 2] and max(counts) == counts[-1] == counts[-2] < 6
 
 
+def test_a_conversation_reads_only_what_is_new_and_says_the_same(templated, monkeypatch):
+    m, questions, how = gpt2c.load(templated), ("What is snow?", "Again.", "Again."), Sampling(temperature=0.5)
+    talk = Conversation(m, m.tokenizer, how, max_new_tokens=8)
+    talk._slots.piece = 4
+    said, rng, past, read, run = ["".join(talk.answer(text)) for text in questions], Xorshift(1337), [], [], Slots._run
+    for asked, answer in zip(questions, said):
+        past.append({"role": "user", "content": asked})
+        whole = pieces(m, m.tokenizer, m.tokenizer.chat(past), 8, how, rng, m.tokenizer.ends, chunk=4)
+        assert "".join(whole).lstrip() == answer
+        past.append({"role": "assistant", "content": answer})
+
+    def counted(self, slots, positions, ids, purpose):
+        read.append(np.size(ids))
+        return run(self, slots, positions, ids, purpose)
+
+    monkeypatch.setattr(Slots, "_run", counted)
+    list(talk.answer("Again."))
+    assert sum(read) < len(m.tokenizer.chat(past))
+
+
 @pytest.mark.parametrize("special", SPECIALS)
 def test_what_a_user_or_the_model_says_ends_no_turn(special, templated, monkeypatch):
     m = gpt2c.load(templated)
     asked = ids_asked(monkeypatch)
-    monkeypatch.setattr(talking, "pieces", lambda model, tokenizer, prompt, most, *_: asked.append(prompt) or iter([special]))
+    monkeypatch.setattr(talking, "pieces", lambda model, tokenizer, prompt, *_, **__: asked.append(prompt) or iter([special]))
     talk = Conversation(m, m.tokenizer, Sampling(), max_new_tokens=4, system=special)
     list(talk.answer(f"Again {special}"))
     list(talk.answer("Again."))

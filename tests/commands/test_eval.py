@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from families import FAMILIES, model_of
 from programs import call
 
 import gpt2c
@@ -87,6 +88,19 @@ def test_loss_perplexity_and_bits_per_byte(model, tmp_path):
     (tmp_path / "a.txt").write_text(text)
     assert evaluate(tmp_path, "m.safetensors", "--data", "a.txt").stdout.split()[:2] == found.stdout.split()[:2]
     assert "(16 tokens)" in evaluate(tmp_path, "m.safetensors", "--data", "a.bin", "-b", 1, "--val-steps", 1).stdout
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_token_by_token_is_that_of_whole_sequences(family, tmp_path):
+    """Through the slots of generation, several sequences at a time, the last of them shorter; also where the state goes on."""
+    m = model_of(family, seed=3)
+    m.params.flat[...] *= 2
+    for name, count in ("a", 83), ("b", 30):
+        write_shard(tmp_path / f"{name}.bin", np.random.default_rng(count).integers(0, 27, count))
+    paths = [tmp_path / "a.bin", tmp_path / "b.bin"]
+    for B in 1, 3:
+        whole, decoded = (measure(m, paths, None, EvalConfig(batch_size=B, decode=way), 16).split() for way in (False, True))
+        assert float(decoded[1]) == pytest.approx(float(whole[1]), rel=1e-5) and decoded[4:] == whole[4:] == ["(111", "tokens)"]
 
 
 def test_answers_are_scored_as_each_by_itself(model):

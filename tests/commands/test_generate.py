@@ -6,12 +6,14 @@ import subprocess
 
 import numpy as np
 import pytest
+from decoding import decoded
 from programs import call, command
 
 import gpt2c
 from gpt2c.__main__ import VERBS
 from gpt2c.errors import UsageError
-from gpt2c.generation.decoder import Decoder, choose
+from gpt2c.generation.decoder import choose
+from gpt2c.generation.slots import Slots
 from gpt2c.support.rng import Xorshift
 from gpt2c.tokenizers.byte_level import GPT2_BYTES
 from gpt2c.tokenizers.tokenizer import Tokenizer
@@ -31,23 +33,21 @@ def full_logits(m, ids):
     return m.logits[0, -1, : m.config.vocab_size].copy()
 
 
-@pytest.mark.parametrize("chunks", [[20], [1] * 20, [7, 1, 1, 11]])
-def test_cached_logits_are_those_of_the_full_forward(model, isa, chunks):
+@pytest.mark.parametrize("prompt, piece", [(20, 512), (1, 512), (20, 1), (9, 7)])
+def test_cached_logits_are_those_of_the_full_forward(model, isa, prompt, piece):
     ids = np.random.default_rng(0).integers(0, 257, 20)
-    decoder, at = Decoder(model), 0
-    for size in chunks:
-        logits = decoder.feed(ids[at : at + size])
-        at += size
-        expected = full_logits(model, ids[:at])
+    for end, logits in enumerate(decoded(model, ids, prompt, piece), prompt):
+        expected = full_logits(model, ids[:end])
         np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
 
 
 def test_a_full_context_goes_on_from_its_later_half(model):
     ids = list(range(32))
-    decoder = Decoder(model)
-    decoder.feed(ids)
+    slots = Slots(model)
+    slots.read({0: ids})
     expected = full_logits(model, [*ids, 99][-16:])
-    np.testing.assert_allclose(decoder.feed([99]), expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(slots.step({0: [99]})[0][0], expected, atol=2e-5 * np.abs(expected).max())
+    assert slots.length(0) == 16
     assert len(list(gpt2c.generate(model, [1], 100))) == 100
 
 

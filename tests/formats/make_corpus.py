@@ -4,7 +4,9 @@ They are what tests/formats/fuzz.py damages. model_v1.json there is of the first
 """
 
 import json
+import shutil
 import struct
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from gpt2c.data import write_choices, write_shard
 from gpt2c.data.choices import Example
 from gpt2c.formats import gguf_llama
 from gpt2c.formats.llmc import HEADER_BYTES, LAYERNORM, MODEL_MAGIC, write_debug_state
+from gpt2c.formats.safetensors import read_folder
 from gpt2c.formats.weights import Weights
 from gpt2c.tokenizers import byte_list
 from gpt2c.tokenizers.byte_level import GPT2_BYTES
@@ -62,6 +65,7 @@ def main():
     (CORPUS / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     write_old_models(model, rng)
     write_gguf(tokenizer)
+    write_folders()
     model.tokenizer, model.description, model.turns = Tokenizer.make("char", "abcde"), "says “é”", 2
     model.save(CORPUS / "model.json")
     write_tokenizers()
@@ -101,6 +105,21 @@ def write_gguf(tokenizer):
     shapes = [(name, shape) for name, shape, _ in gguf_llama.tensors("llama", sizes | ways)]
     weights = Weights("llama", sizes | ways, {name: np.ones(shape, np.float32) for name, shape in shapes})
     formats.write(CORPUS / "llama.gguf", weights)
+
+
+def write_folders():
+    """The files of two folders of Hugging Face, and an index that has the second one's tensors in a file of another name."""
+    fields = dict(num_heads=2, channels=8, hidden=12, num_kv_heads=1, tied=False, rope_scaling="llama3:8.0,1.0,4.0,16")
+    for family, more in ("gpt2", {}), ("llama", fields):
+        model = gpt2c.create(family, **{name: value for name, value in CONFIG.items() if name != "padded_vocab_size"} | more)
+        model.description, model.turns, model.sampling = "says “é”", 2, {"temperature": 0.7, "top_k": 40}
+        with tempfile.TemporaryDirectory() as folder:
+            model.save(folder)
+            for path in Path(folder).iterdir():
+                shutil.copyfile(path, CORPUS / f"{family}_{path.name}")
+            names = dict.fromkeys(read_folder(folder), "model-00001-of-00001.safetensors")
+    index = {"metadata": {"total_size": 1}, "weight_map": names}
+    (CORPUS / "llama_model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def write_tokenizers():

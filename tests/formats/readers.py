@@ -2,11 +2,13 @@
 
 import io
 import json
+import shutil
 import struct
 from contextlib import redirect_stderr
 from unittest import mock
 
 import hand_gguf
+import hand_safetensors
 import numpy as np
 from fuzz import JSON, LINES, Form, Reader
 from make_corpus import CONFIG, CORPUS, LIBRARY, TINY_RANDYGPT
@@ -55,6 +57,20 @@ def read_weights(path):
     """A file of whatever family, every tensor of it."""
     for tensor in formats.read(path).tensors.values():
         loaded(tensor)
+
+
+def in_folder(family, member, index=""):
+    """A reader of a folder of Hugging Face, one file of which is the damaged one; with an index its tensors have another name."""
+
+    def read(path):
+        folder = path.parent / "folder"
+        folder.mkdir(exist_ok=True)
+        for name in FOLDER:
+            shutil.copyfile(CORPUS / f"{family}_{name}", folder / (index if name == TENSORS and index else name))
+        shutil.copyfile(path, folder / member)
+        load(folder)
+
+    return read
 
 
 def read_tokenizer(path):
@@ -151,6 +167,9 @@ def silent(read):
 
 CHECKPOINT, MODEL = Form(checkpoint_apart, checkpoint_together), Form(json.loads, sealed)
 GGUF = Form(hand_gguf.apart, hand_gguf.together)
+SAFETENSORS = Form(hand_safetensors.apart, hand_safetensors.together)
+FOLDER = "config.json", "generation_config.json", (TENSORS := "model.safetensors")
+SHARD, INDEX = "model-00001-of-00001.safetensors", "model.safetensors.index.json"
 ENCODED = 2**23  # bytes: a tokenizer of characters has a table of all that there are
 READERS = {
     "checkpoint": Reader(read_run, ("run.safetensors", "weights.safetensors"), CHECKPOINT, ENCODED),
@@ -160,6 +179,12 @@ READERS = {
     "json": Reader(load, ("model.json", "model_v1.json"), MODEL, ENCODED),
     "gguf": Reader(load, ("model.gguf", "model_q.gguf"), GGUF),
     "gguf-llama": Reader(read_weights, ("llama.gguf",), GGUF),
+    "folder": Reader(in_folder("llama", "config.json"), ("llama_config.json",), JSON),
+    "folder-gpt2": Reader(in_folder("gpt2", "config.json"), ("gpt2_config.json",), JSON),
+    "folder-sampling": Reader(in_folder("llama", "generation_config.json"), ("llama_generation_config.json",), JSON),
+    "folder-index": Reader(in_folder("llama", INDEX, SHARD), (f"llama_{INDEX}",), JSON),
+    "safetensors": Reader(in_folder("llama", TENSORS), ("llama_model.safetensors",), SAFETENSORS),
+    "safetensors-gpt2": Reader(in_folder("gpt2", TENSORS), ("gpt2_model.safetensors",), SAFETENSORS),
     "randygpt": Reader(read_randygpt, tuple(f"randygpt_{version}.bin" for version in (2, 1, 3))),
     "tokenizer": Reader(read_tokenizer, ("tokenizer.json", *(f"tokenizer_{kind}.json" for kind in LIBRARY)), JSON, ENCODED),
     "tokenizer-llmc": Reader(read_tokenizer, ("tokenizer.bin",), None, ENCODED),

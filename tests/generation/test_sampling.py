@@ -11,10 +11,10 @@ from programs import call
 
 import gpt2c
 from gpt2c.errors import UsageError
+from gpt2c.generation.batch import BatchSampler, choose_rows
 from gpt2c.generation.beam import beam_search, log_softmax
 from gpt2c.generation.decoder import choose, penalised
 from gpt2c.generation.sampling import Sampling, Until, pieces
-from gpt2c.generation.slots import BatchSampler, choose_rows
 from gpt2c.support.rng import Xorshift
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
@@ -245,24 +245,27 @@ def test_a_beam_of_one_is_greedy_and_a_wider_one_no_worse(family):
 
 
 class Markov:
-    """In the place of a Decoder: the next token depends on the last one alone. Counts what it reads."""
+    """In the place of Slots: the next token depends on the last one alone. Counts what it reads."""
 
-    read = 0
+    tokens = 0
 
-    def __init__(self, model, context):
-        self.model, self.context = model, context
+    def __init__(self, model, count, context):
+        self.model, self.count = model, count
 
-    def feed(self, ids):
-        Markov.read += 1
-        return self.model.table[ids[-1]]
+    def read(self, prompts):
+        return {slot: rows[0] for slot, rows in self.step(prompts).items()}
 
-    def become(self, other):
+    def step(self, new):
+        Markov.tokens += len(new)
+        return {slot: self.model.table[ids] for slot, ids in new.items()}
+
+    def copy(self, source, target):
         pass
 
 
 @pytest.mark.parametrize("length_penalty", [0, 0.5, 1, 2])
 def test_a_search_that_ends_early_would_have_found_nothing_better(monkeypatch, rng, length_penalty):
-    monkeypatch.setattr("gpt2c.generation.beam.Decoder", Markov)
+    monkeypatch.setattr("gpt2c.generation.beam.Slots", Markov)
     reads = []
     for width in [1, 2, 3] * 40:
         model = SimpleNamespace(known_ids=4, table=3 * rng.standard_normal((4, 4)))
@@ -271,9 +274,9 @@ def test_a_search_that_ends_early_would_have_found_nothing_better(monkeypatch, r
             with monkeypatch.context() as patch:
                 if never:
                     patch.setattr("gpt2c.generation.beam._is_settled", lambda *_: False)
-                before = Markov.read
+                before = Markov.tokens
                 found.append(beam_search(model, [1], 8, width, length_penalty, stop_tokens=(0,)))
-                reads.append(Markov.read - before)
+                reads.append(Markov.tokens - before)
         assert found[0] == found[1]
     assert sum(reads[::2]) < sum(reads[1::2])
 

@@ -1,75 +1,157 @@
-"""Completions in batches: a row is what its prompt gives alone."""
+"""Slots: the bits of a sequence's logits depend on its text alone: not on those beside it, nor on what its slot read before."""
 
 import numpy as np
 import pytest
-from families import families, model_of
+from families import FAMILIES, families, model_of
 
 import gpt2c
-from gpt2c.engine.runner import Runner, Work
 from gpt2c.errors import UsageError
-from gpt2c.generation.slots import BatchSampler, choose_rows
+from gpt2c.generation.slots import Slots
+
+transformers = pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("mingru", "hybrid")])
+PIECE = 8
+
+
+def lively(family):
+    model = model_of(family)
+    model.params.flat[...] *= 3  # far from even
+    return model
+
+
+def text(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 27, count).tolist()
+
+
+def alone(model, ids, prompt, threads=1):
+    """Logits after the prompt and after each later token, of a slot that has read nothing else."""
+    gpt2c.set_num_threads(threads)
+    slots = Slots(model, piece=PIECE)
+    rows = [slots.read({0: ids[:prompt]})[0]]
+    rows += [slots.step({0: [id]})[0][0].copy() for id in ids[prompt:]]
+    return np.array(rows)
 
 
 @families
-def test_a_row_of_a_batch_is_what_its_prompt_gives_alone(family):
-    model = model_of(family)
-    model.params.flat[...] *= 3  # so that choices are not all a matter of chance
-    rng = np.random.default_rng(0)
-    prompts = [rng.integers(0, 27, n).tolist() for n in (3, 1, 7, 5, 3)]
-    coins = np.random.default_rng(7).random((5, 12))
-
-    class Coins:
-        def __init__(self, rows):
-            self.rows = rows
-
-        def random(self, shape):
-            return coins[self.rows]
-
-    together = BatchSampler(model).sample(prompts, 12, Coins(slice(None)), stops={4})
-    for row, prompt in enumerate(prompts):
-        assert BatchSampler(model).sample([prompt], 12, Coins([row]), stops={4}) == [together[row]]
-    for prompt, new in zip(prompts, BatchSampler(model).sample(prompts, 12, rng, temperature=0)):
-        assert new == list(gpt2c.generate(model, prompt, 12, temperature=0))
-
-
-@families
-def test_rows_side_by_side_do_not_change_each_others_bits(family):
-    """More than one row: a single one goes through other kernels, which round otherwise."""
-    model = model_of(family)
-    ids = np.random.default_rng(0).integers(0, 27, (9, 8))
-
-    def logits(rows):
-        runner = Runner(model, context=32)
-        runner.begin(len(rows))
-        work = None
-        for first, last in ((0, 3), (3, 4), (4, 5)):
-            work = runner.prepare(Work(len(rows), last - first, targets=False))
-            work.tokens[...], work.position[0] = ids[rows][:, first:last], first
-            work.forward()
-        return work.output.logits.array.reshape(len(rows), -1)[:, :27].copy()
-
-    every = logits(range(9))
-    for threads in (1, 2, 3):
+@pytest.mark.parametrize("count", [2, 5, 11])
+def test_a_sequence_in_a_batch_has_the_bits_it_has_alone(family, count):
+    """Of different lengths, in step, as many as threads, some done before others."""
+    model, rng = lively(family), np.random.default_rng(count)
+    texts = [text(40, seed) for seed in range(count)]
+    prompts = [int(n) for n in rng.integers(1, 30, count)]
+    ends = [int(n) for n in rng.integers(30, 41, count)]
+    expected = [alone(model, ids[:end], prompt) for ids, prompt, end in zip(texts, prompts, ends)]
+    for threads in 1, 3:
         gpt2c.set_num_threads(threads)
-        assert (logits(range(9)) == every).all()
-    np.testing.assert_allclose(logits([4]), every[4:5], rtol=1e-4, atol=1e-5)
+        slots = Slots(model, count + 1, piece=PIECE)
+        places = rng.permutation(count + 1)[:count].tolist()
+        found = [[] for _ in texts]
+        for row, logits in slots.read({place: texts[row][: prompts[row]] for row, place in enumerate(places)}).items():
+            found[places.index(row)].append(logits)
+        for step in range(40):
+            new = {p: texts[r][prompts[r] + step] for r, p in enumerate(places) if prompts[r] + step < ends[r]}
+            for place, logits in slots.step({place: [id] for place, id in new.items()}).items():
+                found[places.index(place)].append(logits[0].copy())
+        for rows, exact in zip(found, expected):
+            np.testing.assert_array_equal(rows, exact)
 
 
-def test_completions_end_with_a_stop_and_a_full_context_is_refused():
-    model = model_of()
-    new = BatchSampler(model).sample([[1], [2, 3]] * 20, 15, np.random.default_rng(0), stops={0, 5})
-    assert all(len(ids) <= 15 and not {0, 5} & set(ids[:-1]) for ids in new)
-    assert any(len(ids) < 15 for ids in new) and all(len(ids) == 15 or ids[-1] in (0, 5) for ids in new)
-    with pytest.raises(UsageError, match="66 tokens, more than the model's max_seq_len of 64"):
-        BatchSampler(model).sample([[1] * 60], 6, np.random.default_rng(0))
-    with pytest.raises(UsageError, match="empty"):
-        BatchSampler(model).sample([[1], []], 6, np.random.default_rng(0))
+@families
+def test_threads_change_no_bit(family):
+    model, ids = lively(family), text(40)
+    np.testing.assert_array_equal(alone(model, ids, 30, threads=1), alone(model, ids, 30, threads=3))
 
 
-def test_choices_have_the_probabilities_of_the_softmax(rng):
-    logits = np.tile(np.log([[0.5, 0.3, 0.15, 0.05]]), (20000, 1)).astype(np.float32)
-    for temperature, expected in ((1.0, [0.5, 0.3, 0.15, 0.05]), (0.5, np.array([0.25, 0.09, 0.0225, 0.0025]) / 0.365)):
-        counts = np.bincount(choose_rows(logits, rng.random(20000), temperature), minlength=4) / 20000
-        np.testing.assert_allclose(counts, expected, atol=4 * 0.5 / 20000**0.5)
-    assert (choose_rows(logits, rng.random(20000), 0) == 0).all()
-    assert choose_rows(np.float32([[0, 0]]), np.array([1 - 1e-17]))[0] == 1
+@families
+def test_what_a_slot_had_read_before_changes_no_bit(family):
+    """Another text, a longer one, the same with tokens that it has written itself, one that goes on otherwise."""
+    model = lively(family)
+    conversation, other = text(60), text(30, seed=1)
+    slots = Slots(model, 2, piece=PIECE)
+    for ids, prompt in [(conversation[:20], 12), (conversation[:40], 27), (other, 9), (conversation, 40), (conversation, 17)]:
+        rows = [slots.read({1: ids[:prompt]})[1]] + [slots.step({1: [id]})[1][0].copy() for id in ids[prompt:]]
+        np.testing.assert_array_equal(rows, alone(model, ids, prompt))
+
+
+@transformers
+def test_what_a_text_begins_with_is_read_once(family, monkeypatch):
+    slots, read, run = Slots(lively(family), 2, piece=PIECE), [], Slots._run
+
+    def counted(self, slots, positions, ids, purpose):
+        read.append(np.size(ids))
+        return run(self, slots, positions, ids, purpose)
+
+    monkeypatch.setattr(Slots, "_run", counted)
+    ids = text(60)
+    slots.read({0: ids[:20]})
+    slots.step({0: ids[20:30]})
+    assert sum(read) == 30
+    slots.read({0: ids[:32]})  # 16 are kept: the last piece was not whole
+    slots.read({0: ids[:32]})  # the last id is read, for its logits
+    assert sum(read) == 30 + 16 + 8
+    slots.read({0: ids[:8], 1: ids[:8]})
+    assert sum(read) == 30 + 16 + 8 + 8
+
+
+@families
+def test_a_copy_goes_on_as_its_source(family):
+    model, ids, other = lively(family), text(40), text(40, seed=1)
+    slots = Slots(model, 3, piece=PIECE)
+    slots.read({0: ids[:20], 2: other[:30]})
+    slots.step({0: ids[20:21]})
+    slots.copy(0, 2)
+    rows = {slot: [] for slot in (0, 2)}
+    for n in range(21, 40):
+        for slot, logits in slots.step({0: [ids[n]], 2: [other[n]]}).items():
+            rows[slot].append(logits[0].copy())
+    np.testing.assert_array_equal(rows[0], alone(model, ids, 20)[2:])
+    np.testing.assert_array_equal(rows[2], alone(model, ids[:21] + other[21:], 20)[2:])
+
+
+@transformers
+def test_several_tokens_in_a_step_are_those_one_by_one_and_can_be_taken_back(family):
+    model, ids = lively(family), text(50)
+    expected = alone(model, ids, 20)
+    slots = Slots(model, 2, piece=PIECE)
+    slots.read({0: ids[:20], 1: text(9, seed=1)})
+    np.testing.assert_array_equal(slots.step({0: ids[20:33], 1: [5]})[0], expected[1:14])
+    slots.step({0: text(7, seed=2)})
+    slots.cut(0, 33)
+    np.testing.assert_array_equal(slots.step({0: ids[33:]})[0], expected[14:])
+
+
+@transformers
+def test_a_full_context_begins_again_with_its_later_half(family):
+    """Whatever the others do meanwhile."""
+    model, ids = lively(family), text(200)
+    together = Slots(model, 2, piece=PIECE)
+    together.read({0: ids[:50], 1: text(5)})
+    for n in range(50, 200):
+        found = together.step({0: [ids[n]], 1: [ids[-n]]})[0][0]
+        begun, length = divmod(n - 64, 33)
+        if begun >= 0:  # what is there: 32 tokens once it was full, and one more each time
+            at = n + 1 - 32 - length
+            np.testing.assert_array_equal(found, alone(model, ids[at : n + 1], 32)[-1])
+    assert together.room(0) == 64 - together.length(0)
+
+
+@families
+def test_a_reading_that_was_broken_off_leaves_no_trace(family, monkeypatch):
+    model, ids = lively(family), text(40)
+    slots, run = Slots(model, piece=PIECE), Slots._run
+    slots.read({0: ids[:10]})
+    slots.step({0: [1]})
+
+    def interrupted(self, slots, positions, ids, purpose):
+        if positions == [16]:
+            raise KeyboardInterrupt
+        return run(self, slots, positions, ids, purpose)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Slots, "_run", interrupted)
+        slots.read({0: ids})
+    np.testing.assert_array_equal(slots.read({0: ids})[0], alone(model, ids, 40)[0])
+
+
+def test_a_piece_is_of_at_least_one_token():
+    with pytest.raises(UsageError, match="0 tokens at a time"):
+        Slots(model_of(), piece=0)

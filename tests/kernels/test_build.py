@@ -64,10 +64,10 @@ MUTANTS = {
     "dropout.c": ("dropout_residual_backward", "dropped), g * scale, (vf){0})", "dropped), g, (vf){0})"),
     "dyt.c": ("dyt_backward", "(1.0f - t * t)", "(1.0f + t * t)"),
     "elementwise.c": ("last_position_forward", "((b + 1) * T - 1) * C", "b * T * C"),
-    "embedding.c": ("embedding_forward", "p = wpe + (pos[0] + bt % T) * C", "p = wpe + bt % T * C"),
+    "embedding.c": ("embedding_forward", "p = wpe + (pos[bt / T] + bt % T) * C", "p = wpe + bt % T * C"),
     "gru.c": ("gru_backward", "k + v + q - fresh", "k + v + q + fresh"),
     "loss.c": ("crossentropy_forward", "if (v < V) {", "if (v + 1 < V) {"),  # loses a tail of one column
-    "matmul.c": ("matmul_forward", "for (; c < C; c += VL) sum[0]", "for (; c + VL <= C; c += VL) sum[0]"),  # loses any tail
+    "matmul.c": ("matmul_rows_forward", "for (; c < C; c += VL) sum[0]", "for (; c + VL <= C; c += VL) sum[0]"),  # loses any tail
     "moe.c": ("balance_forward", "chosen[r * S + s] == j + 1", "chosen[r * S + s] == j"),
     "norm.c": ("layernorm_backward", "(d - mean_d - n * mean_dn) * s", "(d - mean_d) * s"),
     "optim.c": ("adamw", "(sqrtf(vi[i]) * root + eps)", "(sqrtf(vi[i]) * root)"),

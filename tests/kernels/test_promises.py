@@ -12,6 +12,8 @@ from gpt2c import _core
 from gpt2c import reference as ref
 from gpt2c.formats.blocks import bf16_bits
 
+SLOTS = np.arange(3, dtype=np.int32)
+
 
 @pytest.mark.parametrize("R, C, N", [(33, 1, 35), (40, 70, 33)])
 def test_products_are_exact_at_every_scale(isa, rng, R, C, N):
@@ -109,8 +111,8 @@ def test_contextual_decoding_in_any_steps_is_the_full_forward(isa):
     for ends in range(1, T + 1), (7, 8, 30, T), (T,):
         caches, parts, pos = [unset(B, T + 2, H * D), unset(B, T + 2, H * D)], [], 0
         for end in ends:
-            new, at = qkv[:, pos:end].copy(), np.array([pos], np.int32)
-            part, *caches = run("cope_cached_forward", unset(B, end - pos, H * D), *caches, new, at, table)
+            new, at = qkv[:, pos:end].copy(), np.full(B, pos, np.int32)
+            part, *caches = run("cope_cached_forward", unset(B, end - pos, H * D), *caches, new, at, SLOTS[:B], table)
             parts.append(part)
             pos = end
         assert_within([np.concatenate(parts, axis=1)], [(out, bound)])
@@ -216,12 +218,31 @@ def test_decoding_in_any_steps_is_the_full_forward(isa):
     for ends in range(1, T + 1), (7, 8, 30, T), (T,):
         caches, parts, pos = [unset(B, T + 2, K, D), unset(B, T + 2, K, D)], [], 0
         for end in ends:
-            new, at = qkv[:, pos:end].copy(), np.array([pos], np.int32)
-            part, *caches = run("attention_cached_forward", unset(B, end - pos, H, D), *caches, new, at)
+            new, at = qkv[:, pos:end].copy(), np.full(B, pos, np.int32)
+            part, *caches = run("attention_cached_forward", unset(B, end - pos, H, D), *caches, new, at, SLOTS[:B])
             parts.append(part)
             pos = end
         decoded.append(np.concatenate(parts, axis=1))
     assert_within(decoded, 3 * [(out, bound)])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("sizes", [(2, 33, 6, 13, 3), (1, 259, 6, 65, 2), (3, 40, 4, 16, 1)], ids=str)
+def test_shared_keys_and_values_are_as_if_each_head_had_a_copy(isa, threads, rng, sizes, precision):
+    """To the bit: their gradients are those of the copies, added up from the first to the last."""
+    gpt2c.set_matmul_precision(precision)
+    B, T, H, D, K = sizes
+    q, kv, dout = normal(rng, B, T, H, D), normal(rng, B, T, 2, K, D), normal(rng, B, T, H, D)
+    shared = np.concatenate([q, kv.reshape(B, T, 2 * K, D)], axis=2)
+    copies = np.concatenate([q, kv.repeat(H // K, axis=3).reshape(B, T, 2 * H, D)], axis=2)
+    out, lse = run("attention_forward", unset(B, T, H, D), unset(B, H, T), shared, K)
+    assert bits([out, lse]) == bits(run("attention_forward", unset(B, T, H, D), unset(B, H, T), copies, H))
+    (found,), (each,) = (
+        call("attention_backward", (unset(*x.shape), dout, x, out, lse, n, 0)) for x, n in ((shared, K), (copies, H))
+    )
+    parts = each[:, :, H:].reshape(B, T, 2, K, H // K, D)
+    added = sum((parts[:, :, :, :, i] for i in range(1, H // K)), start=parts[:, :, :, :, 0])
+    np.testing.assert_array_equal(found, np.concatenate([each[:, :, :H], added.reshape(B, T, 2 * K, D)], axis=2))
 
 
 BF16_PRODUCTS = [(5, 1, 1), (7, 17, 13), (33, 769, 34), (30, 31, 771), (70, 129, 200), (331, 40, 929)]

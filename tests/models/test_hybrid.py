@@ -3,11 +3,11 @@
 import goldens
 import numpy as np
 import pytest
+from decoding import WAYS, decoded
 
 import gpt2c
 from gpt2c import reference as ref
 from gpt2c.errors import UsageError
-from gpt2c.generation.decoder import Decoder
 from gpt2c.models.model import Model
 from gpt2c.models.registry import make_config
 
@@ -156,15 +156,11 @@ def test_the_balance_loss_is_over_the_new_positions(kind):
 @kinds
 def test_decoding_in_any_steps_is_the_full_forward(kind):
     m, *_ = random_model(kind)
-    ids = batch(1, 13)[0]
+    ids = batch(1, 40)[0]
     m.forward(ids)
     full = m.logits[0].copy()
-    for ends in (range(1, 14), (13,), (5, 6, 7, 13)):
-        decoder, first = Decoder(m), 0
-        for end in ends:
-            logits = decoder.feed(ids[0, first:end])
-            np.testing.assert_allclose(logits, full[end - 1], rtol=1e-4, atol=1e-4)
-            first = end
+    for prompt, piece in WAYS:
+        np.testing.assert_allclose(decoded(m, ids[0], prompt, piece), full[prompt - 1 :], rtol=1e-4, atol=1e-4)
 
 
 def test_acts_hold_the_cell_by_name():

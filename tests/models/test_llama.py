@@ -5,11 +5,11 @@ import math
 import goldens
 import numpy as np
 import pytest
+from decoding import WAYS, decoded
 from test_model import batch, gradients
 
 import gpt2c
 from gpt2c.errors import UsageError
-from gpt2c.generation.decoder import Decoder
 from gpt2c.models import llama
 from gpt2c.models.model import Model
 from gpt2c.models.registry import make_config
@@ -105,11 +105,8 @@ def test_decoding_in_any_steps_is_the_full_forward(kind, isa):
     (ids,), _ = batch(m, 1, 40)
     m.forward(ids[None])
     full = m.logits[0].copy()
-    for ends in range(1, 41), (7, 8, 30, 40), (40,):
-        decoder, first = Decoder(m), 0
-        for end in ends:
-            np.testing.assert_allclose(decoder.feed(ids[first:end]), full[end - 1], rtol=1e-4, atol=2e-5)
-            first = end
+    for prompt, piece in WAYS:
+        np.testing.assert_allclose(decoded(m, ids, prompt, piece), full[prompt - 1 :], rtol=1e-4, atol=2e-5)
 
 
 def test_the_order_of_earlier_tokens_matters(kind):

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoding import decoded
 
 import gpt2c
 from gpt2c.data import Lanes, write_shard
 from gpt2c.errors import UsageError
-from gpt2c.generation.decoder import Decoder
 from gpt2c.models.files import load_run
 from gpt2c.models.model import Model
 from gpt2c.models.registry import make_config
@@ -175,8 +175,7 @@ def test_decoding_is_the_full_forward_and_leaves_the_state_alone():
     ids = text(1, 40)[0]
     m.forward(ids[:, :5], ids[:, :5])
     before = m.state["h"].copy()
-    decoder = Decoder(m)
-    got = np.array([decoder.feed(ids[0, :30]).copy()] + [decoder.feed([i]).copy() for i in ids[0, 30:]])
+    got = decoded(m, ids[0], 30)
     generated = list(gpt2c.generate(m, ids[0], 5, temperature=0))
     assert (m.state["h"] == before).all()
     m.reset_state()
@@ -189,7 +188,7 @@ def test_decoding_is_the_full_forward_and_leaves_the_state_alone():
 def test_a_long_prompt_is_read_in_pieces_with_the_same_result(chunk):
     m = gpt2c.create("mingru", **SMALL)
     ids = text(1, 100)[0][0]
-    np.testing.assert_allclose(Decoder(m, chunk=chunk).feed(ids), Decoder(m).feed(ids), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(decoded(m, ids, 100, chunk), decoded(m, ids, 100), rtol=1e-4, atol=1e-6)
     texts = [list(gpt2c.generate(m, ids, 50, seed=3, chunk=size)) for size in (chunk, 512)]
     assert texts[0] == texts[1] and len(set(texts[0])) > 9
 

@@ -3,13 +3,13 @@
 import goldens
 import numpy as np
 import pytest
+from decoding import WAYS, decoded
 from test_model import assert_slope_is_the_oracle_s, batch, gradients
 
 import gpt2c
 from gpt2c import reference as ref
 from gpt2c.data import write_shard
 from gpt2c.errors import UsageError
-from gpt2c.generation.decoder import Decoder
 from gpt2c.models.model import Model
 from gpt2c.models.registry import make_config
 from gpt2c.runs.folder import Run
@@ -114,11 +114,8 @@ def test_decoding_with_a_cache_is_the_full_forward(kind):
     x, _ = batch(m, 1, 40)
     m.forward(x)
     full = m.logits[0].copy()
-    for ends in (range(1, 41), (3, 4, 20, 40), (40,)):
-        decoder, start = Decoder(m), 0
-        for end in ends:
-            np.testing.assert_allclose(decoder.feed(x[0, start:end]), full[end - 1], rtol=1e-4, atol=2e-5)
-            start = end
+    for prompt, piece in WAYS:
+        np.testing.assert_allclose(decoded(m, x[0], prompt, piece), full[prompt - 1 :], rtol=1e-4, atol=2e-5)
 
 
 def test_directional_derivative(kind):

@@ -129,17 +129,23 @@ def test_attention(rng, B, T, NH, hs):
 
 
 def test_cached_attention_is_full_attention(rng):
-    B, T, S, NH, C = 2, 9, 12, 3, 15
-    qkv = rng.standard_normal((B, T, 3 * C))
-    kcache, vcache = np.full((2, B, S, C), np.nan)  # what is read before it is written shows
-    chunks = []
-    for pos, end in [(0, 4), (4, 7), (7, 8), (8, 9)]:
-        out, kcache, vcache = ref.attention_cached_forward(qkv[:, pos:end], kcache, vcache, pos, NH)
-        chunks.append(out)
-    assert_close(np.concatenate(chunks, axis=1), ref.attention_forward(qkv, NH)[0], 1e-14)
-    np.testing.assert_array_equal(kcache[:, :T], qkv[:, :, C : 2 * C])
-    np.testing.assert_array_equal(vcache[:, :T], qkv[:, :, 2 * C :])
-    assert np.isnan(kcache[:, T:]).all() and np.isnan(vcache[:, T:]).all()
+    S, NH, C = 12, 3, 15
+    qkv = rng.standard_normal((2, 9, 3 * C))
+    kcache, vcache = np.full((2, 3, S, C), np.nan)  # what is read before it is written shows
+    exact = ref.attention_forward(qkv, NH)[0]
+    first, kcache, vcache = ref.attention_cached_forward(qkv[1:, :2], kcache, vcache, [0], [0], NH)
+    assert_close(first, exact[1:, :2], 1e-14)
+    for pos, T in [(0, 4), (4, 2), (6, 1)]:  # the second text is two positions ahead of the first
+        at, new = [pos, pos + 2], np.stack([qkv[0, pos : pos + T], qkv[1, pos + 2 : pos + 2 + T]])
+        out, kcache, vcache = ref.attention_cached_forward(new, kcache, vcache, at, [2, 0], NH)
+        assert_close(out, np.stack([exact[0, pos : pos + T], exact[1, pos + 2 : pos + 2 + T]]), 1e-14)
+    for slot, row, length in (2, 0, 7), (0, 1, 9):
+        np.testing.assert_array_equal(kcache[slot, :length], qkv[row, :length, C : 2 * C])
+        np.testing.assert_array_equal(vcache[slot, :length], qkv[row, :length, 2 * C :])
+        assert np.isnan(kcache[slot, length:]).all() and np.isnan(vcache[slot, length:]).all()
+    assert np.isnan(kcache[1]).all()
+    step = ref.attention_decode_forward(qkv[:, 7], kcache, vcache, [7, 7], [2, 0], NH)[0]
+    assert_close(step, exact[:, 7], 1e-14)
 
 
 def test_gelu(rng):

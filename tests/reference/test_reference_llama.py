@@ -28,7 +28,7 @@ def test_cached_attention_over_shared_heads_is_full_attention(rng):  # noqa: F81
     kcache, vcache = np.full((2, B, S, K * hs), np.nan)
     chunks = []
     for pos, end in [(0, 4), (4, 7), (7, 8), (8, 9)]:
-        out, kcache, vcache = ref.attention_cached_forward(qkv[:, pos:end], kcache, vcache, pos, H, K)
+        out, kcache, vcache = ref.attention_cached_forward(qkv[:, pos:end], kcache, vcache, [pos, pos], [1, 0], H, K)
         chunks.append(out)
     assert_close(np.concatenate(chunks, axis=1), ref.attention_forward(qkv, H, K)[0], 1e-14)
 

@@ -9,7 +9,7 @@ import pytest
 
 from gpt2c.errors import InputError, ResourceError, UsageError
 from gpt2c.support import progress
-from gpt2c.support.files import atomic_write, open_input, second_name
+from gpt2c.support.files import atomic_folder, atomic_write, open_input, second_name
 
 
 def test_a_failing_disk_is_an_input_error(tmp_path):
@@ -172,3 +172,60 @@ def test_a_symbolic_link_stays_one(tmp_path):
         file.write(b"new")
     assert link.is_symlink() and target.read_bytes() == b"new"
     assert list(target.parent.iterdir()) == [target]
+
+
+# ---- folders
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder"
+    with atomic_folder(path) as folder:
+        (folder / "a").write_bytes(b"1")
+        assert folder.parent == tmp_path and not path.exists()
+    for error in RuntimeError, KeyboardInterrupt:
+        with pytest.raises(error), atomic_folder(path, lambda name: True) as folder:
+            (folder / "b").write_bytes(b"2")
+            raise error
+    assert [p.name for p in path.iterdir()] == ["a"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_if_all_in_it_may_go(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    for name in "a", "b":
+        with atomic_folder(path, lambda name: name in "ab") as folder:
+            (folder / name).write_bytes(b"")
+        assert [p.name for p in path.iterdir()] == [name] and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UsageError, match="is not empty; choose another folder, or overwrite it"), atomic_folder(path):
+        pass
+    (path / "c").mkdir()
+    for may_go in (lambda name: name == "b"), (lambda name: True):  # another name; a folder in it
+        with pytest.raises(UsageError, match="'c' in it is no part of a model"), atomic_folder(path, may_go):
+            pass
+    assert {p.name for p in path.iterdir()} == {"b", "c"}
+
+
+def test_where_no_folder_can_be(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UsageError, match="it is a file; choose another name"), atomic_folder(tmp_path / "file"):
+        pass
+    with pytest.raises(UsageError, match="there is no folder"), atomic_folder(tmp_path / "none/folder"):
+        pass
+
+
+@pytest.mark.parametrize("fails", ["first", "second"])
+def test_a_failing_disk_leaves_the_old_folder(tmp_path, monkeypatch, fails):
+    path, rename, calls = tmp_path / "folder", type(tmp_path).rename, []
+    path.mkdir()
+    (path / "a").write_bytes(b"1")
+
+    def failing(self, target):
+        calls.append(target)
+        if len(calls) == ["first", "second"].index(fails) + 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", failing)
+    with pytest.raises(ResourceError, match="Input/output error"), atomic_folder(path, lambda name: True) as folder:
+        (folder / "b").write_bytes(b"2")
+    assert [p.name for p in path.iterdir()] == ["a"] and list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,4 @@
-"""Causal self-attention: tiled, materialised, or against a KV cache; and what queries and keys go through before it.
+"""Causal self-attention: tiled, materialised, or against the KV caches of slots; and what queries and keys go through before it.
 
 `qkv` is (B, T, (H + 2K) D): H heads of queries, K of keys, K of values, all of width D.
 """
@@ -21,16 +21,20 @@ def attention(t: Tape, qkv: Tensor, num_heads: int, num_kv_heads: int = 0, *, na
     values: (B, T, (H + 2K) D) -> (B, T, H D).
 
     Tiled while training. Materialised where everything is kept: `preatt` and `att` are then there to look at. Where
-    the tape has caches: against the keys and values cached so far.
+    the tape has a context: against the keys and values that each row's slot has so far.
     """
     (B, T), H, K = qkv.shape[:2], num_heads, num_kv_heads or num_heads
     all_heads = H + 2 * K
     D = qkv.shape[2] // all_heads
     out, x = t.new((B, T, H * D), f"{name}.atty"), in_heads(qkv.data, all_heads)
     y = in_heads(out.data, H)
-    if t.caches is not None:
-        k, v = (t.caches(f"{name}.{part}", (B, t.context, K, D)) for part in ("keys", "values"))
-        t.s.attention_cached_forward(y, k, v, x, t.position)
+    if t.context:
+        k, v = (t.caches(f"{name}.{part}", (K, D)) for part in ("keys", "values"))
+        if t.decoding:
+            y, x = y.shaped(B, H, D), x.shaped(B, all_heads, D)
+            t.s.attention_decode_forward(y, k, v, x, t.position, t.slot)
+        else:
+            t.s.attention_cached_forward(y, k, v, x, t.position, t.slot)
         return out
     if t.keep:
         preatt, att = (t.buffer((B, H, T, T), f"{name}.{part}") for part in ("preatt", "att"))

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from gpt2c._core import Buffer
-from gpt2c.engine.ops.matmul import linear
+from gpt2c.engine.ops.matmul import few_rows, linear
 from gpt2c.engine.tape import Tape, Tensor
 
 
@@ -28,10 +28,10 @@ def classifier(t: Tape, x: Tensor, w: Tensor, targets: Buffer | None, vocab_size
     """Logits x wᵀ and, where there are targets, the mean cross-entropy over those that are not -1.
 
     Only the first vocab_size columns count. The gradient of the logits takes their place, unless they are to be kept.
-    While decoding, only the last position gets logits.
+    In generation only the last position gets logits: (B, columns).
     """
     if t.context:
-        x = last_position(t, x)
+        return Output(None, few_rows(t, last_position(t, x), w, name="logits").data)
     if t.pieces and targets is not None:
         return _classifier_in_pieces(t, x, w, targets, vocab_size)
     logits = linear(t, x, w, name="logits")
@@ -95,7 +95,7 @@ def _classifier_in_pieces(t, x, w, targets, vocab_size):
 
 
 def last_position(t: Tape, x: Tensor) -> Tensor:
-    """(B, T, C) -> (B, C). It has no gradient: only decoding asks for it."""
+    """(B, T, C) -> (B, C). It has no gradient: only generation asks for it."""
     out = t.new((x.shape[0], x.shape[2]), "last")
     t.s.last_position_forward(out.data, x.data)
     return out

@@ -27,14 +27,14 @@ def cope_attention(t: Tape, qkv: Tensor, table: Tensor, *, name: str) -> Tensor:
     """Causal self-attention with contextual positions from a table (heads, positions, width): (B, T, 3C) -> (B, T, C).
 
     Where everything is kept, `preatt` and `att` are there to look at. Where the tape has a context: against the keys and
-    values cached so far.
+    values that each row's slot has so far.
     """
     (B, T), C = qkv.shape[:2], qkv.shape[2] // 3
     num_heads = table.shape[0]
     out = t.new((B, T, C), f"{name}.atty")
     if t.context:
-        k, v = (t.caches(f"{name}.{part}", (B, t.context, C)) for part in ("keys", "values"))
-        t.s.cope_cached_forward(out.data, k, v, qkv.data, t.position, table.data)
+        k, v = (t.caches(f"{name}.{part}", (C,)) for part in ("keys", "values"))
+        t.s.cope_cached_forward(out.data, k, v, qkv.data, t.position, t.slot, table.data)
         return out
     lse = t.buffer((B, num_heads, T), f"{name}.lse")
     looked_at = [t.buffer((B, num_heads, T, T), f"{name}.{part}") if t.keep else None for part in ("preatt", "att")]

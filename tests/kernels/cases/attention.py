@@ -82,16 +82,19 @@ DECODED = [(0, 1, 1, 3, 0), (1, 1, 1, 1, 0), (2, 1, 3, 5, 8), (2, 3, 2, 8, 13), 
 
 
 def decoding(qkv, k, v, out, off, size_out, T, *last_arguments):
-    """(args, expected) for the last T positions; the others are in the caches already, beyond them lies rubbish."""
+    """(args, expected) for T positions of each row, which end where the first row's text does, and the others' earlier and
+    earlier. Those before are in the caches already, in slots of any order; beyond them lies rubbish."""
     B, end = k.shape[:2]
-    pos = end - T
-    after = np.full((2, B, end + 3, *k.shape[2:]), 1e30, np.float32)
-    after[:, :, :end] = k, v
+    pos, slot = np.maximum(end - T - np.arange(B), 0).astype(np.int32), np.arange(B + 1, 1, -1).astype(np.int32)
+    after = np.full((2, B + 3, end + 3, *k.shape[2:]), 1e30, np.float32)
     before = after.copy()
-    before[:, :, pos:end] = 1e30
-    bound = (2 * off + gamma(2 * end + 8)) * size_out
-    args = unset(*out[:, pos:].shape), *before, qkv[:, pos:].copy(), np.array([pos], np.int32), *last_arguments
-    return args, [(out[:, pos:], bound[:, pos:]), (after[0], 0), (after[1], 0)]
+    for b, (first, row) in enumerate(zip(pos, slot)):
+        for caches, last in (before, first), (after, first + T):
+            caches[0, row, :last], caches[1, row, :last] = k[b, :last], v[b, :last]
+    new = pos[:, None] + np.arange(T), np.arange(B)[:, None]  # positions and rows, (B, T)
+    exact, bound, qkv = (array[new[1], new[0]] for array in (out, (2 * off + gamma(2 * end + 8)) * size_out, qkv))
+    args = unset(*exact.shape), *before, qkv, pos, slot, *last_arguments
+    return args, [(exact, bound), (after[0], 0), (after[1], 0)]
 
 
 @case(*DECODED, (2, 3, 4, 8, 13, 2), (2, 9, 3, 5, 13, 1), large=(2, 65, 8, 33, 64, 4))
@@ -100,3 +103,9 @@ def attention_cached_forward(rng, B, T, H, D, pos, K=0):
     qkv, out, size_out = in_heads(D, qkv, out, size_out)
     k, v = np.split(qkv[:, :, H:], 2, axis=2)
     return decoding(qkv, k, v, out, off, size_out, T)
+
+
+@case((0, 1, 3, 0), (1, 1, 1, 0), (2, 3, 5, 8), (3, 2, 8, 13), (3, 4, 33, 5, 2), large=(7, 8, 33, 64, 4))
+def attention_decode_forward(rng, B, H, D, pos, K=0):
+    (out, *caches, qkv, pos, slot), [(exact, bound), *expected] = attention_cached_forward(rng, B, 1, H, D, pos, K)
+    return (out[:, 0].copy(), *caches, qkv[:, 0].copy(), pos, slot), [(exact[:, 0], bound[:, 0]), *expected]

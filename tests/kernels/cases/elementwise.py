@@ -1,5 +1,7 @@
 """Cases of kernels/elementwise.c: at most one rounding an element, so the float64 result rounded to float32."""
 
+import numpy as np
+
 from cases.case import LENGTHS, case, normal, single, unset
 from gpt2c import reference as ref
 
@@ -20,6 +22,19 @@ def residual_backward(rng, R):
 def last_position_forward(rng, B, T, C):
     x = normal(rng, B, T, C)
     return (unset(B, C), x), [(ref.last_position_forward(x), 0)]
+
+
+@case((0, 3, 2), (1, 1, 1), (3, 5, 7), (4, 4, 33), large=(16, 20, 1801))
+def gather(rng, B, N, C):
+    """Slots in any order, some twice."""
+    x, slot = normal(rng, N, C), rng.integers(N, size=B, dtype=np.int32)
+    return (unset(B, C), x, slot), [(ref.gather(x, slot), 0)]
+
+
+@case((0, 3, 2), (1, 1, 1), (3, 5, 7), (4, 4, 33), large=(16, 20, 1801))
+def scatter(rng, B, N, C):
+    x, rows, slot = normal(rng, N, C), normal(rng, B, C), rng.permutation(N)[:B].astype(np.int32)
+    return (x, rows, slot), [(ref.scatter(x, rows, slot), 0)]
 
 
 @case(*LENGTHS, large=(240007,))

@@ -8,21 +8,21 @@ from gpt2c import reference as ref
 
 @case((0, 3, 5), (1, 1, 1), (2, 7, 3), (1, 5, 17), (3, 4, 65), (2, 7, 5, False), large=(4, 32, 1801))
 def embedding_forward(rng, B, T, C, positions=True):
-    V, S, pos = 11, T + 5, 3
+    V, S, pos = 11, T + 5, rng.integers(6, size=B, dtype=np.int32)
     tokens = rng.integers(V, size=(B, T), dtype=np.int32)
     wte, wpe = normal(rng, V, C), normal(rng, S, C)
-    args = unset(B, T, C), tokens, wte, wpe if positions else None, np.array([pos], np.int32)
+    args = unset(B, T, C), tokens, wte, wpe if positions else None, pos
     exact = ref.embedding_forward(tokens, wte, wpe, pos) if positions else wte[tokens]
     return args, [(single(exact), 0)]  # one rounding: exact
 
 
 @case((0, 3, 5), (1, 1, 1), (2, 7, 3), (1, 5, 17), (3, 4, 65), (2, 7, 5, False), large=(4, 32, 1801))
 def embedding_backward(rng, B, T, C, positions=True):
-    V, S, pos = 5, T + 5, 3  # most tokens occur more than once
+    V, S, pos = 5, T + 5, rng.integers(6, size=B, dtype=np.int32)  # most tokens occur more than once
     tokens = rng.integers(V, size=(B, T), dtype=np.int32)
     dwte, dwpe, dout = normal(rng, V, C), normal(rng, S, C), normal(rng, B, T, C)
     exact = ref.embedding_backward(dout, tokens, V, S, pos)
     sizes = ref.embedding_backward(abs(dout), tokens, V, S, pos)
-    args = dwte, dwpe if positions else None, dout, tokens, np.array([pos], np.int32)
+    args = dwte, dwpe if positions else None, dout, tokens, pos
     tables = (dwte, dwpe) if positions else (dwte,)
     return args, [(old + e, gamma(B * T) * (abs(old) + s)) for old, e, s in zip(tables, exact, sizes)]

@@ -1,4 +1,5 @@
-"""Cases of kernels/rope.c: B, T, heads, how many of them turn, half their width, the first position, and which way."""
+"""Cases of kernels/rope.c: B, T, heads, how many of them turn, half their width, the first row's first
+position, and which way."""
 
 import numpy as np
 
@@ -15,11 +16,11 @@ TURNED = [
 @case(*TURNED, *[(*sizes, 1) for sizes in TURNED[1:6]], large=(2, 65, 12, 9, 33, 2))
 def rope(rng, B, T, G, N, E, pos, back=0):
     """Each number is a sum of two products."""
-    x, angles = normal(rng, B, T, G, 2 * E), 3 * normal(rng, pos + T + 1, E)
+    x, angles, pos = normal(rng, B, T, G, 2 * E), 3 * normal(rng, pos + T + 1, E), np.maximum(pos - np.arange(B), 0)
     rotations = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     a, b = np.split(abs(x.astype(float)), 2, axis=-1)
-    cos, sin = abs(rotations[pos : pos + T].astype(float)).swapaxes(0, 1)[:, :, None]
+    cos, sin = abs(rotations[pos[:, None] + np.arange(T)].astype(float)).transpose(2, 0, 1, 3)[:, :, :, None]
     size = np.concatenate([a * cos + b * sin, a * sin + b * cos], axis=-1)
     size[:, :, N:] = 0
-    args = x, single(rotations), np.array([pos], np.int32), N, back
+    args = x, single(rotations), pos.astype(np.int32), N, back
     return args, [(ref.rope(x, rotations, pos, N, back), gamma(3) * size)]
