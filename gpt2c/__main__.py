@@ -27,6 +27,7 @@ BEGIN = """gpt2c trains and runs small language models on the CPU. To begin with
   gpt2c train                            a small GPT-2 from scratch on the stories that ship, in a minute or two
   gpt2c train --model trm --interactive  a model that learns facts and questions, then answers yours, in a few minutes
   gpt2c train --data book.txt            on a text of yours
+  gpt2c download smollm2-135m-instruct   a model that answers (98 MB), with the command to chat with it
 
 README.md in the source leads to the pages about models, data, runs and scripting in docs/.
 

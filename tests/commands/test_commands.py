@@ -241,6 +241,8 @@ def files_of_the_documents(tmp_path, monkeypatch):
     questions = [{"prompt": "How do mountains form?", "completion": "Slowly."}] * 4
     Path("questions.json").write_text(json.dumps(questions), encoding="utf-8")
     shutil.copy("facts.json", "FACTS.json")
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    Path("chats.jsonl").write_text(4 * (json.dumps({"messages": talk}) + "\n"), encoding="utf-8")
     Path("ITEMS.jsonl").write_text("\n".join(map(json.dumps, questions)), encoding="utf-8")
     pack = tmp_path / "pack"
     pack.mkdir()
