@@ -1,5 +1,5 @@
-"""llama.cpp's answers about a model in a GGUF file: {"path", and what is wanted of "losses": [ids, losses expected about, of every
-how many one is wanted], "goes_on": [ids, count], "texts": [...], "messages": [...]} on standard input.
+"""llama.cpp's answers about a model in a GGUF file: {"path", and what is wanted of "losses": [ids, losses expected about, of
+every how many one], "goes_on": [ids, count], "texts": [...], "messages": [...]} on standard input.
 
 Needs xllamacpp, whose server tells the probability of a token that it might choose. Each token of a text is made about as likely
 as all others together by a bias, so that it is told with all its digits; then the bias is taken out.
