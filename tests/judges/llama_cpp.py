@@ -1,5 +1,5 @@
-"""llama.cpp's answers about a model in a GGUF file: {"path", and of these what is wanted:
-"losses": [ids, losses that are expected about], "goes_on": [ids, count], "texts": [...], "messages": [...]} on standard input.
+"""llama.cpp's answers about a model in a GGUF file: {"path", and what is wanted of "losses": [ids, losses expected about, of
+every how many one], "goes_on": [ids, count], "texts": [...], "messages": [...]} on standard input.
 
 Needs xllamacpp, whose server tells the probability of a token that it might choose. Each token of a text is made about as likely
 as all others together by a bias, so that it is told with all its digits; then the bias is taken out.
@@ -59,9 +59,8 @@ def main():
     request, answer = json.load(sys.stdin), {}
     server = serve(request["path"], request.get("context", 4096))
     if "losses" in request:
-        ids, expected = request["losses"]
-        pairs = enumerate(zip(ids[1:], expected), 1)
-        answer["losses"] = [loss(server, ids[:at], token, about) for at, (token, about) in pairs]
+        ids, expected, every = request["losses"]
+        answer["losses"] = [loss(server, ids[:at], ids[at], expected[at - 1]) for at in range(every, len(ids), every)]
     if "goes_on" in request:
         answer["goes_on"] = goes_on(server, *request["goes_on"])
     if "texts" in request:
