@@ -116,8 +116,9 @@ def read_folder(folder):
     if not isinstance(names, dict) or not all(map(_is_plain, names.values())):
         raise invalid(path, "its weight_map does not name a file beside it for each tensor")
     files = {name: read(folder / name) for name in sorted(set(names.values()))}
-    if missing := next((name for name, file in names.items() if name not in files[file]), None):
-        raise invalid(path, f"{quoted(names[missing])} does not have the tensor {quoted(missing)}")
+    for name, file in names.items():
+        if name not in files[file]:
+            raise invalid(path, f"{quoted(file)} does not have the tensor {quoted(name)}")
     return {name: files[file][name] for name, file in names.items()}
 
 

@@ -165,6 +165,8 @@ def test_what_gpt2c_says_of_a_model_comes_back(tmp_path):
     assert gpt2c.load(tmp_path / "a").sampling == {}  # transformers takes the likeliest token, whatever else is there
     (tmp_path / "a/generation_config.json").write_text(json.dumps(generation | {"top_p": 7}))
     assert "its sampling is {" in refusal(tmp_path / "a")
+    (tmp_path / "a/generation_config.json").write_text(json.dumps(generation | {"temperature": 10**400}))
+    assert "its sampling is {" in refusal(tmp_path / "a")
     (tmp_path / "a/generation_config.json").unlink()
     assert "its turns is 'x'" in refusal(changed(tmp_path / "a", gpt2c={"turns": "x"}))
 

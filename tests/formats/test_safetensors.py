@@ -117,6 +117,7 @@ def test_a_file_that_changed_meanwhile_is_not_read_on(tmp_path):
     ({"a": "sub\\x.safetensors"}, "its weight_map does not name a file beside it"),
     ({"a": "x\n.safetensors"}, "its weight_map does not name a file beside it"),
     ({"a": "x\0.safetensors"}, "its weight_map does not name a file beside it"),
+    ({"": "x.safetensors"}, "'x.safetensors' does not have the tensor ''"),
     ({"b": "x.safetensors", "nope": "x.safetensors"}, "'x.safetensors' does not have the tensor 'nope'"),
 ])  # fmt: skip
 def test_an_index_names_files_beside_it_and_what_they_have(names, said, tmp_path):
