@@ -3,7 +3,6 @@
 import json
 import struct
 
-import goldens
 import numpy as np
 
 SIZES = {"F32": 4, "F16": 2, "BF16": 2}
@@ -46,6 +45,8 @@ def stored(array, dtype):
 
 def golden_folder(path, kind, dtype="F32", of="params", shards=1):
     """The folder of a model of transformers in tests/golden, or of its gradients; in several files, if that is asked for."""
+    import goldens  # here, because tests/formats/fuzz.py does without, which has this folder alone
+
     golden = goldens.golden(f"folder_{kind}")
     tensors = {name: stored(array, dtype) for name, array in golden[of].items()}
     path.mkdir()
