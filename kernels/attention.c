@@ -191,53 +191,57 @@ static void backward_of_head(const Precision* p, float* dq, const float* q, ptrd
     }
 }
 
-// dst (T rows of width D, `row` apart), rows j to j + TN - 1 = or += what `turned` (T/TN, W, TN) has for them
-static void store_turned(float* dst, ptrdiff_t row, const float* turned, int64_t W, int64_t j, int64_t T, int64_t D, int add) {
-    store_lanes(dst + j * row, row, turned + j * W, T - j < TN ? T - j : TN, D, NULL, add);
+// dst (T rows of width D, `row` apart) = or += turned (T/TN, W, TN)
+static void store_turned(float* dst, ptrdiff_t row, const float* turned, int64_t W, int64_t T, int64_t D, int add) {
+    for (int64_t j = 0; j < T; j += TN)
+        store_lanes(dst + j * row, row, turned + j * W, T - j < TN ? T - j : TN, D, NULL, add);
 }
 
-// The gradients of shared keys and values are sums of those that each head of the group has, in `parts` (B, K, H/K, 2, all).
-static void add_up_groups(float* dqkv, float* parts, int64_t W, int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int add) {
-    const int64_t row = (H + 2 * K) * D, each = H / K, all = turned_floats(T, D), tiles = (T + TN - 1) / TN;
-    PARALLEL_FOR(2 * B * H * T * D)
-    for (int64_t i = 0; i < B * K * 2 * tiles; i++) {
-        int64_t j = i % tiles * TN, of_values = i / tiles % 2, bk = i / tiles / 2;
-        float *first = parts + (bk * each * 2 + of_values) * all, *sum = first + j * W;
-        for (int64_t h = 1; h < each; h++)
-            for (int64_t c = 0; c < W * TN; c += VL) vf_store(sum + c, vf_load(sum + c) + vf_load(sum + h * 2 * all + c));
-        store_turned(dqkv + bk / K * T * row + (H + of_values * K + bk % K) * D, row, first, W, j, T, D, add);
-    }
+// A task is a group of heads that share keys and values, or a single head where such tasks would leave threads without work for
+// over an eighth of the time. The gradients of what is shared are added up from the first head to the last either way.
+static inline int heads_apart(int64_t B, int64_t T, int64_t H, int64_t D, int64_t K) {
+    const int64_t groups = B * K, threads = threads_for(B * T * T * H * D / 4);
+    return K < H && 8 * (round_up(groups, threads) - groups) > groups;
 }
 
-// What each thread needs, and before that, once, the parts of gradients that groups add up.
+// What each thread needs, and before that, once, what single heads give to the gradients of shared keys and values.
 size_t FN(attention_backward_scratch)(int64_t B, int64_t T, int64_t H, int64_t D, int64_t K) {
-    return FN(attention_scratch)(T, D) + (K < H ? 2 * B * H * turned_floats(T, D) : 0);
+    return FN(attention_scratch)(T, D) + (heads_apart(B, T, H, D, K) ? 2 * B * H * turned_floats(T, D) : 0);
 }
 
 void FN(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
                             int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int64_t add, float* scratch) {
-    const int64_t row = (H + 2 * K) * D, all = turned_floats(T, D), shared = K < H;
+    const int64_t row = (H + 2 * K) * D, each = H / K, apart = heads_apart(B, T, H, D, K), heads = apart ? 1 : each;
+    const int64_t all = turned_floats(T, D);
     const Precision* p = precision_for(T, D);
     const int64_t W = padded_width(p, D);
-    float *parts = scratch, *threads = scratch + (shared ? 2 * B * H * all : 0);
+    float *parts = scratch, *threads = scratch + (apart ? 2 * B * H * all : 0);  // parts (B, H, 2, all)
     PARALLEL_FOR(B * T * T * H * D / 4)
-    for (int64_t bh = 0; bh < B * H; bh++) {
-        int64_t b = bh / H, h = bh % H, at = b * T * row, o = (b * T * H + h) * D;
-        int64_t head = at + h * D, key = at + (H + h * K / H) * D, value = key + K * D;
+    for (int64_t first = 0; first < B * H; first += heads) {
+        int64_t b = first / H, at = b * T * row, key = at + (H + first % H / each) * D, value = key + K * D;
         Backward s;
         backward_scratch(&s, threads + thread_index() * FN(attention_scratch)(T, D), T, D);
-        if (shared) s.dk_t = parts + bh * 2 * all, s.dv_t = s.dk_t + all;
+        if (apart) s.dk_t = parts + 2 * first * all, s.dv_t = s.dk_t + all;
         copy_rows(s.k, W, qkv + key, row, T, D, 1);
         copy_rows(s.v, W, qkv + value, row, T, D, 1);
         begin(p);
-        backward_of_head(p, dqkv + head, qkv + head, row, dout + o, out + o, H * D, lse + bh * T, T, D, add, s);
-        end(p);
-        for (int64_t j = 0; j < T && !shared; j += TN) {
-            store_turned(dqkv + key, row, s.dk_t, W, j, T, D, add);
-            store_turned(dqkv + value, row, s.dv_t, W, j, T, D, add);
+        for (int64_t bh = first; bh < first + heads; bh++) {
+            int64_t head = at + bh % H * D, o = (b * T * H + bh % H) * D, later = add || bh > first;
+            backward_of_head(p, dqkv + head, qkv + head, row, dout + o, out + o, H * D, lse + bh * T, T, D, add, s);
+            if (apart) continue;
+            store_turned(dqkv + key, row, s.dk_t, W, T, D, later);
+            store_turned(dqkv + value, row, s.dv_t, W, T, D, later);
         }
+        end(p);
     }
-    if (shared) add_up_groups(dqkv, parts, W, B, T, H, D, K, add);
+    if (!apart) return;
+    PARALLEL_FOR(2 * B * T * H * D)
+    for (int64_t i = 0; i < 2 * B * K; i++) {
+        int64_t bk = i / 2, of_values = i % 2, key = bk / K * T * row + (H + bk % K) * D;
+        const float* part = parts + (2 * bk * each + of_values) * all;
+        for (int64_t h = 0; h < each; h++)
+            store_turned(dqkv + key + of_values * K * D, row, part + 2 * h * all, W, T, D, add || h > 0);
+    }
 }
 
 // Materialised ----------------------------------------------------------------------------------------------------
