@@ -10,9 +10,18 @@ class DType(NamedTuple):
     array: str
     c: str
 
+class Blocks(NamedTuple):
+    columns: int
+    nbytes: int
+    planes: tuple[int, ...]
+
 DTYPES: dict[str, DType]
+STORED: dict[str, Blocks]
+GROUP: int
+ANY: str
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int: ...
+def row_bytes(dtype: str, columns: int) -> int: ...
 
 class Buffer:
     name: str

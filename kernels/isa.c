@@ -28,7 +28,8 @@ static uint64_t saved_registers(void) {
 static int has_avx2(void) {
     unsigned a, b, c, d;
     if ((saved_registers() & 0x6) != 0x6) return 0;  // XMM, YMM
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & (1u << 12)) || !(c & (1u << 28))) return 0;  // FMA, AVX
+    const unsigned fma = 1u << 12, avx = 1u << 28, f16c = 1u << 29;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & (fma | avx | f16c)) != (fma | avx | f16c)) return 0;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & (1u << 5));                        // AVX2
 }
 
@@ -41,7 +42,8 @@ static int has_avx512(void) {
 
 static int has_avx512bf16(void) {
     unsigned a, b, c, d;
-    return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+    if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(c & (1u << 11))) return 0;  // VNNI, which all of them have
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
 }
 
 #if defined(GPT2C_AMX) && defined(__linux__)

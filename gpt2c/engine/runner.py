@@ -37,6 +37,7 @@ class Work:
     train: bool = False  # what acts in training only (dropout) acts
     first: int = 0  # positions before it are read again, for the gradient that flows back through them: no part of the loss
     scale: float = 1.0  # of the loss in its gradients
+    decoding: bool = False  # one token of each sequence that is being generated, not a piece of a prompt
 
 
 # What the backward of a Pass does with the parameters' gradients: store them, so that what was there does not count, or
@@ -77,7 +78,7 @@ class Runner:
     def trace(self, work, stream, pool, inputs, backward=ADD, planning=False):
         """Calls the model's forward on a new tape."""
         model, (batch, position, noise) = self.model, inputs
-        grad = work.targets and work.purpose != "loss" and self.context is None
+        grad = work.targets and work.purpose != "loss" and self.context is None and model.params.size > 0
         tape = Tape(
             stream,
             pool,
@@ -88,6 +89,7 @@ class Runner:
             recompute=0 if work.keep else model.recompute,
             caches=self._caches(planning) if self.context else None,
             context=self.context or 0,
+            decoding=work.decoding,
             carried=self._carried(work, planning),
             noise=noise if work.train else None,
             weights=batch.weights,
@@ -99,9 +101,10 @@ class Runner:
 
         def parameter(name, layer=None):
             if (name, layer) not in tensors:
-                data = model.params.buffer(name, layer, address=not planning)
-                into = model.grads.buffer(name, layer, address=not planning) if grad else None
-                tensors[name, layer] = Tensor(tape, data.name, data, into, fresh=backward == STORE)
+                frozen = name not in model.params
+                data = (model.base if frozen else model.params).buffer(name, layer, address=not planning)
+                into = model.grads.buffer(name, layer, address=not planning) if grad and not frozen else None
+                tensors[name, layer] = Tensor(tape, data.name, data, into, fresh=backward == STORE, frozen=frozen)
             return tensors[name, layer]
 
         return tape, model.definition.forward(tape, parameter, batch, model.config)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from gpt2c._core import Buffer, Stream
 from gpt2c.engine.arena import Pool
+from gpt2c.engine.base import Stored
 
 
 class Gradient:
@@ -42,10 +43,10 @@ class Gradient:
 
 
 class Tensor:
-    """A value and its gradient."""
+    """A value and its gradient; a `frozen` parameter has none, and may be stored in another type than float32 (Stored)."""
 
-    def __init__(self, tape, name, data, grad=None, fresh=False):
-        self.tape, self.name, self.shape = tape, name, data.shape
+    def __init__(self, tape, name, data, grad=None, fresh=False, frozen=False):
+        self.tape, self.name, self.shape, self.frozen = tape, name, data.shape, frozen
         self.gradient = Gradient(tape, name, data.shape, grad, fresh)
         self._data, self._remake = data, None
 
@@ -55,6 +56,10 @@ class Tensor:
             self._data = self.tape.buffer(self.shape, self.name)
             self._remake(self._data)
         return self._data
+
+    def parts(self):
+        """(its rows, the number of the first) for each of its parts: those of a matrix may be stored in different types."""
+        return self.data.parts() if isinstance(self.data, Stored) else [(self.data, 0)]
 
     def remade_by(self, forward: Callable[[Buffer], None]):
         """Where the tape recomputes, `forward` can write the value again after forget()."""
@@ -88,7 +93,8 @@ class Tape:
     `carried(name, layer)` gives the buffer of a recurrent family's state: see `incoming` and `outgoing`. `noise` holds the
     seed and the counter of dropout (None: nothing is dropped). `weights` holds the factor of each target's loss in the
     backward pass (None: all are 1), `scale` is that of the whole loss. Positions before `first` are read again and have no
-    part in the loss. `options` holds the further training options of the family.
+    part in the loss. `options` holds the further training options of the family. `decoding`: this is the next token of each
+    sequence, with kernels made for a few rows (rather than a piece of a prompt).
     """
 
     def __init__(
@@ -103,6 +109,7 @@ class Tape:
         recompute=0,
         caches=None,
         context=0,
+        decoding=False,
         carried=None,
         noise: Buffer | None = None,
         weights: Buffer | None = None,
@@ -113,7 +120,7 @@ class Tape:
         self.s, self.pool, self.position, self.noise = stream, pool, position, noise
         self.weights, self.first, self.scale, self.options = weights, first, scale, options or {}
         self.grad, self.keep, self.pieces, self.recompute = grad, keep, pieces, recompute
-        self.caches, self.context, self._carried = caches, context, carried
+        self.caches, self.context, self.decoding, self._carried = caches, context, decoding, carried
         self.kept: dict[str, Buffer] = {}
         self._incoming: dict[tuple[str, int], Buffer] = {}
         self._again = False

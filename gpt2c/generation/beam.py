@@ -46,7 +46,7 @@ def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, 
             break
         decoders = _inherit(decoders, [parent for parent, _ in chosen])
         beams = [beam for _, beam in chosen]
-        log_probs = [log_softmax(decoder.feed(beam.ids[-1:])) for decoder, beam in zip(decoders, beams)]
+        log_probs = [log_softmax(decoder.feed(beam.ids[-1:], decoding=True)) for decoder, beam in zip(decoders, beams)]
     going_on = [beam for _, beam in chosen] if length == max_new_tokens else []
     ids = max([*ended, *going_on], key=lambda beam: beam.score(length_penalty)).ids
     return ids[:-1] if ids[-1] in stop_tokens else ids

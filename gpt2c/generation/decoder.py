@@ -29,14 +29,14 @@ class Decoder:
         self._endless = most == sys.maxsize
         self._read = []  # the tokens in the cache
 
-    def feed(self, ids):
-        """The logits (known_ids,) after these ids."""
+    def feed(self, ids, decoding=False):
+        """The logits (known_ids,) after these ids: a prompt or more of it, or, `decoding`, the token that was chosen."""
         ids = list(ids)
         if not self._endless and len(self._read) + len(ids) > self.context:
             ids = (self._read + ids)[-max(1, self.context // 2) :]
-            self._read = []
+            self._read, decoding = [], False
         for first in range(0, len(ids), self._chunk):
-            logits = self._feed(ids[first : first + self._chunk])
+            logits = self._feed(ids[first : first + self._chunk], decoding)
         return logits
 
     def become(self, other):
@@ -44,8 +44,8 @@ class Decoder:
         self._runner.take_over(other._runner)
         self._read = list(other._read)
 
-    def _feed(self, ids):
-        work = self._runner.prepare(Work(1, len(ids), targets=False))
+    def _feed(self, ids, decoding):
+        work = self._runner.prepare(Work(1, len(ids), targets=False, decoding=decoding))
         work.tokens[0] = ids
         work.position[0] = len(self._read)
         work.forward()
@@ -130,8 +130,8 @@ def generate(
     rng = seed if isinstance(seed, Xorshift) else Xorshift(seed)
     decoder = Decoder(model, len(prompt) + max_new_tokens, chunk)
     new, seen, ends = prompt[-max_seq_len(model.config) :], set(prompt), set(stop_tokens)
-    for _ in range(max_new_tokens):
-        logits = decoder.feed(new)
+    for count in range(max_new_tokens):
+        logits = decoder.feed(new, decoding=count > 0)
         if repetition_penalty != 1:
             logits = penalised(logits, seen, repetition_penalty)
         new = [choose(logits, rng, temperature, top_k, top_p, min_p)]

@@ -54,7 +54,7 @@ class BatchSampler:
             ends[new] = np.where(np.isin(chosen, stops), at + 1, ends[new])
             if (ends <= at + 1).all():
                 break
-            logits = self._feed(runner, ids[:, at : at + 1], at)
+            logits = self._feed(runner, ids[:, at : at + 1], at, decoding=True)
         return [ids[row, lengths[row] : ends[row]].tolist() for row in range(B)]
 
     def _prepared(self, B, length):
@@ -71,9 +71,9 @@ class BatchSampler:
             self._runner.begin(B)
         return self._runner
 
-    def _feed(self, runner, ids, at):
+    def _feed(self, runner, ids, at, decoding=False):
         """The logits (B, known_ids) after these ids (B, n), the first of which stands at position `at`."""
-        work = runner.prepare(Work(*ids.shape, targets=False))
+        work = runner.prepare(Work(*ids.shape, targets=False, decoding=decoding))
         work.tokens[...] = ids
         work.position[0] = at
         work.forward()

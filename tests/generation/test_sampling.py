@@ -252,7 +252,7 @@ class Markov:
     def __init__(self, model, context):
         self.model, self.context = model, context
 
-    def feed(self, ids):
+    def feed(self, ids, decoding=False):
         Markov.read += 1
         return self.model.table[ids[-1]]
 

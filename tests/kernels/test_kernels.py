@@ -73,12 +73,10 @@ def test_an_element_or_row_has_the_same_bits_wherever_it_stands(isa, name):
     door = _core.DOORS[name].arrays
     axes = [batch_axis(array) for array in door] + [None] * (len(args) - len(door))
     outputs = [axis for array, axis, arg in zip(door, axes, args) if array[-1] and arg is not None]
-    R, fewest = len(args[0]), 5 if name == "matmul_forward" else 1  # up to 4 rows are multiplied another way
+    R = len(args[0])
     whole = call(name, args)
     for n in range(min(R, 35)):
-        for part in slice(n, R), slice(0, R - n), slice(n, n + fewest), slice(0, n + fewest):
-            if part.stop > R or part.stop - part.start < fewest:
-                continue
+        for part in slice(n, R), slice(0, R - n), slice(n, n + 1), slice(0, n + 1):
             some = call(name, [rows_of(a, axis, part) for a, axis in zip(args, axes)])
             expected = [rows_of(a, axis, part) for a, axis in zip(whole, outputs)]
             assert bits(a for a, axis in zip(some, outputs) if axis is not None) == bits(
