@@ -79,7 +79,7 @@ void FN(few_rows_forward)(float* out, const float* x, const void* w, const float
                           int64_t at, int64_t w_type, float* scratch);
 
 // repack.c ------------------------------------------------------------------------------------------------------
-// w = rows of a file, Y bytes each, laid out as kernels take them (stored.h)
+// w = rows of a file, Y bytes each, laid out as kernels take them (stored.h); its memory is 0 before
 void FN(repack)(void* w, const uint8_t* blocks, int64_t N, int64_t C, int64_t Y, int64_t w_type);
 
 // attention.c ---------------------------------------------------------------------------------------------------

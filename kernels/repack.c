@@ -8,23 +8,14 @@
 #include "parallel.h"
 #include "stored.h"
 
-// Codes of 32 columns, one in each byte, become the codes of block t of a row of the group: `bits` of them, the rest to `high`.
-static void put_codes(const Group* group, int64_t t, int row, const uint8_t codes[BLOCK], int bits) {
-    if (bits == 8) {
-        for (int g = 0; g < STEPS; g++) memcpy((uint8_t*)group->codes + t * 512 + g * 64 + row * 4, codes + 4 * g, 4);
-        return;
-    }
+// Codes of 32 columns, one in each byte, become the codes of block t of a row: four bits, and `more` to `high`.
+static void put_codes(const Group* group, int64_t t, int row, const uint8_t codes[BLOCK], int more) {
     for (int k = 0; k < BLOCK / 2; k++)
         ((uint8_t*)group->codes)[t * 256 + k / 4 * 64 + row * 4 + k % 4] = (codes[k] & 15) | (codes[k + 16] & 15) << 4;
-    if (bits == 5) {
-        uint8_t high[4] = {0};
-        for (int k = 0; k < BLOCK; k++) high[k % 4] |= (codes[k] >> 4) << k / 4;
-        memcpy((uint8_t*)group->high + t * 64 + row * 4, high, 4);
-    }
-    if (bits == 6) {
-        uint8_t high[2][4] = {{0}};
-        for (int k = 0; k < BLOCK; k++) high[k / 16][k % 4] |= (codes[k] >> 4) << k / 4 % 4 * 2;
-        for (int i = 0; i < 2; i++) memcpy((uint8_t*)group->high + t * 128 + i * 64 + row * 4, high[i], 4);
+    const int steps = more ? 8 / more : 0;  // whose bits share a byte
+    for (int k = 0; more && k < BLOCK; k++) {
+        uint8_t* high = (uint8_t*)group->high + ((t * more + k / 4 / steps) * GROUP + row) * 4 + k % 4;
+        *high |= (codes[k] >> 4) << k / 4 % steps * more;  // memory was 0
     }
 }
 
@@ -32,31 +23,32 @@ static void put(const uint8_t* plane, int64_t block, int row, const uint8_t* hal
     memcpy((uint8_t*)plane + block * 32 + row * 2, half, 2);
 }
 
-// Block t of a row, from the file's block of 32
-static void repack_block(const Group* group, int64_t t, int row, const uint8_t* from, int type) {
-    uint8_t codes[BLOCK];
+// Block t of a row, from the file's block of 32, whose bytes of codes are those of the row here
+static inline __attribute__((always_inline)) void
+repack_block(const Group* group, int64_t t, int row, const uint8_t* from, int type) {
     put(group->d, t, row, from);
+    from += 2;
     if (type == AS_Q8_0) {
-        for (int k = 0; k < BLOCK; k++) codes[k] = from[2 + k] ^ 0x80;
-        put_codes(group, t, row, codes, 8);
+        for (int g = 0; g < STEPS; g++) {
+            uint32_t codes;
+            memcpy(&codes, from + 4 * g, 4);
+            codes ^= 0x80808080;  // plus 128
+            memcpy((uint8_t*)group->codes + t * 512 + g * 64 + row * 4, &codes, 4);
+        }
         return;
     }
-    from += 2;
     if (type == AS_Q4_1 || type == AS_Q5_1) {
         put(group->m, t, row, from);
         from += 2;
     }
-    uint32_t fifth = 0;
-    const int bits = type == AS_Q5_0 || type == AS_Q5_1 ? 5 : 4;
-    if (bits == 5) {
+    if (type == AS_Q5_0 || type == AS_Q5_1) {
+        uint32_t fifth, high = 0;
         memcpy(&fifth, from, 4);
+        for (int k = 0; k < BLOCK; k++) high |= (fifth >> k & 1) << (k % 4 * 8 + k / 4);
+        memcpy((uint8_t*)group->high + t * 64 + row * 4, &high, 4);
         from += 4;
     }
-    for (int k = 0; k < BLOCK / 2; k++) {
-        codes[k] = (from[k] & 15) | (fifth >> k & 1) << 4;
-        codes[k + 16] = from[k] >> 4 | (fifth >> (k + 16) & 1) << 4;
-    }
-    put_codes(group, t, row, codes, bits);
+    for (int g = 0; g < STEPS / 2; g++) memcpy((uint8_t*)group->codes + t * 256 + g * 64 + row * 4, from + 4 * g, 4);
 }
 
 // Blocks of 256: number `super` of a row
@@ -75,7 +67,7 @@ static void repack_super(const Group* group, int64_t super, int row, const uint8
             codes[k] = q[part / 2 * 32 + k] >> part % 2 * 4 & 15;
             if (type == AS_Q5_K) codes[k] |= (h[k] >> part & 1) << 4;
         }
-        put_codes(group, super * 8 + part, row, codes, type == AS_Q5_K ? 5 : 4);
+        put_codes(group, super * 8 + part, row, codes, type == AS_Q5_K);
     }
 }
 
@@ -87,7 +79,7 @@ static void repack_q6(const Group* group, int64_t super, int row, const uint8_t*
         uint8_t codes[BLOCK];
         for (int k = 0; k < BLOCK; k++)
             codes[k] = (lower[k] >> part / 2 % 2 * 4 & 15) | (upper[k] >> part % 4 * 2 & 3) << 4;
-        put_codes(group, super * 8 + part, row, codes, 6);
+        put_codes(group, super * 8 + part, row, codes, 2);
     }
 }
 

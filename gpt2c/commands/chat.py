@@ -14,6 +14,7 @@ from gpt2c.errors import InputError, UsageError
 from gpt2c.generation.conversation import Conversation
 from gpt2c.generation.sampling import Sampling
 from gpt2c.models.files import load
+from gpt2c.models.frozen import weights_flag
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.streams import bare
 from gpt2c.tokenizers.finding import tokenizer_of_model
@@ -42,6 +43,7 @@ class ChatConfig:
         metavar="PATH",
         default_text="gpt2_tokenizer.bin here or in data/",
     )
+    weights: str = weights_flag()
     threads: int = flag(0, "CPU threads to use", default_text="one per core")
 
     def __post_init__(self):
@@ -54,7 +56,7 @@ def main(argv):
         raise UsageError("name a checkpoint: gpt2c chat CKPT [flags]")
     if config.threads:
         settings.set_num_threads(config.threads)
-    model = load(config.checkpoint)
+    model = load(config.checkpoint, config.weights)
     tokenizer = tokenizer_of_model(model, config.tokenizer)
     if tokenizer.chat_template and "temperature" not in given:
         how.temperature = 0.0

@@ -10,9 +10,20 @@ from gpt2c.formats import blocks
 from gpt2c.formats.parts import converted, of_array
 from gpt2c.formats.weights import Part, Unread
 from gpt2c.models.family import Family
+from gpt2c.support.fields import flag
 from gpt2c.support.machine import require_memory
 
 CHOICES = ("stored", *blocks.WRITTEN)  # what weights may be asked for
+
+
+def weights_flag():
+    """The flag of every program that reads a model only to use it."""
+    return flag(
+        "stored",
+        "what weights are kept as in memory (quantisation): as the file has them, or converted",
+        choices=CHOICES,
+        metavar="stored|f32|bf16|q8_0|q4_0|...",
+    )
 
 
 def base_of(definition: Family, config, weights, choice: str) -> Base:
