@@ -20,6 +20,10 @@ HALF_UNIT = 2.0**-24  # what rounding to float32 changes at most, relatively
 rng = np.random.default_rng(1)
 
 
+# What kernels of decoding are called where they have one row.
+ONE_ROW = {"few_rows_forward": "matmul_one_row", "attention_decode_forward": "attention_one_row"}
+
+
 class Case(NamedTuple):
     kernel: str
     label: str
@@ -30,7 +34,7 @@ class Case(NamedTuple):
 
     @property
     def title(self):
-        return f"{self.kernel.partition('_')[0]}_one_row" if self.turns else self.kernel
+        return ONE_ROW[self.kernel] if self.turns else self.kernel
 
     @property
     def shape(self):
@@ -89,7 +93,7 @@ DECAYS = ("scan_forward", "scan_backward")  # their `a`
 # The roundings behind an element of what a kernel stores: the length of its sum, or what leads to it. Of other kernels 32.
 ROUNDINGS = {
     "matmul_forward": lambda C, **_: C,
-    "matmul_rows_forward": lambda C, **_: C,
+    "few_rows_forward": lambda C, **_: C,
     "matmul_backward_x": lambda N, **_: N,
     "matmul_backward_w": lambda R, **_: R,
     "attention_forward": lambda T, D, **_: T + D,
@@ -186,7 +190,7 @@ def numpy_matmul_backward_w(dw, db, dout, x):
 # The same on the same arrays.
 NUMPY = {
     "matmul_forward": numpy_matmul_forward,
-    "matmul_rows_forward": numpy_matmul_forward,
+    "few_rows_forward": numpy_matmul_forward,
     "matmul_backward_x": numpy_matmul_backward_x,
     "matmul_backward_w": numpy_matmul_backward_w,
 }

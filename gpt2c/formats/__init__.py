@@ -2,6 +2,7 @@
 
 weights       what each reader gives and each writer takes
 blocks        how numbers are stored: float32, 16 bits, blocks of integers
+parts         some rows of a parameter, from one storage type to another
 native        gpt2c's checkpoint
 llmc          llm.c's files for GPT-2
 json          JSON

@@ -18,8 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2c.errors import SerializationError, VersionError
-from gpt2c.formats import blocks
-from gpt2c.formats.weights import Part
+from gpt2c.formats import blocks, parts
 from gpt2c.support.files import atomic_write, open_input
 
 MAGIC = b"GGUF"
@@ -114,21 +113,8 @@ class Content(NamedTuple):
 
     def part(self, name):
         """A tensor, to be read when it is needed."""
-        tensor = self.tensors[name]
-        return Part(tensor.kind, tensor.shape, lambda: self._pieces(tensor))
-
-    def _pieces(self, tensor):
-        kind, left = blocks.KINDS[tensor.kind], tensor.nbytes
-        with open_input(self.path) as file:
-            if _stamp(file) != self.stamp:
-                raise SerializationError(f"{self.path} is another file than when its header was read: load it again")
-            file.seek(tensor.at)
-            while left:
-                piece = np.empty(min(left, blocks.PIECE // kind.elements * kind.nbytes), np.uint8)
-                if file.readinto(piece) != piece.nbytes:
-                    raise SerializationError(f"{self.path} became shorter while it was read: get the file again")
-                left -= piece.nbytes
-                yield piece
+        kind, shape, at = self.tensors[name]
+        return parts.in_file(self.path, self.stamp, at, kind, shape)
 
 
 def is_gguf(head):
@@ -159,7 +145,7 @@ def read(path):
         if type(alignment) is not int or not 0 < alignment < 2**31 or alignment & (alignment - 1):
             raise invalid(path, f"its alignment is {quoted(str(alignment))}, expected a power of two")
         start = -(-source.at // alignment) * alignment
-        return Content(path, version, metadata, _placed(path, infos, start, alignment, source.size), _stamp(file))
+        return Content(path, version, metadata, _placed(path, infos, start, alignment, source.size), parts.stamp(file))
 
 
 def _placed(path, infos, start, alignment, size):
@@ -177,11 +163,6 @@ def _placed(path, infos, start, alignment, size):
             raise invalid(path, f"the tensor {quoted(name)} begins before the one before it ends")
         end = tensor.at + tensor.nbytes
     return placed
-
-
-def _stamp(file):
-    status = os.fstat(file.fileno())
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class _Source:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2c.errors import SerializationError, TokenizationError, UsageError
-from gpt2c.formats import blocks, gguf, gguf_gpt2, gguf_llama
-from gpt2c.formats.weights import Part, Unread, Weights, loaded
+from gpt2c.errors import SerializationError, TokenizationError
+from gpt2c.formats import blocks, gguf, gguf_gpt2, gguf_llama, parts
+from gpt2c.formats.weights import Weights
 
 FILE_TYPES = {  # what llama.cpp calls a file most of whose numbers are stored so
     "f32": 0,
@@ -55,8 +55,8 @@ def read(path):
         raise SerializationError(f"{path} holds a model of architecture {gguf.quoted(name)}; gpt2c reads {known}")
     architecture = ARCHITECTURES[name]
     config = architecture.config(content)
-    tensors = {p: _unread(content, shape, parts) for p, shape, parts in architecture.tensors(config)}
-    known = {part.name for *_, parts in architecture.tensors(config) for part in parts} | architecture.others(config).keys()
+    tensors = {p: _unread(content, shape, rows) for p, shape, rows in architecture.tensors(config)}
+    known = {row.name for *_, rows in architecture.tensors(config) for row in rows} | architecture.others(config).keys()
     _check_others(content, known)
     try:
         tokenizer, why = gguf_tokenizers.read(content.metadata, config["vocab_size"])
@@ -84,24 +84,20 @@ def write(path, weights, dtype=""):
     architecture = ARCHITECTURES[name]
     tokenizer, why = gguf_tokenizers.metadata(weights.tokenizer, weights.config["vocab_size"])
     tensors, notes = {}, Counter()
-    whole = _Whole(weights.tensors)
-    for parameter, _, parts in architecture.tensors(weights.config):
-        tensor, first = weights.tensors[parameter], 0
-        stored = tensor.parts if isinstance(tensor, Unread) else ()
-        for number, (there, shape, heads) in enumerate(parts):
-            size = int(np.prod(shape))
-            source = stored[number] if stored else Part("f32", shape, functools.partial(whole.rows, parameter, first, size))
-            kind, note = _kind(there, shape, dtype) if dtype else (source.kind, "")
+    source = parts.Source(weights.tensors)
+    for parameter, _, rows in architecture.tensors(weights.config):
+        stored = source.parts(parameter, [shape for _, shape, _ in rows])
+        for (there, shape, heads), part in zip(rows, stored):
+            kind, note = _kind(there, shape, dtype) if dtype else (part.kind, "")
             notes.update([f"{kind}: {note}"] * bool(note))
-            tensors[there] = _apart(_converted(there, source, kind), heads)
-            first += size
+            tensors[there] = _apart(parts.converted(there, part, kind), heads)
     for there, array in architecture.others(weights.config).items():
-        tensors[there] = Part("f32", array.shape, functools.partial(blocks.encode, "f32", array))
+        tensors[there] = parts.of_array(array)
     metadata = {
         "general.architecture": name,
         "general.type": "model",
         "general.quantization_version": 2,
-        "general.file_type": FILE_TYPES[_commonest(tensors)],
+        "general.file_type": FILE_TYPES[parts.commonest(tensors.values())],
         **({"general.name": weights.said["description"]} if weights.said.get("description") else {}),
         **({"gpt2c.turns": weights.said["turns"]} if weights.said.get("turns") else {}),
         **architecture.metadata(weights.config),
@@ -111,23 +107,12 @@ def write(path, weights, dtype=""):
     return [f"{note} ({count})" for note, count in notes.items()] + [f"written without a tokenizer: {why}"] * bool(why)
 
 
-def _unread(content, shape, parts):
-    """A parameter of this shape, of which these tensors have the first rows and the rest is 0."""
-    for name, expected, _ in parts:
+def _unread(content, shape, rows):
+    """A parameter of this shape, of which these Rows are the first and the rest is 0."""
+    for name, expected, _ in rows:
         if content.shape(name, len(expected)) != expected:
             raise gguf.invalid(content.path, f"{name} has shape {content.tensors[name].shape}, expected {expected}")
-    found = tuple(_together(content.part(name), heads) for name, _, heads in parts)
-
-    def fill(out):
-        flat, at = out.reshape(-1), 0
-        for part in found:
-            for piece in part.pieces():
-                count = blocks.count(part.kind, piece.size)
-                blocks.decode(part.kind, piece, flat[at : at + count])
-                at += count
-        flat[at:] = 0
-
-    return Unread(shape, fill, found)
+    return parts.unread(shape, [_together(content.part(name), heads) for name, _, heads in rows])
 
 
 def _check_others(content, known):
@@ -136,8 +121,7 @@ def _check_others(content, known):
     head, table = "output.weight", "token_embd.weight"
     if head in others:
         others.remove(head)
-        same = content.tensors[head]._replace(at=0) == content.tensors[table]._replace(at=0)
-        if not same or any((a != b).any() for a, b in zip(content.part(head).pieces(), content.part(table).pieces())):
+        if not parts.same(content.part(head), content.part(table)):
             raise SerializationError(f"{content.path}: {head} is not {table}; gpt2c's gpt2 has one matrix for both")
     if others:
         names = ", ".join(map(gguf.quoted, sorted(others)[:5]))
@@ -155,27 +139,8 @@ def _apart(part, heads):
 
 
 def _ordered(part, numbers):
-    """A Part with its rows, whole blocks, as they are but in the order of these numbers, the last two dimensions exchanged."""
-    order = numbers.swapaxes(1, 2).reshape(-1)
-
-    def pieces():
-        yield np.concatenate(list(part.pieces())).reshape(order.size, -1)[order].reshape(-1)
-
-    return part._replace(pieces=pieces)
-
-
-class _Whole:
-    """One parameter at a time as an array: the one that was asked for last."""
-
-    def __init__(self, tensors):
-        self.tensors, self.name, self.array = tensors, None, None
-
-    def rows(self, name, first, size):
-        """The bytes of so many numbers of a parameter."""
-        if name != self.name:
-            self.array = None  # before there is another one
-            self.name, self.array = name, loaded(self.tensors[name])
-        yield from blocks.encode("f32", self.array.reshape(-1)[first : first + size])
+    """A Part with its rows in the order of these numbers, the last two dimensions exchanged."""
+    return parts.reordered(part, numbers.swapaxes(1, 2).reshape(-1))
 
 
 def _kind(there, shape, dtype):
@@ -191,30 +156,6 @@ def _kind(there, shape, dtype):
     if shape[-1] % blocks.KINDS[dtype].elements:
         return "f16", f"tensors whose rows are no multiple of {blocks.KINDS[dtype].elements} numbers"
     return dtype, note
-
-
-def _converted(name, part, kind):
-    """A Part in another storage type; as it is where it has this one."""
-    if part.kind == kind:
-        return part
-
-    def pieces():
-        for piece in part.pieces():
-            values = np.empty(blocks.count(part.kind, piece.size), np.float32)
-            blocks.decode(part.kind, piece, values)
-            if not blocks.fits(kind, values):
-                raise UsageError(f"{name} cannot be {kind}: it has numbers that are infinite or too large for that; choose bf16")
-            yield from blocks.encode(kind, values)
-
-    return Part(kind, part.shape, pieces)
-
-
-def _commonest(tensors):
-    """The storage type of most numbers in matrices."""
-    counts = Counter()
-    for part in tensors.values():
-        counts[part.kind] += int(np.prod(part.shape)) * (len(part.shape) > 1)
-    return counts.most_common(1)[0][0]
 
 
 def _llama(name):

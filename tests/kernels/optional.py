@@ -21,6 +21,7 @@ SCALARS = dict(H=2, V=5, p=0.5)  # those that have no default, and where 1 will 
 def array(name, dims, dtype, sizes):
     """Ones, or numbers that are there for whoever counts from 0: of tokens, targets, and experts, each slot's another."""
     shape = [dim if isinstance(dim, int) else dim[0] * sizes[dim[1]] for dim in dims]
+    dtype = "f32" if dtype == _core.ANY else dtype
     values = np.ones(shape) if dtype == "f32" else np.zeros(shape) + (np.arange(shape[-1]) if name == "chosen" else 0)
     return fenced(values.astype(_core.DTYPES[dtype].array), at_end=True)
 
