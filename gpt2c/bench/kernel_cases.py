@@ -23,8 +23,7 @@ def gpt2_cases(B, lengths, C, H, V, P, parameters):
         yield from step_at(B, T, C, H, V, P)
     for product, inputs, outputs, absent in products:
         L = math.ceil(parameters / (inputs * outputs))
-        yield Case("few_rows_forward", product, {"R": 1, "C": inputs, "N": outputs, "P": outputs}, absent, L)
-    yield Case("repack", "classifier", {"N": P, "C": C, "Y": 4 * C})
+        yield Case("few_rows_forward", product, {"R": 1, "C": inputs, "N": outputs}, absent, L)
     S = lengths[-1]
     L = math.ceil(parameters / (2 * S * C))
     yield Case("attention_decode_forward", f"S{S}", {"B": 1, "N": 1, "S": S, **cached(H, H, C // H)}, turns=L)
@@ -37,7 +36,7 @@ def gpt2_cases(B, lengths, C, H, V, P, parameters):
 def products_at(products, R, label):
     for product, inputs, outputs, absent in products:
         for kernel in "matmul_forward", "matmul_backward_x", "matmul_backward_w":
-            yield Case(kernel, f"{product}-{label}", {"R": R, "C": inputs, "N": outputs, "P": outputs}, absent)
+            yield Case(kernel, f"{product}-{label}", {"R": R, "C": inputs, "N": outputs}, absent)
 
 
 def both(op, label, absent=(), in_place=(), **sizes):
@@ -81,6 +80,7 @@ def whole_model(R):
     yield Case("adamw", "parameters", {"R": R})
     yield Case("sgd", "parameters", {"R": R, "momentum": 0.9})
     yield Case("global_norm", "gradients", {"R": R})
+    yield Case("repack", "rows", {"N": 4096, "C": 4096, "Y": 4 * 4096})
     yield Case("clamp", "gradients", {"R": R})
     yield Case("add_scaled", "gradients", {"R": R})
     yield Case("copy", "parameters", {"R": R})

@@ -36,6 +36,10 @@ class Case(NamedTuple):
     def title(self):
         return ONE_ROW[self.kernel] if self.turns else self.kernel
 
+    def size(self, letter):
+        """Columns of an output (P), unless said, are those that a product fills (N)."""
+        return self.sizes["N" if letter == "P" and letter not in self.sizes else letter]
+
     @property
     def shape(self):
         sizes = [f"{letter}={size}" for letter, size in self.sizes.items()]
@@ -79,6 +83,7 @@ VALUES = {
     "pos": lambda shape, n: np.full(shape, n["S"] - n.get("T", 1), np.int32),  # the last there is room for
     "slot": lambda shape, n: np.arange(shape[0], dtype=np.int32),
     "rotations": lambda shape, n: rotations(*shape),
+    "blocks": lambda shape, n: normal(shape[0], shape[1] // 4).view(np.uint8),  # rows of float32
     "noise": lambda shape, n: np.array([1, 2], np.int32),  # seed and counter
     "depth": lambda shape, n: rng.integers(1, 3, size=shape).astype(np.float32),
     "count": lambda shape, n: np.full(shape, n["R"], np.float32),
@@ -129,6 +134,7 @@ ROUNDINGS = {
 # Where not all of an array is touched: how many elements are read and written.
 PARTS = {
     ("embedding_forward", "wte"): lambda B, T, C, **_: B * T * C,
+    ("repack", "blocks"): lambda N, C, **_: N * C,
     ("embedding_backward", "dwte"): lambda B, T, C, **_: 2 * B * T * C,
     **{
         (f"attention_{way}_forward", cache): lambda B, S, K, D, **_: B * S * K * D
@@ -201,7 +207,7 @@ def reads(kernel, output):
 
 
 def shape_of(case, dims):
-    return tuple(dim if isinstance(dim, int) else dim[0] * case.sizes[dim[1]] for dim in dims)
+    return tuple(dim if isinstance(dim, int) else dim[0] * case.size(dim[1]) for dim in dims)
 
 
 def moved(case):
