@@ -1,5 +1,5 @@
-// Causal self-attention: tiled (memory O(T) per head), materialised (to look at) and cached (to generate). H / K heads of queries in
-// a row share a head of keys and values, whose gradients are then sums over these.
+// Causal self-attention: tiled (memory O(T) per head), materialised (to look at) and cached (to generate). H / K heads of queries
+// in a row share a head of keys and values, whose gradients are then sums over these.
 //
 // Tiled, for one (b, h), plainly:
 //   for i:  s_j = q_i k_j / sqrt(D) for j <= i;  lse_i = log sum_j exp(s_j);  out_i = sum_j exp(s_j - lse_i) v_j
@@ -347,9 +347,10 @@ void FN(attention_cached_forward)(float* out, uint8_t* kcache, uint8_t* vcache, 
     }
 }
 
-// One query against n keys and values, kv_row bytes apart: a row of scores, then a sum of rows. p has room for 2 n. Keys and values
-// come from memory, since all weights of the model went through the caches after they were last used, and a head's part of them
-// lies in short pieces far apart, which hardware does not fetch ahead: the next keys and the values are asked for as scores are made.
+// One query against n keys and values, kv_row bytes apart: a row of scores, then a sum of rows. p has room for 2 n. Keys and
+// values come from memory, since all weights of the model went through the caches after they were last used, and a head's part of
+// them lies in short pieces far apart, which hardware does not fetch ahead: the next keys and the values are asked for as scores
+// are made.
 static inline __attribute__((always_inline)) void
 attend_one_as(float* out, const float* q, const uint8_t* k, const uint8_t* v, ptrdiff_t kv_row, int64_t n, int64_t D, float* p,
               const int type) {

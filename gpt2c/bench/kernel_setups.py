@@ -20,6 +20,10 @@ HALF_UNIT = 2.0**-24  # what rounding to float32 changes at most, relatively
 rng = np.random.default_rng(1)
 
 
+# What kernels of decoding are called where they have one row.
+ONE_ROW = {"few_rows_forward": "matmul_one_row", "attention_decode_forward": "attention_one_row"}
+
+
 class Case(NamedTuple):
     kernel: str
     label: str
@@ -30,7 +34,11 @@ class Case(NamedTuple):
 
     @property
     def title(self):
-        return f"{self.kernel.partition('_')[0]}_one_row" if self.turns else self.kernel
+        return ONE_ROW[self.kernel] if self.turns else self.kernel
+
+    def size(self, letter):
+        """Columns of an output (P), unless said, are those that a product fills (N)."""
+        return self.sizes["N" if letter == "P" and letter not in self.sizes else letter]
 
     @property
     def shape(self):
@@ -75,6 +83,7 @@ VALUES = {
     "pos": lambda shape, n: np.full(shape, n["S"] - n.get("T", 1), np.int32),  # the last there is room for
     "slot": lambda shape, n: np.arange(shape[0], dtype=np.int32),
     "rotations": lambda shape, n: rotations(*shape),
+    "blocks": lambda shape, n: normal(shape[0], shape[1] // 4).view(np.uint8),  # rows of float32
     "noise": lambda shape, n: np.array([1, 2], np.int32),  # seed and counter
     "depth": lambda shape, n: rng.integers(1, 3, size=shape).astype(np.float32),
     "count": lambda shape, n: np.full(shape, n["R"], np.float32),
@@ -89,7 +98,7 @@ DECAYS = ("scan_forward", "scan_backward")  # their `a`
 # The roundings behind an element of what a kernel stores: the length of its sum, or what leads to it. Of other kernels 32.
 ROUNDINGS = {
     "matmul_forward": lambda C, **_: C,
-    "matmul_rows_forward": lambda C, **_: C,
+    "few_rows_forward": lambda C, **_: C,
     "matmul_backward_x": lambda N, **_: N,
     "matmul_backward_w": lambda R, **_: R,
     "attention_forward": lambda T, D, **_: T + D,
@@ -125,6 +134,7 @@ ROUNDINGS = {
 # Where not all of an array is touched: how many elements are read and written.
 PARTS = {
     ("embedding_forward", "wte"): lambda B, T, C, **_: B * T * C,
+    ("repack", "blocks"): lambda N, C, **_: N * C,
     ("embedding_backward", "dwte"): lambda B, T, C, **_: 2 * B * T * C,
     **{
         (f"attention_{way}_forward", cache): lambda B, S, K, D, **_: B * S * K * D
@@ -186,7 +196,7 @@ def numpy_matmul_backward_w(dw, db, dout, x):
 # The same on the same arrays.
 NUMPY = {
     "matmul_forward": numpy_matmul_forward,
-    "matmul_rows_forward": numpy_matmul_forward,
+    "few_rows_forward": numpy_matmul_forward,
     "matmul_backward_x": numpy_matmul_backward_x,
     "matmul_backward_w": numpy_matmul_backward_w,
 }
@@ -197,7 +207,7 @@ def reads(kernel, output):
 
 
 def shape_of(case, dims):
-    return tuple(dim if isinstance(dim, int) else dim[0] * case.sizes[dim[1]] for dim in dims)
+    return tuple(dim if isinstance(dim, int) else dim[0] * case.size(dim[1]) for dim in dims)
 
 
 def moved(case):

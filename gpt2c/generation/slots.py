@@ -82,7 +82,7 @@ class Slots:
         if rows:
             slots = [slot for slot, _, _ in rows]
             positions = [len(self._texts[slot]) + place for slot, place, _ in rows]
-            found, first = self._run(slots, positions, [[id] for *_, id in rows], "decode"), 0
+            found, first = self._run(slots, positions, [[id] for *_, id in rows], decoding=True), 0
             for slot in dict.fromkeys(slots):
                 logits[slot] = found[first : first + len(new[slot])]
                 first += len(new[slot])
@@ -120,7 +120,7 @@ class Slots:
                 most = max(1, self.piece // length)
                 for some in (slots[first : first + most] for first in range(0, len(slots), most)):
                     pieces = [texts[slot][at[slot] : at[slot] + length] for slot in some]
-                    found = self._run(some, [at[slot] for slot in some], pieces, "any")
+                    found = self._run(some, [at[slot] for slot in some], pieces)
                     for slot, piece, row in zip(some, pieces, found):
                         self._texts[slot] += () if self.is_recurrent else piece
                         self._prompts[slot] = at[slot] = at[slot] + length
@@ -135,11 +135,11 @@ class Slots:
         same = next((n for n in range(most) if ids[n] != self._texts[slot][n]), most)
         return same // self.piece * self.piece
 
-    def _run(self, slots, positions, ids, purpose):
+    def _run(self, slots, positions, ids, decoding=False):
         """Logits (B, known_ids) after the ids (B, T). Rows that fill them up do what the first does."""
         B = len(slots)
         rows = B if B <= FEW else -(-B // FEW) * FEW
-        work = self._runner.prepare(Work(rows, len(ids[0]), targets=False, purpose=purpose))
+        work = self._runner.prepare(Work(rows, len(ids[0]), targets=False, decoding=decoding))
         for into, values in (work.slot, slots), (work.tokens, ids), (work.position, () if self.is_recurrent else positions):
             if len(values):
                 into[:B], into[B:] = values, values[0]

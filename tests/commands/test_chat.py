@@ -280,9 +280,9 @@ def test_a_conversation_reads_only_what_is_new_and_says_the_same(templated, monk
         assert "".join(whole).lstrip() == answer
         past.append({"role": "assistant", "content": answer})
 
-    def counted(self, slots, positions, ids, purpose):
+    def counted(self, slots, positions, ids, decoding=False):
         read.append(np.size(ids))
-        return run(self, slots, positions, ids, purpose)
+        return run(self, slots, positions, ids, decoding)
 
     monkeypatch.setattr(Slots, "_run", counted)
     list(talk.answer("Again."))

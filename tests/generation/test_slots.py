@@ -76,9 +76,9 @@ def test_what_a_slot_had_read_before_changes_no_bit(family):
 def test_what_a_text_begins_with_is_read_once(family, monkeypatch):
     slots, read, run = Slots(lively(family), 2, piece=PIECE), [], Slots._run
 
-    def counted(self, slots, positions, ids, purpose):
+    def counted(self, slots, positions, ids, decoding=False):
         read.append(np.size(ids))
-        return run(self, slots, positions, ids, purpose)
+        return run(self, slots, positions, ids, decoding)
 
     monkeypatch.setattr(Slots, "_run", counted)
     ids = text(60)
@@ -141,10 +141,10 @@ def test_a_reading_that_was_broken_off_leaves_no_trace(family, monkeypatch):
     slots.read({0: ids[:10]})
     slots.step({0: [1]})
 
-    def interrupted(self, slots, positions, ids, purpose):
+    def interrupted(self, slots, positions, ids, decoding=False):
         if positions == [16]:
             raise KeyboardInterrupt
-        return run(self, slots, positions, ids, purpose)
+        return run(self, slots, positions, ids, decoding)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Slots, "_run", interrupted)

@@ -15,12 +15,14 @@ from gpt2c import _core
 
 # What fits every kernel together
 SIZES = dict(B=2, T=3, C=8, H=2, D=4, E=2, G=4, K=1, M=3, N=4, S=4, I=5, R=5, P=7, V=5, Y=16)
+OTHERS = {"repack": dict(Y=32)}  # whose bytes are those of C numbers, not of D
 SCALARS = dict(H=2, V=5, p=0.5)  # those that have no default, and where 1 will not do
 
 
 def array(name, dims, dtype, sizes):
     """Ones, or numbers that are there for whoever counts from 0: of tokens, targets, and experts, each slot's another."""
     shape = [dim if isinstance(dim, int) else dim[0] * sizes[dim[1]] for dim in dims]
+    dtype = "f32" if dtype == _core.ANY else dtype
     values = np.ones(shape) if dtype == "f32" else np.zeros(shape) + (np.arange(shape[-1]) if name == "chosen" else 0)
     return fenced(values.astype(_core.DTYPES[dtype].array), at_end=True)
 
@@ -40,9 +42,13 @@ def outcome(name, sizes, arrays, there):
         return str(error)
 
 
+def sizes_of(name):
+    return {letter: (SIZES | OTHERS.get(name, {}))[letter] for letter in _core.DOORS[name].letters}
+
+
 def check_presence(name):
     door = _core.DOORS[name]
-    sizes = {letter: SIZES[letter] for letter in door.letters}
+    sizes = sizes_of(name)
     arrays = arrays_of(name, sizes)
     optional = [array[0] for array in door.arrays if array[1]]
     needed = [one for one in arrays if one not in optional]
@@ -61,7 +67,7 @@ def check_presence(name):
 
 
 def check_sizes(name):
-    sizes = {letter: SIZES[letter] for letter in _core.DOORS[name].letters}
+    sizes = sizes_of(name)
     for letter, size in itertools.product(sizes, (0, 1)):
         other = sizes | {letter: size and sizes[letter] + 1}
         arrays = arrays_of(name, other)

@@ -114,7 +114,7 @@ def decoding(qkv, out, off, size_out, T, H, K, kind, *last_arguments):
         for caches, last in (before, first), (after, first + T):
             caches[0, row, :last], caches[1, row, :last] = k[b, :last], v[b, :last]
     exact, bound = (array[new[1], new[0]] for array in (out, (2 * off + gamma(2 * end + 8)) * size_out))
-    args = unset(*exact.shape), *before, qkv[new[1], new[0]], pos, slot, *last_arguments, list(_core.CACHED).index(kind)
+    args = unset(*exact.shape), *before, qkv[new[1], new[0]], pos, slot, *last_arguments, list(_core.STORED).index(kind)
     return args, [(exact, bound), (after[0], 0), (after[1], 0)]
 
 
