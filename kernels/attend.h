@@ -1,5 +1,5 @@
-// Queries, one per vector lane: what attention.c and cope.c share. TN of them go at once; a matrix of scores has one row per key.
-// The backward of attention.c exchanges the roles. See there.
+// What the kernels of attention share: queries, one per vector lane, as attention.c and cope.c take them. TN of them go at once; a
+// matrix of scores has one row per key. The backward of attention.c exchanges the roles. See there.
 #ifndef GPT2C_ATTEND_H
 #define GPT2C_ATTEND_H
 
@@ -113,6 +113,20 @@ static inline void store_lanes(float* dst, ptrdiff_t dst_row, const float* src_t
                 vf_store_n(d, add ? vf_load_n(d, D - c) + r[i] : r[i], D - c);
             }
         }
+}
+
+// p = softmax of n scores
+static inline void softmax(float* p, const float* s, int64_t n) {
+    float max = s[0];
+    for (int64_t j = 1; j < n; j++) max = s[j] > max ? s[j] : max;
+    vf sum = {0};
+    for (int64_t j = 0; j < n; j += VL) {
+        vf e = vf_exp(vf_load_n(s + j, n - j) - max);
+        vf_store_n(p + j, e, n - j);
+        sum += n - j < VL ? vf_load_n(p + j, n - j) : e;
+    }
+    float inverse = 1.0f / vf_sum(sum);
+    for (int64_t j = 0; j < n; j++) p[j] *= inverse;
 }
 
 #endif

@@ -1,5 +1,5 @@
-// Causal self-attention: tiled (memory O(T) per head), materialised (to look at) and cached (to generate). H / K heads of queries
-// in a row share a head of keys and values, whose gradients are then sums over these.
+// Causal self-attention: tiled (memory O(T) per head) and cached (to generate). H / K heads of queries in a row share a head of keys
+// and values, whose gradients are then sums over these.
 //
 // Tiled, for one (b, h), plainly:
 //   for i:  s_j = q_i k_j / sqrt(D) for j <= i;  lse_i = log sum_j exp(s_j);  out_i = sum_j exp(s_j - lse_i) v_j
@@ -241,85 +241,6 @@ void FN(attention_backward)(float* dqkv, const float* dout, const float* qkv, co
         const float* part = parts + (2 * bk * each + of_values) * all;
         for (int64_t h = 0; h < each; h++)
             store_turned(dqkv + key + of_values * K * D, row, part + 2 * h * all, W, T, D, add || h > 0);
-    }
-}
-
-// Materialised ----------------------------------------------------------------------------------------------------
-
-static inline float dot(const float* a, const float* b, int64_t n) {
-    vf sum = {0};
-    for (int64_t c = 0; c < n; c += VL) sum += vf_load_n(a + c, n - c) * vf_load_n(b + c, n - c);
-    return vf_sum(sum);
-}
-
-// y += a x
-static inline void axpy(float* y, float a, const float* x, int64_t n) {
-    for (int64_t c = 0; c < n; c++) y[c] += a * x[c];
-}
-
-// p = softmax of n scores
-static void softmax(float* p, const float* s, int64_t n) {
-    float max = s[0];
-    for (int64_t j = 1; j < n; j++) max = s[j] > max ? s[j] : max;
-    vf sum = {0};
-    for (int64_t j = 0; j < n; j += VL) {
-        vf e = vf_exp(vf_load_n(s + j, n - j) - max);
-        vf_store_n(p + j, e, n - j);
-        sum += n - j < VL ? vf_load_n(p + j, n - j) : e;
-    }
-    float inverse = 1.0f / vf_sum(sum);
-    for (int64_t j = 0; j < n; j++) p[j] *= inverse;
-}
-
-void FN(attention_materialised_forward)(float* out, float* preatt, float* att, const float* qkv,
-                                        int64_t B, int64_t T, int64_t H, int64_t D, int64_t K) {
-    const int64_t row = (H + 2 * K) * D;
-    const float scale = 1.0f / sqrtf(D);
-    PARALLEL_FOR(B * T * T * H * D)
-    for (int64_t bht = 0; bht < B * H * T; bht++) {
-        int64_t t = bht % T, h = bht / T % H, b = bht / T / H;
-        const float *heads = qkv + b * T * row, *q = heads + t * row + h * D, *k = heads + (H + h * K / H) * D, *v = k + K * D;
-        float *s = preatt + bht * T, *p = att + bht * T, *o = out + ((b * T + t) * H + h) * D;
-        memset(s, 0, T * sizeof(float));
-        memset(p, 0, T * sizeof(float));
-        for (int64_t j = 0; j <= t; j++) s[j] = dot(q, k + j * row, D) * scale;
-        softmax(p, s, t + 1);
-        memset(o, 0, D * sizeof(float));
-        for (int64_t j = 0; j <= t; j++) axpy(o, p[j], v + j * row, D);
-    }
-}
-
-size_t FN(attention_materialised_scratch)(int64_t T) { return T; }
-
-void FN(attention_materialised_backward)(float* dqkv, const float* dout, const float* qkv, const float* att,
-                                         int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int64_t add, float* scratch) {
-    const int64_t row = (H + 2 * K) * D, each = H / K;
-    const float scale = 1.0f / sqrtf(D);
-    PARALLEL_FOR(2 * B * T * T * H * D)
-    for (int64_t bk = 0; bk < B * K; bk++) {
-        int64_t b = bk / K, at = b * T * row, key = at + (H + bk % K) * D;
-        const float *k = qkv + key, *v = k + K * D;
-        float *dk = dqkv + key, *dv = dk + K * D, *da = scratch + thread_index() * T;
-        for (int64_t j = 0; !add && j < T; j++) {
-            memset(dk + j * row, 0, D * sizeof(float));
-            memset(dv + j * row, 0, D * sizeof(float));
-        }
-        for (int64_t ht = 0; ht < each * T; ht++) {
-            int64_t h = bk % K * each + ht / T, t = ht % T;
-            const float *q = qkv + at + t * row + h * D, *g = dout + ((b * T + t) * H + h) * D, *p = att + ((b * H + h) * T + t) * T;
-            float *dq = dqkv + at + t * row + h * D, mean = 0;  // sum_j p_j da_j
-            if (!add) memset(dq, 0, D * sizeof(float));
-            for (int64_t j = 0; j <= t; j++) {
-                da[j] = dot(g, v + j * row, D);
-                axpy(dv + j * row, p[j], g, D);
-                mean += p[j] * da[j];
-            }
-            for (int64_t j = 0; j <= t; j++) {
-                float ds = p[j] * (da[j] - mean) * scale;
-                axpy(dq, ds, k + j * row, D);
-                axpy(dk + j * row, ds, q, D);
-            }
-        }
     }
 }
 
