@@ -99,6 +99,7 @@ DECAYS = ("scan_forward", "scan_backward")  # their `a`
 ROUNDINGS = {
     "matmul_forward": lambda C, **_: C,
     "few_rows_forward": lambda C, **_: C,
+    "few_rows_pair_forward": lambda C, **_: C,
     "matmul_backward_x": lambda N, **_: N,
     "matmul_backward_w": lambda R, **_: R,
     "attention_forward": lambda T, D, **_: T + D,
