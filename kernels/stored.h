@@ -27,8 +27,7 @@
 #ifndef GPT2C_STORED_H
 #define GPT2C_STORED_H
 
-#include "calls.h"
-#include "simd.h"
+#include "numbers.h"
 
 typedef struct {
     const void* data;
@@ -149,15 +148,6 @@ decode_groups(float* out, ptrdiff_t out_row, int type, Matrix m, int64_t r0, int
                 }
         }
     }
-}
-
-// n neighbours of a row that is stored as single numbers, from number `at` of the matrix on
-static inline __attribute__((always_inline)) vf load_numbers(int type, const void* data, int64_t at, ptrdiff_t n) {
-    if (type == AS_F32) return vf_load_n((const float*)data + at, n);
-    uint16_t some[VL] = {0};
-    const uint16_t* from = (const uint16_t*)data + at;
-    if (n < VL) from = memcpy(some, from, n * sizeof *from);
-    return type == AS_BF16 ? vf_from_bf16(from) : vf_from_f16(from);
 }
 
 static inline __attribute__((always_inline)) void
