@@ -28,6 +28,7 @@ KERNELS = [
         "dyt",
         "elementwise",
         "embedding",
+        "few_rows",
         "gru",
         "loss",
         "matmul",
@@ -36,6 +37,7 @@ KERNELS = [
         "optim",
         "peak",
         "recursion",
+        "repack",
         "rope",
         "scan",
         "table",
@@ -65,7 +67,7 @@ ISAS = {"baseline": []}
 if sysconfig.get_platform().endswith("x86_64"):  # what is built for, which need not be where it is built
     AVX2 = ["-mavx2", "-mfma", "-mf16c"]
     AVX512 = [*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mprefer-vector-width=512"]
-    AVX512BF16 = [*AVX512, "-mavx512bf16"]
+    AVX512BF16 = [*AVX512, "-mavx512bf16", "-mavx512vnni"]
     ISAS = {
         "baseline": ["-march=x86-64-v2"],
         "avx2": AVX2,

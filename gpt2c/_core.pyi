@@ -10,12 +10,19 @@ class DType(NamedTuple):
     array: str
     c: str
 
-DTYPES: dict[str, DType]
+class Blocks(NamedTuple):
+    columns: int
+    nbytes: int
+    planes: tuple[int, ...]
 
-CACHED: dict[str, tuple[int, int]]
+DTYPES: dict[str, DType]
+STORED: dict[str, Blocks]
+GROUP: int
+ANY: str
+CACHED: tuple[str, ...]
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int: ...
-def cached_bytes(kind: str, numbers: int) -> int: ...
+def row_bytes(dtype: str, columns: int) -> int: ...
 
 class Buffer:
     name: str

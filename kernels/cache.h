@@ -1,39 +1,32 @@
-// Rows of a KV cache in the types that it may hold (CACHED in door.py, numbered alike): how they are written and read.
+// Rows of a KV cache in the types that it may hold (CACHED in door.py): how they are written and read.
 // A head is `n` numbers in a row, whole blocks of them: q8_0's are a scale, float16, and 32 numbers of 8 bits, d q.
 #ifndef GPT2C_CACHE_H
 #define GPT2C_CACHE_H
 
 #include <math.h>
 
-#include "simd.h"
+#include "numbers.h"
 
-enum { CACHED_F32, CACHED_BF16, CACHED_F16, CACHED_Q8_0 };
 enum { Q8_NUMBERS = 32, Q8_BYTES = 34 };
 
 static inline int64_t cached_bytes(int64_t type, int64_t n) {
-    return type == CACHED_F32 ? 4 * n : type == CACHED_Q8_0 ? n / Q8_NUMBERS * Q8_BYTES : 2 * n;
+    return type == AS_F32 ? 4 * n : type == AS_Q8_0 ? n / Q8_NUMBERS * Q8_BYTES : 2 * n;
 }
 
 // do_it(type) with the type as a constant
-#define WITH_CACHED_TYPE(type, do_it)                   \
-    switch (type) {                                     \
-        case CACHED_BF16: do_it(CACHED_BF16); break;    \
-        case CACHED_F16: do_it(CACHED_F16); break;      \
-        case CACHED_Q8_0: do_it(CACHED_Q8_0); break;    \
-        default: do_it(CACHED_F32);                     \
+#define WITH_CACHED_TYPE(type, do_it)           \
+    switch (type) {                             \
+        case AS_BF16: do_it(AS_BF16); break;    \
+        case AS_F16: do_it(AS_F16); break;      \
+        case AS_Q8_0: do_it(AS_Q8_0); break;    \
+        default: do_it(AS_F32);                 \
     }
 
 // Numbers c .. c + VL - 1 of a head; 0 from n on
 static inline __attribute__((always_inline)) vf cached(const uint8_t* head, int64_t c, int64_t n, const int type) {
-    if (type == CACHED_F32) return vf_load_n((const float*)head + c, n - c);
-    if (type == CACHED_Q8_0) {
-        const uint8_t* block = head + c / Q8_NUMBERS * Q8_BYTES;
-        return vf_from_i8(block + 2 + c % Q8_NUMBERS) * vf_from_f16(block)[0];
-    }
-    const uint8_t* at = head + 2 * c;
-    uint16_t end[VL] = {0};
-    if (n - c < VL) at = memcpy(end, at, 2 * (n - c));
-    return type == CACHED_BF16 ? vf_from_bf16(at) : vf_from_f16(at);
+    if (type != AS_Q8_0) return load_numbers(type, head, c, n - c);
+    const uint8_t* block = head + c / Q8_NUMBERS * Q8_BYTES;
+    return vf_from_i8(block + 2 + c % Q8_NUMBERS) * vf_from_f16(block)[0];
 }
 
 static inline void store_q8_0(uint8_t* block, const float* x) {
@@ -46,13 +39,13 @@ static inline void store_q8_0(uint8_t* block, const float* x) {
 }
 
 static inline void store_cached(uint8_t* head, const float* x, int64_t n, int64_t type) {
-    if (type == CACHED_F32) memcpy(head, x, n * sizeof(float));
-    else if (type == CACHED_Q8_0)
+    if (type == AS_F32) memcpy(head, x, n * sizeof(float));
+    else if (type == AS_Q8_0)
         for (int64_t c = 0; c < n; c += Q8_NUMBERS) store_q8_0(head + c / Q8_NUMBERS * Q8_BYTES, x + c);
     else
         for (int64_t c = 0; c < n; c += VL) {
             vf v = vf_load_n(x + c, n - c);
-            half_vector half = type == CACHED_F16 ? vf_to_f16(v) : vf_to_bf16(v);
+            half_vector half = type == AS_F16 ? vf_to_f16(v) : vf_to_bf16(v);
             memcpy(head + 2 * c, &half, 2 * (n - c < VL ? n - c : VL));
         }
 }

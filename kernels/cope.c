@@ -170,7 +170,7 @@ static void load_cached_head(Scratch s, const uint8_t* k, const uint8_t* v, ptrd
     copy_cached(s.v, s.W, v, kv_row, n, D, type);
     memset(s.k + n * s.W, 0, s.W * sizeof(float));
     memset(s.v + n * s.W, 0, s.W * sizeof(float));
-    copy_padded(s.table, s.W, table, D, s.M, D);
+    copy_rows(s.table, s.W, table, D, s.M, D, 1);
 }
 
 void FN(cope_cached_forward)(float* out, uint8_t* kcache, uint8_t* vcache, const float* qkv, const int32_t* pos,

@@ -13,29 +13,52 @@ import re
 DType = collections.namedtuple("DType", "itemsize array c")  # bytes of a number; what NumPy calls it, and what C does
 DTYPES = {"f32": DType(4, "float32", "float"), "i32": DType(4, "int32", "int32_t"), "u8": DType(1, "uint8", "uint8_t")}
 
-# What a KV cache may hold, numbered as in C (cache.h): the numbers of a block, and its bytes
-CACHED = {"f32": (1, 4), "bf16": (1, 2), "f16": (1, 2), "q8_0": (32, 34)}
+# What a matrix of weights may be stored as, numbered as in C (stored.h): the columns of a block, its bytes in a file, and those
+# that GROUP rows of it take in each of the planes that a group of rows consists of here. Single numbers stay as they are.
+Blocks = collections.namedtuple("Blocks", "columns nbytes planes")
+GROUP, LINE = 16, 64  # rows that are interleaved; the bytes to a multiple of which a plane is filled up
+STORED = {
+    "f32": Blocks(1, 4, ()),
+    "bf16": Blocks(1, 2, ()),
+    "f16": Blocks(1, 2, ()),
+    "q8_0": Blocks(32, 34, (32, 512)),
+    "q4_0": Blocks(32, 18, (32, 256)),
+    "q4_1": Blocks(32, 20, (32, 32, 256)),
+    "q5_0": Blocks(32, 22, (32, 64, 256)),
+    "q5_1": Blocks(32, 24, (32, 32, 64, 256)),
+    "q4_K": Blocks(256, 144, (32, 32, 128, 128, 2048)),
+    "q5_K": Blocks(256, 176, (32, 32, 128, 128, 512, 2048)),
+    "q6_K": Blocks(256, 210, (32, 256, 1024, 2048)),
+}
+ANY = "w"  # in a door: any of these
+CACHED = ("f32", "bf16", "f16", "q8_0")  # what a KV cache may hold, blocks as in a file; they have the same numbers
 
-_ARRAY = re.compile(r"(\w+)(\?(\w*))?:([^:\s]+)(?::([ib]))?$")
+_ARRAY = re.compile(r"(\w+)(\?(\w*))?:([^:\s]+)(?::([ibw]))?$")
 _DIM = re.compile(r"(?=.)(\d*)([A-Z]?)$")
 _SCALAR = re.compile(r"(\w+):([nf])(?:=(\S+))?$")
 _RULE = re.compile(r"(\w+)(%|<=|>=|=)([\w*+]+)(?:\?(\w+))?$")
 _NEED = re.compile(r"(\w+)->(\w+)$")
-_BYTES = re.compile(r"(\w+)=bytes\((\w+),(\w+)\)$")
+_BYTES = re.compile(r"(\w+)=bytes\((\w+)(?:,(\w+))?\)$")
 _MISSING = inspect.Parameter.empty
 
 
 def nbytes(dtype, shape):
-    """Bytes of an array of this type and shape: nothing else counts them."""
-    return DTYPES[dtype].itemsize * math.prod(shape)
+    """Bytes of an array of this type and shape, or of a matrix that is stored so: nothing else counts them."""
+    if dtype in DTYPES:
+        return DTYPES[dtype].itemsize * math.prod(shape)
+    (rows, columns), planes = shape, STORED[dtype].planes
+    if not planes:
+        return rows * row_bytes(dtype, columns)
+    blocks = row_bytes(dtype, columns) // STORED[dtype].nbytes
+    return -(-rows // GROUP) * sum(-(-blocks * plane // LINE) * LINE for plane in planes)
 
 
-def cached_bytes(kind, numbers):
-    """Bytes of so many numbers in a KV cache."""
-    block, size = CACHED[kind]
-    if numbers % block:
-        raise ValueError(f"{numbers} numbers cannot be {kind}, whose blocks have {block}")
-    return numbers // block * size
+def row_bytes(dtype, columns):
+    """Bytes of a row of a stored matrix in a file, or of a head in a KV cache."""
+    form = STORED[dtype]
+    if columns % form.columns:
+        raise ValueError(f"rows of {columns} numbers cannot be {dtype}, whose blocks have {form.columns}")
+    return columns // form.columns * form.nbytes
 
 
 def _show(dim):
@@ -58,7 +81,8 @@ class Door:
             scalar, kind, default = self._parts(_SCALAR, item)
             self.scalars.append((scalar, kind, default and (int if kind == "n" else float)(default)))
         self.needs = [self._parts(_NEED, rule) for rule in rules if "->" in rule]  # (what, which other)
-        self.bytes = [self._parts(_BYTES, rule) for rule in rules if "=bytes(" in rule]  # (size, type, numbers)
+        # (size, which matrix) or (size, type, numbers)
+        self.bytes = [[part for part in self._parts(_BYTES, rule) if part] for rule in rules if "=bytes(" in rule]
         # (size, "%", "<=", ">=" or "=", a sum of products of sizes and numbers, where what is given)
         self.rules = [self._parts(_RULE, rule) for rule in rules if "->" not in rule and "=bytes(" not in rule]
         self.defaults = {a[0]: None if a[1] else _MISSING for a in self.arrays}  # of every argument, in order
@@ -81,7 +105,8 @@ class Door:
                 self.letters.append(letter)
         if group:
             self.groups.setdefault(group, []).append(name)
-        self.arrays.append((name, bool(optional), shape, {None: "f32", "i": "i32", "b": "u8"}[kind], writable))
+        dtype = {None: "f32", "i": "i32", "b": "u8", "w": ANY}[kind]
+        self.arrays.append((name, bool(optional), shape, dtype, writable))
 
     def _check_names(self):
         arrays, scalars = [a[0] for a in self.arrays], [s[0] for s in self.scalars]
@@ -89,7 +114,7 @@ class Door:
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise ValueError(f"{self.name}: two arguments are named {name}")
-        named = [name for names in [*self.needs, *self.bytes] for name in names]
+        named = [name for need in [*self.needs, *self.bytes] for name in need]
         for left, _, right, where in self.rules:
             named += [left, *re.split(r"[*+]", right), *([where] if where else [])]
         for name in named:
@@ -132,8 +157,10 @@ class Door:
                 if not optional:
                     raise TypeError(f"{self.name}: {name} is None, expected an array")
                 continue
-            if a.dtype != dtype:
-                raise TypeError(f"{self.name}: {name} holds {DTYPES[a.dtype].array}, expected {DTYPES[dtype].array}")
+            if a.dtype != dtype and not (dtype == ANY and a.dtype in STORED):
+                expected = "a stored matrix" if dtype == ANY else DTYPES[dtype].array
+                found = DTYPES[a.dtype].array if a.dtype in DTYPES else a.dtype
+                raise TypeError(f"{self.name}: {name} holds {found}, expected {expected}")
             shape = a.shape
             if dims[0] == (1, "R"):  # R: all leading dimensions together
                 rows = 1
@@ -163,12 +190,10 @@ class Door:
         """An error where arguments that are right one by one make no sense together."""
         value = dict(zip(self.letters, sizes)) | {scalar[0]: number for scalar, number in zip(self.scalars, scalars)}
         given = self._given(arrays, value)
-        for size, kind, numbers in self.bytes:
-            if not 0 <= value[kind] < len(CACHED):
-                raise ValueError(f"{self.name}: {kind} = {value[kind]}, expected one of {len(CACHED)} types, from 0")
-            name = list(CACHED)[value[kind]]
-            if value[numbers] % CACHED[name][0] or value[size] != cached_bytes(name, value[numbers]):
-                raise ValueError(f"{self.name}: {size} = {value[size]}, expected the bytes of {value[numbers]} numbers as {name}")
+        for size, *row in self.bytes:
+            dtype, numbers = self._row(row, arrays, value)
+            if numbers % STORED[dtype].columns or value[size] != row_bytes(dtype, numbers):
+                raise ValueError(f"{self.name}: {size} = {value[size]}, expected the bytes of {numbers} numbers as {dtype}")
         for left, sign, right, where in self.rules:
             if where and where not in given:
                 continue
@@ -177,6 +202,16 @@ class Door:
             if not ((b > 0 and a % b == 0) if sign == "%" else a <= b if sign == "<=" else a >= b if sign == ">=" else a == b):
                 wanted = {"%": "a multiple of ", "=": ""}.get(sign, sign + " ") + right + ("" if right.isdigit() else f" = {b}")
                 raise ValueError(f"{self.name}: {left} = {a}, expected {wanted}")
+
+    def _row(self, row, arrays, value):
+        """(storage type, numbers) of what a rule counts the bytes of."""
+        what, *numbers = row
+        if not numbers:
+            matrix = next(a for array, a in zip(self.arrays, arrays) if array[0] == what)
+            return matrix.dtype, matrix.shape[1]
+        if not 0 <= value[what] < len(CACHED):
+            raise ValueError(f"{self.name}: {what} = {value[what]}, expected one of {len(CACHED)} types, from 0")
+        return CACHED[value[what]], value[numbers[0]]
 
     def _given(self, arrays, value):
         """The names and the words of the arrays that are there; an error where others should be there too."""

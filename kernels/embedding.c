@@ -4,22 +4,20 @@
 // columns, and each column of the tables is summed over (b, t) in order, whoever does it.
 #include "gpt2c.h"
 #include "parallel.h"
-#include "simd.h"
+#include "stored.h"
 
 enum { COLUMNS = 4 * VL };  // columns of one task in the backward: whole cache lines
 
-void FN(embedding_forward)(float* out, const int32_t* tokens, const float* wte, const float* wpe, const int32_t* pos,
-                           int64_t B, int64_t T, int64_t C) {
+void FN(embedding_forward)(float* out, const int32_t* tokens, const void* wte, const float* wpe, const int32_t* pos,
+                           int64_t B, int64_t T, int64_t C, int64_t wte_type) {
+    const Matrix table = {wte, wte_type, C};
     PARALLEL_FOR(B * T * C)
     for (int64_t bt = 0; bt < B * T; bt++) {
         float* o = out + bt * C;
-        const float* e = wte + tokens[bt] * C;
-        if (!wpe) {
-            memcpy(o, e, C * sizeof(float));
-            continue;
-        }
+        decode(o, C, table, tokens[bt], tokens[bt] + 1, 0, C);
+        if (!wpe) continue;
         const float* p = wpe + (pos[bt / T] + bt % T) * C;
-        for (int64_t c = 0; c < C; c++) o[c] = e[c] + p[c];
+        for (int64_t c = 0; c < C; c++) o[c] += p[c];
     }
 }
 

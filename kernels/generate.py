@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from door import DTYPES, Door
+from door import ANY, DTYPES, STORED, Door
 
 HERE = Path(__file__).parent
 
@@ -93,10 +93,10 @@ class Given(NamedTuple):
 def given_by(door):
     """What a door has to give: {name: (type, where it is in a Call)}, counted as stream.pyx counts."""
     given = {
-        name: Given(("" if writable else "const ") + DTYPES[dtype].c + "*", f"p[{i}]")
+        name: Given(("" if writable else "const ") + ("void" if dtype == ANY else DTYPES[dtype].c) + "*", f"p[{i}]")
         for i, (name, _, _, dtype, writable) in enumerate(door.arrays)
     }
-    whole = [name for name, kind, _ in door.scalars if kind == "n"]
+    whole = [name for name, kind, _ in door.scalars if kind == "n"] + [f"{a[0]}_type" for a in door.arrays if a[3] == ANY]
     real = [name for name, kind, _ in door.scalars if kind == "f"]
     given |= {name: Given("int64_t", f"n[{i}]") for i, name in enumerate(door.letters + whole)}
     return given | {name: Given("float", f"f[{i}]") for i, name in enumerate(real)}
@@ -178,6 +178,7 @@ def calls(definitions, header):
         "#ifndef GPT2C_CALLS_H",
         "#define GPT2C_CALLS_H",
         "enum { " + ", ".join(f"MAX_{what} = {number}" for what, number in most.items()) + " };",
+        "enum { " + ", ".join(f"AS_{name.upper()}" for name in STORED) + " };",
         "// KERNEL(name, door, floats of scratch for each thread, arguments)",
         " \\\n    ".join(["#define KERNELS(KERNEL)", *entries]),
         "// The functions that say how much scratch",

@@ -22,8 +22,8 @@
 // embedding.c ---------------------------------------------------------------------------------------------------
 // out[b,t] = wte[tokens[b,t]] + wpe[pos[b] + t]        out (B,T,C)  tokens (B,T)  wte (V,C)  wpe (S,C)  pos (B)
 // Without wpe (NULL), and dwpe in the backward, tokens alone.
-void FN(embedding_forward)(float* out, const int32_t* tokens, const float* wte, const float* wpe, const int32_t* pos,
-                           int64_t B, int64_t T, int64_t C);
+void FN(embedding_forward)(float* out, const int32_t* tokens, const void* wte, const float* wpe, const int32_t* pos,
+                           int64_t B, int64_t T, int64_t C, int64_t wte_type);
 // dwte[tokens[b,t]] += dout[b,t];  dwpe[pos[b] + t] += dout[b,t]
 void FN(embedding_backward)(float* dwte, float* dwpe, const float* dout, const int32_t* tokens, const int32_t* pos,
                             int64_t B, int64_t T, int64_t C);
@@ -60,17 +60,27 @@ void FN(rope)(float* x, const float* rotations, const int32_t* pos, int64_t B, i
 
 // matmul.c ------------------------------------------------------------------------------------------------------
 size_t FN(matmul_scratch)(void);
-// out = x w^T + b   (b may be NULL)                    out (R,N)  x (R,C)  w (N,C)  b (N)
-void FN(matmul_forward)(float* out, const float* x, const float* w, const float* b,
-                        int64_t R, int64_t C, int64_t N, float* scratch);
-// The same for a few rows, as decoding has them: each row of w is read once, where it lies. Always in float32.
-void FN(matmul_rows_forward)(float* out, const float* x, const float* w, const float* b, int64_t R, int64_t C, int64_t N);
-// dx += dout w
-void FN(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t R, int64_t C, int64_t N, int64_t add,
-                           float* scratch);
+// out = x w^T + b   (b may be NULL)                    out (R,P)  x (R,C)  w (N,C)  b (P)
+// into columns `at` to at + N of out: a matrix may consist of several, which are stored in different types
+void FN(matmul_forward)(float* out, const float* x, const void* w, const float* b, int64_t R, int64_t P, int64_t C, int64_t N,
+                        int64_t at, int64_t w_type, float* scratch);
+// dx += dout w   for those columns of dout
+void FN(matmul_backward_x)(float* dx, const float* dout, const void* w, int64_t R, int64_t C, int64_t P, int64_t N, int64_t at,
+                           int64_t w_type, int64_t add, float* scratch);
 // dw += dout^T x,  db += sum_r dout   (db may be NULL)
 void FN(matmul_backward_w)(float* dw, float* db, const float* dout, const float* x,
                            int64_t R, int64_t C, int64_t N, int64_t add, float* scratch);
+
+// few_rows.c ----------------------------------------------------------------------------------------------------
+// As matmul_forward, for the few rows of a decoding step: what a row gets depends neither on the others nor on their number.
+// Blocks of integers are multiplied with x rounded to 16 bits, relative to the largest of each 32 neighbours.
+size_t FN(few_rows_scratch)(int64_t R, int64_t C);
+void FN(few_rows_forward)(float* out, const float* x, const void* w, const float* b, int64_t R, int64_t P, int64_t C, int64_t N,
+                          int64_t at, int64_t w_type, float* scratch);
+
+// repack.c ------------------------------------------------------------------------------------------------------
+// w = rows of a file, Z bytes each, laid out as kernels take them (stored.h); its memory is 0 before
+void FN(repack)(void* w, const uint8_t* blocks, int64_t N, int64_t C, int64_t Z, int64_t w_type);
 
 // attention.c ---------------------------------------------------------------------------------------------------
 // Causal self-attention over H heads of queries and K of keys and values, all of width D; head h of the queries goes with head

@@ -42,7 +42,8 @@ static int has_avx512(void) {
 
 static int has_avx512bf16(void) {
     unsigned a, b, c, d;
-    return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+    if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(c & (1u << 11))) return 0;  // VNNI, which all of them have
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
 }
 
 #if defined(GPT2C_AMX) && defined(__linux__)

@@ -24,12 +24,12 @@
 // What a packed panel holds, and how a tile of them is multiplied, depends on the precision asked for and on what the CPU can
 // do (precision.h). With gpt2c_matmul_bf16 both operands are rounded to bf16, and the sums stay float32.
 //
-// With very few rows, as a decoding step has them, there is nothing to share and packing would cost more than the product: rows
-// times matrix is then a row of dot products (row_products), always in float32. Which of the two runs is the caller's choice, by
-// what the rows are and not by how many: so a row's bits do not depend on those beside it.
+// w may be in any storage type: a few columns of B at a time are decoded to float32 and then packed. Next to the products of
+// many rows that costs nothing. (What decoding steps need instead is in few_rows.c.)
 #include "gpt2c.h"
 #include "parallel.h"
 #include "precision.h"
+#include "stored.h"
 
 enum {
     MC = 64 * TM,             // about 900
@@ -39,7 +39,13 @@ enum {
     B_STAYS = TN * PACKED * sizeof(float) <= 24 * 1024,
 };
 
-size_t FN(matmul_scratch)(void) { return (MC + NC) * PACKED + 2 * SLACK; }
+enum {
+    DECODED_COLUMNS = 32,  // of b, at a time
+    DECODED_WIDTH = TN % BLOCK ? 2 * BLOCK : BLOCK,  // what they may lie across
+    DECODED = 2 * KC * DECODED_WIDTH,
+};
+
+size_t FN(matmul_scratch)(void) { return (MC + NC) * PACKED + 2 * SLACK + DECODED; }
 
 // n cut into equal blocks of at most `most`, each but the last a multiple of `step`
 static int64_t block_size(int64_t n, int64_t most, int64_t step) {
@@ -47,10 +53,33 @@ static int64_t block_size(int64_t n, int64_t most, int64_t step) {
     return (size + step - 1) / step * step;
 }
 
+// As Precision's pack_b, of a matrix in any storage type. `packed`: floats of a packed column
+static void pack_stored(const Precision* p, float* dst, int64_t packed, Operand b, int64_t n0, int64_t n1, int64_t k0, int64_t K,
+                        float* decoded) {
+    if (b.type == AS_F32) {
+        p->pack_b(dst, b, n0, n1, k0, K);
+        return;
+    }
+    const Matrix w = {b.data, b.type, b.stride};
+    for (int64_t n = n0; n < n1; n += DECODED_COLUMNS) {
+        const int64_t count = n1 - n < DECODED_COLUMNS ? n1 - n : DECODED_COLUMNS;
+        Operand part;
+        if (b.transposed) {
+            decode(decoded, K, w, n, n + count, k0, k0 + K);
+            part = (Operand){decoded, K, 1};
+        } else {
+            const int64_t first = n / BLOCK * BLOCK, last = first + DECODED_WIDTH;
+            decode(decoded, DECODED_WIDTH, w, k0, k0 + K, first, last < b.stride ? last : b.stride);
+            part = (Operand){decoded + n - first, DECODED_WIDTH, 0};
+        }
+        p->pack_b(dst + (n - n0) * packed, part, 0, count, 0, K);
+    }
+}
+
 // C[m0..m1) x [n0..n1) on one thread
 static void product_rectangle(const Precision* p, float* c, ptrdiff_t c_row, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                               int64_t K, Operand a, Operand b, int add, const float* bias, float* scratch) {
-    float *a_pack = scratch, *b_pack = scratch + MC * PACKED + SLACK;
+    float *a_pack = scratch, *b_pack = scratch + MC * PACKED + SLACK, *decoded = b_pack + NC * PACKED + SLACK;
     const int64_t MB = block_size(m1 - m0, MC, TILE_ROWS), NB = block_size(n1 - n0, NC, TN), KB = p->span;
     p->begin();
     for (int64_t mc = m0; mc < m1; mc += MB) {
@@ -61,7 +90,7 @@ static void product_rectangle(const Precision* p, float* c, ptrdiff_t c_row, int
             p->pack_a(a_pack, a, mc, m_end, k, k_len);
             for (int64_t nc = n0; nc < n1; nc += NB) {
                 int64_t n_end = nc + NB < n1 ? nc + NB : n1;
-                p->pack_b(b_pack, b, nc, n_end, k, k_len);
+                pack_stored(p, b_pack, packed, b, nc, n_end, k, k_len, decoded);
 #define ROWS for (int64_t i = mc; i < m_end; i += TILE_ROWS)
 #define COLUMNS for (int64_t j = nc; j < n_end; j += TN)
 #define TILE_AT_IJ                                                                                             \
@@ -90,8 +119,9 @@ static void choose_grid(int threads, int64_t M, int64_t N, int* rows, int* colum
     }
 }
 
-static void product(float* c, int64_t M, int64_t N, int64_t K, Operand a, Operand b, int add, const float* bias,
-                    float* scratch) {
+// c (M x N), its rows c_row apart
+static void product(float* c, ptrdiff_t c_row, int64_t M, int64_t N, int64_t K, Operand a, Operand b, int add,
+                    const float* bias, float* scratch) {
     int64_t work = 2 * M * N * K / FLOPS_PER_WORK;
     const Precision* p = gpt2c_matmul_bf16 ? &BF16 : &FLOAT32;
     int grid_m, grid_n;
@@ -102,52 +132,24 @@ static void product(float* c, int64_t M, int64_t N, int64_t K, Operand a, Operan
         int64_t gm = t / grid_n, gn = t % grid_n;
         int64_t m0 = tiles_m * gm / grid_m * TILE_ROWS, m1 = tiles_m * (gm + 1) / grid_m * TILE_ROWS;
         int64_t n0 = tiles_n * gn / grid_n * TN, n1 = tiles_n * (gn + 1) / grid_n * TN;
-        product_rectangle(p, c, N, m0, m1 < M ? m1 : M, n0, n1 < N ? n1 : N, K, a, b, add, bias,
+        product_rectangle(p, c, c_row, m0, m1 < M ? m1 : M, n0, n1 < N ? n1 : N, K, a, b, add, bias,
                           scratch + thread_index() * FN(matmul_scratch)());
     }
 }
 
-// out[r][n] = x[r] . w[n] + b[n] for a few rows of x. Each row of w is read once, one after the other: memory is the
-// limit here, and it likes a single stream (reading four rows side by side was a fifth slower). Hardware that fetches
-// ahead stops at the end of a page, which software does not.
-static void row_products(float* out, const float* x, const float* w, const float* b, int64_t R, int64_t C, int64_t N) {
-    enum { LINE = 16, AHEAD = 44 * LINE };  // floats; anything from 20 to 50 lines does
-    PARALLEL_FOR(2 * N * C)
-    for (int64_t n = 0; n < N; n++) {
-        const float* wn = w + n * C;
-        for (int64_t r = 0; r < R; r++) {
-            const float* xr = x + r * C;
-            vf sum[4] = {0};
-            int64_t c = 0;
-            for (; c + 4 * VL <= C; c += 4 * VL)
-#pragma GCC unroll 4
-                for (int i = 0; i < 4; i++) {
-                    if (i * VL % LINE == 0) __builtin_prefetch(wn + c + i * VL + AHEAD);
-                    sum[i] += vf_load(xr + c + i * VL) * vf_load(wn + c + i * VL);
-                }
-            for (; c < C; c += VL) sum[0] += vf_load_n(xr + c, C - c) * vf_load_n(wn + c, C - c);
-            out[r * N + n] = vf_sum((sum[0] + sum[1]) + (sum[2] + sum[3])) + (b ? b[n] : 0.0f);
-        }
-    }
+void FN(matmul_forward)(float* out, const float* x, const void* w, const float* b, int64_t R, int64_t P, int64_t C, int64_t N,
+                        int64_t at, int64_t w_type, float* scratch) {
+    product(out + at, P, R, N, C, (Operand){x, C, 1}, (Operand){w, C, 1, w_type}, 0, b ? b + at : NULL, scratch);
 }
 
-void FN(matmul_rows_forward)(float* out, const float* x, const float* w, const float* b, int64_t R, int64_t C, int64_t N) {
-    row_products(out, x, w, b, R, C, N);
-}
-
-void FN(matmul_forward)(float* out, const float* x, const float* w, const float* b,
-                        int64_t R, int64_t C, int64_t N, float* scratch) {
-    product(out, R, N, C, (Operand){x, C, 1}, (Operand){w, C, 1}, 0, b, scratch);
-}
-
-void FN(matmul_backward_x)(float* dx, const float* dout, const float* w, int64_t R, int64_t C, int64_t N, int64_t add,
-                           float* scratch) {
-    product(dx, R, C, N, (Operand){dout, N, 1}, (Operand){w, C, 0}, add, NULL, scratch);
+void FN(matmul_backward_x)(float* dx, const float* dout, const void* w, int64_t R, int64_t C, int64_t P, int64_t N, int64_t at,
+                           int64_t w_type, int64_t add, float* scratch) {
+    product(dx, C, R, C, N, (Operand){dout + at, P, 1}, (Operand){w, C, 0, w_type}, add, NULL, scratch);
 }
 
 void FN(matmul_backward_w)(float* dw, float* db, const float* dout, const float* x,
                            int64_t R, int64_t C, int64_t N, int64_t add, float* scratch) {
-    product(dw, N, C, R, (Operand){dout, N, 0}, (Operand){x, C, 0}, add, NULL, scratch);
+    product(dw, C, N, C, R, (Operand){dout, N, 0}, (Operand){x, C, 0}, add, NULL, scratch);
     if (!db) return;
     enum { VECTORS = 8 };  // so many columns at once that a row is read in pieces which memory likes
     PARALLEL_FOR(2 * R * N)

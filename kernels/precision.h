@@ -18,6 +18,7 @@ typedef struct {
     const float* data;
     ptrdiff_t stride;  // between its rows in memory
     int transposed;    // 0: element (k, i) of the panel is data[k * stride + i]; 1: data[i * stride + k]
+    int64_t type;      // what data really holds (stored.h): AS_F32, or a matrix that is decoded before it is packed
 } Operand;
 
 enum {

@@ -31,6 +31,9 @@ typedef int32_t vi __attribute__((vector_size(4 * VL)));
 typedef uint32_t vu __attribute__((vector_size(4 * VL)));  // for arithmetic modulo 2^32
 typedef float vf_unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
 
+typedef uint32_t vu_unaligned __attribute__((vector_size(4 * VL), aligned(1), may_alias));
+
+static inline vu vu_load(const void* p) { return *(const vu_unaligned*)p; }
 static inline vf vf_load(const float* p) { return *(const vf_unaligned*)p; }
 static inline void vf_store(float* p, vf v) { *(vf_unaligned*)p = v; }
 static inline vf vf_splat(float x) { return x - (vf){0}; }  // x - 0 keeps the sign of a zero, 0 + x does not
@@ -132,6 +135,52 @@ static inline half_vector vf_to_f16(vf x) {
     return __builtin_convertvector((vu)(half | ((sign >> 16) & 0x8000)), half_vector);
 }
 #endif
+
+// Dot products of bytes, codes from 0 to 255, with whole numbers of 16 bits, exactly: four of each in a lane. The numbers are
+// prepared (quads) as two parts for which there are instructions; their sums are kept apart until the end.
+typedef struct { vi a, b; } QuadSums;
+enum { QUAD_MOST = 127 * 256 };  // the most that a number may be in size
+#define LANE_SECOND_NEXT(i, s) (((i) + 2) % VL)
+
+// a, b = the parts of VL numbers, one of each for every four
+static inline void quads(int32_t* a, int32_t* b, vi x) {
+#ifdef __AVX512VNNI__
+    _mm_storeu_si128((__m128i*)a, _mm512_cvtepi32_epi8((__m512i)((x + 128) >> 8)));  // x = 256 a + b, in signed bytes
+    _mm_storeu_si128((__m128i*)b, _mm512_cvtepi32_epi8((__m512i)x));
+#else
+    vi pairs = (vi)VF_SHUFFLE((vf)x, (vf)x, LANE_SECOND_NEXT, 0) << 16 | (x & 0xffff);  // a: the first and the third, b: the others
+    for (int i = 0; i < VL; i += 4) a[i / 4] = pairs[i], b[i / 4] = pairs[i + 1];
+#endif
+}
+
+#if VL == 16
+#define MULTIPLY_PAIRS(x, y) (vi)_mm512_madd_epi16((__m512i)(x), _mm512_set1_epi32(y))
+#elif VL == 8
+#define MULTIPLY_PAIRS(x, y) (vi)_mm256_madd_epi16((__m256i)(x), _mm256_set1_epi32(y))
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#define MULTIPLY_PAIRS(x, y) (vi)_mm_madd_epi16((__m128i)(x), _mm_set1_epi32(y))
+#else
+#define MULTIPLY_PAIRS(x, y) ((vi)((x) & 0xffff) * (int16_t)(y) + (vi)((x) >> 16) * ((y) >> 16))
+#endif
+
+static inline __attribute__((always_inline)) void quad_dot(QuadSums* sums, vu codes, int32_t a, int32_t b) {
+#ifdef __AVX512VNNI__
+    sums->a = (vi)_mm512_dpbusd_epi32((__m512i)sums->a, (__m512i)codes, _mm512_set1_epi32(a));
+    sums->b = (vi)_mm512_dpbusd_epi32((__m512i)sums->b, (__m512i)codes, _mm512_set1_epi32(b));
+#else
+    sums->a += MULTIPLY_PAIRS(codes & 0x00ff00ff, a);
+    sums->b += MULTIPLY_PAIRS(codes >> 8 & 0x00ff00ff, b);
+#endif
+}
+
+static inline vi quad_total(QuadSums sums) {
+#ifdef __AVX512VNNI__
+    return (sums.a << 8) + sums.b;
+#else
+    return sums.a + sums.b;
+#endif
+}
 
 // Sum and maximum over the lanes: each round adds the vector to itself, turned by half of what is left.
 #define LANE_TURNED(i, s) (((i) + (s)) % VL)

@@ -42,14 +42,15 @@ cdef extern from "program.h":
         size_t floats
     int gpt2c_run(const Call* calls, int64_t count, Settings settings, Scratch* scratch, double* seconds) nogil
 
-include "door.py"  # DTYPES, CACHED, nbytes, class Door
+include "door.py"  # DTYPES, STORED, CACHED, nbytes, class Door
 
 _TYPESTR = {name: np.dtype(dtype.array).str for name, dtype in DTYPES.items()}  # "f32": "<f4"
 _DTYPE = {typestr: name for name, typestr in _TYPESTR.items()}
 
 
 cdef class Buffer:
-    """A named piece of memory, contiguous: numbers of a type that DTYPES names. `owner` keeps the memory alive."""
+    """A named piece of memory, contiguous: numbers of a type that DTYPES names, or a matrix as STORED says. `owner` keeps the
+    memory alive."""
     cdef readonly str name
     cdef readonly tuple shape
     cdef readonly str dtype
@@ -77,8 +78,9 @@ cdef class Buffer:
 
     @property
     def array(self):
-        """The memory as a NumPy array, shared."""
-        interface = dict(shape=self.shape, typestr=_TYPESTR[self.dtype], data=(self.address, False), version=3)
+        """The memory as a NumPy array, shared; that of other types than DTYPES has as bytes."""
+        shape, dtype = (self.shape, self.dtype) if self.dtype in DTYPES else ((nbytes(self.dtype, self.shape),), "u8")
+        interface = dict(shape=shape, typestr=_TYPESTR[dtype], data=(self.address, False), version=3)
         return np.asarray(_View(interface, self))
 
 
@@ -238,6 +240,10 @@ cdef int _call(Program program, str mode, door, args) except -1:
         else:
             call.f[<int>f] = value
             f += 1
+    for i in range(num_arrays):
+        if door.arrays[i][3] == ANY:
+            call.n[<int>n] = -1 if arrays[i] is None else list(STORED).index(arrays[i].dtype)
+            n += 1
     if mode == "run":
         _run(&call, 1, NULL)
     else:

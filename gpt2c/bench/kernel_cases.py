@@ -23,7 +23,8 @@ def gpt2_cases(B, lengths, C, H, V, P, parameters):
         yield from step_at(B, T, C, H, V, P)
     for product, inputs, outputs, absent in products:
         L = math.ceil(parameters / (inputs * outputs))
-        yield Case("matmul_rows_forward", product, {"R": 1, "C": inputs, "N": outputs}, absent, L)
+        yield Case("few_rows_forward", product, {"R": 1, "C": inputs, "N": outputs}, absent, L)
+    yield Case("repack", "classifier", {"N": P, "C": C, "Z": 4 * C})
     S = lengths[-1]
     L = math.ceil(parameters / (2 * S * C))
     yield Case("attention_decode_forward", f"S{S}", {"B": 1, "N": 1, "S": S, **cached(H, H, C // H)}, turns=L)
@@ -158,6 +159,7 @@ OPERATIONS = {
     "embedding_forward": lambda B, T, C, **_: B * T * C,
     "embedding_backward": lambda B, T, C, **_: 2 * B * T * C,
     "last_position_forward": lambda **_: 0,
+    "repack": lambda **_: 0,
     "gather": lambda **_: 0,
     "scatter": lambda **_: 0,
     "copy": lambda R: 0,

@@ -20,6 +20,10 @@ HALF_UNIT = 2.0**-24  # what rounding to float32 changes at most, relatively
 rng = np.random.default_rng(1)
 
 
+# What kernels of decoding are called where they have one row.
+ONE_ROW = {"few_rows_forward": "matmul_one_row", "attention_decode_forward": "attention_one_row"}
+
+
 class Case(NamedTuple):
     kernel: str
     label: str
@@ -30,7 +34,11 @@ class Case(NamedTuple):
 
     @property
     def title(self):
-        return f"{self.kernel.partition('_')[0]}_one_row" if self.turns else self.kernel
+        return ONE_ROW[self.kernel] if self.turns else self.kernel
+
+    def size(self, letter):
+        """Columns of an output (P), unless said, are those that a product fills (N)."""
+        return self.sizes["N" if letter == "P" and letter not in self.sizes else letter]
 
     @property
     def shape(self):
@@ -89,7 +97,7 @@ DECAYS = ("scan_forward", "scan_backward")  # their `a`
 # The roundings behind an element of what a kernel stores: the length of its sum, or what leads to it. Of other kernels 32.
 ROUNDINGS = {
     "matmul_forward": lambda C, **_: C,
-    "matmul_rows_forward": lambda C, **_: C,
+    "few_rows_forward": lambda C, **_: C,
     "matmul_backward_x": lambda N, **_: N,
     "matmul_backward_w": lambda R, **_: R,
     "attention_forward": lambda T, D, **_: T + D,
@@ -125,6 +133,7 @@ ROUNDINGS = {
 # Where not all of an array is touched: how many elements are read and written.
 PARTS = {
     ("embedding_forward", "wte"): lambda B, T, C, **_: B * T * C,
+    ("repack", "blocks"): lambda N, C, **_: N * C,
     ("embedding_backward", "dwte"): lambda B, T, C, **_: 2 * B * T * C,
     **{
         (f"attention_{way}_forward", cache): lambda B, S, K, D, **_: B * S * K * D
@@ -186,7 +195,7 @@ def numpy_matmul_backward_w(dw, db, dout, x):
 # The same on the same arrays.
 NUMPY = {
     "matmul_forward": numpy_matmul_forward,
-    "matmul_rows_forward": numpy_matmul_forward,
+    "few_rows_forward": numpy_matmul_forward,
     "matmul_backward_x": numpy_matmul_backward_x,
     "matmul_backward_w": numpy_matmul_backward_w,
 }
@@ -197,7 +206,7 @@ def reads(kernel, output):
 
 
 def shape_of(case, dims):
-    return tuple(dim if isinstance(dim, int) else dim[0] * case.sizes[dim[1]] for dim in dims)
+    return tuple(dim if isinstance(dim, int) else dim[0] * case.size(dim[1]) for dim in dims)
 
 
 def moved(case):
@@ -215,7 +224,7 @@ def filled(case, kernel, array):
     """An array as it is before a call."""
     name, _, dims, dtype, writable = array
     shape = shape_of(case, dims)
-    if dtype == "u8":  # a KV cache, in float32
+    if dtype == "u8":  # a KV cache or rows of a file, in float32
         return normal(*shape[:-1], shape[-1] // 4).view(np.uint8)
     if writable and not reads(kernel, name):  # what is not written shows
         return np.full(shape, -1, np.int32) if dtype == "i32" else constant(np.nan, *shape)
@@ -277,7 +286,7 @@ class Sample:
         if array is None:
             return None
         if array.dtype == np.uint8:
-            return array.view(np.float32).copy()
+            array = array.view(np.float32)
         dims = self.dims.get(name, ())
         if dims == [1]:
             return array.item()

@@ -15,6 +15,7 @@ from gpt2c.generation.conversation import LONGEST, Conversation
 from gpt2c.generation.sampling import Sampling, layers
 from gpt2c.generation.slots import CacheConfig
 from gpt2c.models.files import load
+from gpt2c.models.frozen import weights_flag
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.streams import bare
 from gpt2c.tokenizers.finding import tokenizer_of_model
@@ -49,6 +50,7 @@ class ChatConfig:
         metavar="N",
         default_text=f"as long as the model takes, at most {LONGEST}",
     )
+    weights: str = weights_flag()
     threads: int = flag(0, "CPU threads to use", default_text="one per core")
 
     def __post_init__(self):
@@ -66,7 +68,7 @@ def main(argv):
         raise UsageError("name a checkpoint: gpt2c chat CKPT [flags]")
     if config.threads:
         settings.set_num_threads(config.threads)
-    model = load(config.checkpoint)
+    model = load(config.checkpoint, config.weights)
     tokenizer = tokenizer_of_model(model, config.tokenizer)
     config, how, cache = merged(*layers(model, "chat" if tokenizer.chat_template else ""))
     if config.system and not tokenizer.chat_template:

@@ -19,6 +19,7 @@ from gpt2c.generation.loss import DecodedLoss
 from gpt2c.generation.slots import KV, CacheConfig
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.files import load
+from gpt2c.models.frozen import weights_flag
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.tokenizers.finding import tokenizer_of_model
 from gpt2c.tokenizers.tokenizer import Tokenizer
@@ -53,6 +54,7 @@ class EvalConfig:
         metavar="PATH",
         default_text="gpt2_tokenizer.bin here or in data/",
     )
+    weights: str = weights_flag()
     threads: int = flag(0, "CPU threads to use", default_text="one per core")
 
     def __post_init__(self):
@@ -70,7 +72,7 @@ def main(argv):
         raise UsageError("--kv is given without --decode, which it goes with; add --decode")
     if config.threads:
         settings.set_num_threads(config.threads)
-    model = load(config.checkpoint)
+    model = load(config.checkpoint, config.weights)
     longest = max_seq_len(model.config)
     if config.seq_len > longest:
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {longest}")

@@ -13,6 +13,7 @@ from gpt2c.errors import UsageError
 from gpt2c.generation.sampling import Sampling, layers, pieces
 from gpt2c.generation.slots import PIECE, CacheConfig
 from gpt2c.models.files import load
+from gpt2c.models.frozen import weights_flag
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.streams import bare
 from gpt2c.tokenizers.finding import tokenizer_of_model
@@ -37,6 +38,7 @@ class GenerateConfig:
         metavar="PATH",
         default_text="gpt2_tokenizer.bin here or in data/",
     )
+    weights: str = weights_flag()
     chunk_size: int = flag(PIECE, "prefill: tokens of the prompt per forward pass")
     threads: int = flag(0, "CPU threads to use", default_text="one per core")
     device: str = flag("", "", hidden=True, deprecated={"--device-id": "gpt2c runs on the CPU; it changes nothing"})
@@ -57,7 +59,7 @@ def main(argv):
     config, *_ = merged()
     if not config.checkpoint:
         raise UsageError("name a checkpoint: gpt2c generate CKPT [flags]")
-    model = load(config.checkpoint)
+    model = load(config.checkpoint, config.weights)
     config, how, cache, _ = merged(*layers(model, "--chat" if config.chat else ""))
     if isinstance(how.seed, str):
         print(f"warning: --seed {how.seed!r} is taken as the prompt; use --prompt for that", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2c._core import CACHED, Buffer, Stream, buffer_of, cached_bytes
+from gpt2c._core import CACHED, STORED, Buffer, Stream, buffer_of, row_bytes
 from gpt2c.engine.arena import Pool, aligned, aligned_bytes
 from gpt2c.engine.tape import Tape, Tensor
 from gpt2c.errors import UsageError
@@ -96,7 +96,7 @@ class Runner:
     def trace(self, work, stream, pool, inputs, backward=ADD, planning=False):
         """Calls the model's forward on a new tape."""
         model = self.model
-        grad = work.targets and work.purpose != "loss"
+        grad = work.targets and work.purpose != "loss" and model.params.size > 0
         tape = Tape(
             stream,
             pool,
@@ -107,7 +107,7 @@ class Runner:
             recompute=0 if work.keep else model.recompute,
             context=self.context,
             caches=self._cache(planning),
-            kv=list(CACHED).index(self.kv),
+            kv=CACHED.index(self.kv),
             slot=inputs.slot if self.slots else None,
             decoding=work.purpose == "decode",
             carried=self._carried(work, planning),
@@ -121,9 +121,10 @@ class Runner:
 
         def parameter(name, layer=None):
             if (name, layer) not in tensors:
-                data = model.params.buffer(name, layer, address=not planning)
-                into = model.grads.buffer(name, layer, address=not planning) if grad else None
-                tensors[name, layer] = Tensor(tape, data.name, data, into, fresh=backward == STORE)
+                frozen = name not in model.params
+                data = (model.base if frozen else model.params).buffer(name, layer, address=not planning)
+                into = model.grads.buffer(name, layer, address=not planning) if grad and not frozen else None
+                tensors[name, layer] = Tensor(tape, data.name, data, into, fresh=backward == STORE, frozen=frozen)
             return tensors[name, layer]
 
         return tape, model.definition.forward(tape, parameter, inputs.batch, model.config)
@@ -134,9 +135,9 @@ class Runner:
         """The buffers of the KV caches, for the tape."""
 
         def cache(name, heads, width):
-            if width % (block := CACHED[self.kv][0]):
+            if width % (block := STORED[self.kv].columns):
                 raise UsageError(f"a KV cache in {self.kv} needs heads of a multiple of {block} numbers, found {width}")
-            shape = self.slots, self.context, heads, cached_bytes(self.kv, width)
+            shape = self.slots, self.context, heads, row_bytes(self.kv, width)
             self._cache_sizes[name] = math.prod(shape)
             if planning:
                 return Buffer(name, shape, 0, None, "u8")

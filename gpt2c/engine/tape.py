@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from gpt2c._core import Buffer, Stream
 from gpt2c.engine.arena import Pool
+from gpt2c.engine.base import Stored
 
 
 class Gradient:
@@ -42,10 +43,10 @@ class Gradient:
 
 
 class Tensor:
-    """A value and its gradient."""
+    """A value and its gradient; a `frozen` parameter has none, and may be stored in another type than float32 (Stored)."""
 
-    def __init__(self, tape, name, data, grad=None, fresh=False):
-        self.tape, self.name, self.shape = tape, name, data.shape
+    def __init__(self, tape, name, data, grad=None, fresh=False, frozen=False):
+        self.tape, self.name, self.shape, self.frozen = tape, name, data.shape, frozen
         self.gradient = Gradient(tape, name, data.shape, grad, fresh)
         self._data, self._remake = data, None
 
@@ -55,6 +56,10 @@ class Tensor:
             self._data = self.tape.buffer(self.shape, self.name)
             self._remake(self._data)
         return self._data
+
+    def parts(self):
+        """(its rows, the number of the first) for each of its parts: those of a matrix may be stored in different types."""
+        return self.data.parts() if isinstance(self.data, Stored) else [(self.data, 0)]
 
     def remade_by(self, forward: Callable[[Buffer], None]):
         """Where the tape recomputes, `forward` can write the value again after forget()."""

@@ -26,7 +26,7 @@ FEW = 8  # rows; more are filled up to a multiple of it
 
 @dataclass
 class CacheConfig:
-    kv: str = flag(KV, "KV cache: what its numbers are stored as, f32, bf16, f16 or q8_0 (8 bits)", choices=tuple(CACHED))
+    kv: str = flag(KV, "KV cache: what its numbers are stored as, f32, bf16, f16 or q8_0 (8 bits)", choices=CACHED)
 
 
 class Slots:

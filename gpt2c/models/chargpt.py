@@ -99,6 +99,7 @@ FAMILY = Family(
     Config=Config,
     params=params,
     forward=forward,
+    matrices=("wte", "qkvw", "attprojw", "fcw", "fcprojw", "lm_head"),
     size=size,
     tiny=dict(vocab_size=31, num_layers=2, channels=16, num_heads=2, max_seq_len=16, dropout=0.0),
     training=TRAINING,

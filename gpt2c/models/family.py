@@ -27,6 +27,8 @@ class Family:
     forward: Callable
     state: Callable | None = None
 
+    # The parameters that only linear, embedding and classifier read: frozen, they may be in any storage type.
+    matrices: tuple[str, ...] = ()
     size: Callable[[str], dict | None] = lambda text: None  # the config fields behind the name of a size; None if it is none
     idle_parameters: Callable[[Any], int] = lambda cfg: 0  # parameters inactive for a token: experts it skips
     options: Mapping[str, float] = field(default_factory=dict)  # its own training options, read as t.options[name]

@@ -11,6 +11,7 @@ from gpt2c import formats
 from gpt2c.errors import InputError, SerializationError, UsageError, VersionError
 from gpt2c.formats import native
 from gpt2c.formats.weights import SAID, RunState, Weights
+from gpt2c.models.frozen import base_of
 from gpt2c.models.model import Model
 from gpt2c.models.registry import FAMILIES, make_config
 from gpt2c.support.files import StrPath
@@ -41,9 +42,10 @@ class Content:
         config = dataclasses.asdict(self.config)
         return dataclasses.replace(weights, config=config, tensors=tensors, said=said, run=None, moments={})
 
-    def build(self, part=None, **switches):
-        """(Model, RunState or None). `part` as in copy_to."""
-        model = Model(self.family, self.config, self.weights.tokenizer, **switches)
+    def build(self, part=None, weights="", **switches):
+        """(Model, RunState or None). `part` as in copy_to; with `weights` it is frozen, as in load."""
+        base = base_of(FAMILIES[self.family], self.config, self.weights, weights) if weights else None
+        model = Model(self.family, self.config, self.weights.tokenizer, base=base, **switches)
         for name in SAID.keys() & self.weights.said.keys():
             setattr(model, name, self.weights.said[name])
         learned(model.tokenizer, model.turns)  # which files did not say at first
@@ -57,7 +59,7 @@ class Content:
         for name in model.params:
             weights.put(name, model.params[name])
         run = None
-        if weights.run:
+        if weights.run and not model.base:
             for arena in (model.m, model.v):
                 _copy_moments(arena, weights.moments, part(arena.size) if part else (0, arena.size))
             run = RunState(weights.run.values, {name: array.copy() for name, array in weights.run.arrays.items()})
@@ -65,10 +67,14 @@ class Content:
         return run
 
 
-def load(path: StrPath, **switches: Any) -> Model:
+def load(path: StrPath, weights: str = "", **switches: Any) -> Model:
     """The Model in a gpt2c checkpoint, an llm.c model file (versions 1 to 5), a GGUF file, a folder of Hugging Face, a checkpoint
-    of randyGPT, or JSON, told apart by content."""
-    return load_run(path, **switches)[0]
+    of randyGPT, or JSON, told apart by content.
+
+    It is trainable, in float32, unless `weights` are given: then they are frozen (`base`), "stored" as the file has them, or
+    converted to "f32", "f16", "bf16", "q8_0", "q5_0", "q4_1" or "q4_0".
+    """
+    return read(path).build(weights=weights, **switches)[0]
 
 
 def load_run(path: StrPath, **switches: Any) -> tuple[Model, RunState | None]:

@@ -111,6 +111,7 @@ FAMILY = Family(
     Config=Config,
     params=params,
     forward=forward,
+    matrices=("wte", "qkvw", "attprojw", "fcw", "fcprojw"),
     size=size,
     tiny=dict(vocab_size=31, num_layers=2, channels=16, num_heads=2, max_seq_len=16),
     phases=dict(num_layers=3, num_heads=4, channels=128, max_seq_len=80),

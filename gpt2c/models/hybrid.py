@@ -181,6 +181,7 @@ FAMILY = Family(
     Config=Config,
     params=params,
     forward=forward,
+    matrices=("emb", "head"),
     state=state,
     idle_parameters=idle_parameters,
     options=dict(balance_loss=0.0),

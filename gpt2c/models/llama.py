@@ -199,6 +199,7 @@ FAMILY = Family(
     Config=Config,
     params=params,
     forward=forward,
+    matrices=("wte", "qkvw", "attprojw", "gatew", "upw", "downw", "lm_head"),
     size=size,
     tiny=dict(vocab_size=31, num_layers=2, channels=16, num_heads=4, num_kv_heads=2, hidden=24, max_seq_len=16, qk_norm=True),
     training=TRAINING,

@@ -108,6 +108,7 @@ FAMILY = Family(
     Config=Config,
     params=params,
     forward=forward,
+    matrices=("emb", "inw", "outw", "ff1w", "ff2w", "head"),
     state=state,
     tiny=dict(vocab_size=31, depth=2, dim=16),
     training=TRAINING,

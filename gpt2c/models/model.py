@@ -6,6 +6,7 @@ loss = m.forward(x, y); m.zero_grad(); m.backward(); m.update(lr=1e-3, t=1)
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, overload
 
@@ -14,9 +15,10 @@ import numpy as np
 from gpt2c import formats
 from gpt2c._core import Stream
 from gpt2c.engine.arena import Arena
+from gpt2c.engine.base import Base, Frozen
 from gpt2c.engine.runner import ADD, STORE, Pass, Runner, Work, lanes
 from gpt2c.errors import UsageError
-from gpt2c.formats.weights import SAID, Weights
+from gpt2c.formats.weights import SAID, Unread, Weights
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.registry import family_named, make_config
 from gpt2c.support.files import StrPath
@@ -33,6 +35,8 @@ Ids = np.ndarray | Sequence[Sequence[int]]  # (B, T)
 class Model:
     """`params`, `grads`, `m` and `v` are Arenas: m.params["wte"] is a view, m.params.flat all of them in one array.
 
+    What is frozen is in `base`, by name, and not in these; load(path, weights=...) freezes everything.
+
     `recompute` trades time for memory in training (Tape), `options` are those that the family has (Family.options): both
     are set before the first forward. `record`, `reuse` and `poison` are the Runner's and the Pool's, for debugging.
     """
@@ -47,12 +51,14 @@ class Model:
         record: bool = True,
         reuse: bool = True,
         poison: bool = False,
+        base: Base | None = None,
         **options: float,
     ) -> None:
         self.family, self.config, self.tokenizer = family, config, tokenizer
         self.definition = family_named(family)
         self.recompute, self.options = recompute, self.definition.checked(options)
-        specs = self.definition.params(config)
+        self.base: Mapping[str, Frozen] = {} if base is None else base
+        specs = [spec for spec in self.definition.params(config) if spec.name not in self.base]
         self.params, self.grads, self.m, self.v = (Arena(specs, prefix) for prefix in ARENAS.values())
         require_memory(self.params.nbytes, f"a model of {self.params.size:,} parameters", "choose a smaller one")
         self._runner = Runner(self, record=record, reuse=reuse, poison=poison)
@@ -74,7 +80,8 @@ class Model:
         ways = {name: getattr(self._runner, name) for name in ("record", "reuse", "poison")}
         facts = {name: getattr(self, name) for name in ("description", "turns", "sampling", "seed", "dropout_counter")}
         arenas = {name: arena.flat for name in ARENAS if (arena := getattr(self, name)).allocated}
-        made = self.family, dataclasses.asdict(self.config), self.tokenizer, {"recompute": self.recompute, **ways, **self.options}
+        switches = {"recompute": self.recompute, "base": self.base or None, **ways, **self.options}
+        made = self.family, dataclasses.asdict(self.config), self.tokenizer, switches
         return _made_again, (*made, facts, arenas, self.state)
 
     def __deepcopy__(self, memo):
@@ -83,7 +90,7 @@ class Model:
 
     @property
     def num_parameters(self) -> int:
-        return self.params.size
+        return self.params.size + sum(math.prod(tensor.shape) for tensor in self.base.values())
 
     @property
     def num_active_parameters(self) -> int:
@@ -162,6 +169,7 @@ class Model:
     ) -> float:
         """forward and backward in one: the loss; its gradients, times `scale`, take the place of `grads`, or are added to
         them."""
+        self._check_trained()
         how = dict(purpose="step", train=train, first=first, scale=scale)
         self._run_forward(inputs, targets, ADD if add else STORE, **how)
         self.backward()
@@ -236,6 +244,7 @@ class Model:
         With weights (B, T), those of the sum of weights * `losses` over the number of counted targets, in the place of the
         cross-entropy's. What else a family's loss has stays.
         """
+        self._check_trained()
         if self._last is None or not self._backward_ready:
             raise UsageError("backward needs a forward with targets before it, and each forward is good for one")
         if self._last.weights is not None:
@@ -245,10 +254,15 @@ class Model:
             require_memory(self.grads.nbytes, "the gradients", "choose a smaller model")
         self._last.backward()
 
+    def _check_trained(self):
+        if not self.params.size:
+            raise UsageError("all weights of this model are frozen, so that nothing is trained: load it without weights=")
+
     def update(
         self, lr: float = 1e-4, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0, t: int = 1
     ) -> None:
         """One AdamW step on every tensor, decay included; t counts updates from 1."""
+        self._check_trained()
         if t < 1:
             raise UsageError(f"t is {t}, the first update has t = 1")
         if not self.m.allocated:
@@ -274,10 +288,12 @@ class Model:
         formats.write(path, self.weights(), version, dtype, overwrite)
 
     def weights(self):
-        """What a file holds of the model; the arrays are views of `params`."""
+        """What a file holds of the model; the arrays are views of `params`. What is frozen becomes float32 when it is read."""
         learned(self.tokenizer, self.turns)
         said = {name: value for name in SAID if (value := getattr(self, name))}
-        return Weights(self.family, dataclasses.asdict(self.config), dict(self.params), self.tokenizer, said)
+        frozen = {name: Unread(tensor.shape, tensor.read) for name, tensor in self.base.items()}
+        tensors = {spec.name: spec for spec in self.definition.params(self.config)} | dict(self.params) | frozen
+        return Weights(self.family, dataclasses.asdict(self.config), tensors, self.tokenizer, said)
 
     def program(self, B: int, T: int) -> Pass:
         """The recorded kernel calls of one training step at this shape: print it."""
@@ -288,7 +304,7 @@ class Model:
         what a gradient reaches back through: a recurrent family takes them in one pass."""
         work = Work(B, T * (chunks if self.definition.state else 1), True, purpose="step", train=True)
         return {
-            "parameters": self.params.nbytes,
+            "parameters": self.params.nbytes + sum(tensor.nbytes for tensor in self.base.values()),
             "gradients": self.grads.nbytes,
             "Adam moments": self.m.nbytes + self.v.nbytes,
             "activations": self._runner.plan(work),

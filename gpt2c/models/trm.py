@@ -146,6 +146,7 @@ FAMILY = Family(
     Config=Config,
     params=params,
     forward=forward,
+    matrices=("emb", "head"),
     tiny=dict(vocab_size=31, depth=2, channels=16, hidden=32, num_heads=2, max_seq_len=16),
     training=TRAINING,
     tokenizer="word",

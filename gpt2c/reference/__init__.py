@@ -30,7 +30,7 @@ from gpt2c.reference.attention import (
     parts_of,
     split_heads,
 )
-from gpt2c.reference.cache import cached, cached_numbers
+from gpt2c.reference.cache import cached
 from gpt2c.reference.chargpt import chargpt_forward
 from gpt2c.reference.cope import cope_backward, cope_forward
 from gpt2c.reference.dropout import dropout_mask, dropout_residual_backward, dropout_residual_forward
@@ -87,4 +87,5 @@ from gpt2c.reference.recursion import (
 )
 from gpt2c.reference.rope import rope
 from gpt2c.reference.scan import mingru_gates_backward, mingru_gates_forward, mingru_log_forward, scan_backward, scan_forward
+from gpt2c.reference.stored import repack, scale_and_least, stored_numbers, unpacked
 from gpt2c.reference.trm import trm_backward, trm_forward, trm_random_params, trm_shapes

@@ -202,3 +202,23 @@ def test_a_text_begins_as_the_model_wants_it(tmp_path):
         loss, _, bpb, count = numbers(evaluate(tmp_path, "m.safetensors", "--data", "a.txt"))
         assert loss == pytest.approx(-np.mean([table[t, i] for t, i in enumerate(b"once more")]), abs=1e-5)
         assert count == 9 and bpb == pytest.approx(loss / math.log(2), abs=1e-3)
+
+
+def test_weights_may_be_kept_in_other_types(tmp_path):
+    """Each costs as much as its bits lack."""
+    m = gpt2c.create("gpt2", num_layers=1, channels=32, num_heads=2, vocab_size=4096, max_seq_len=16, seed=3)
+    m.params.flat[...] *= 8
+    m.tokenizer = gpt2c.Tokenizer.load(ROOT / "data/stories_tokenizer.bin")
+    m.save(tmp_path / "m.safetensors")
+    (tmp_path / "t.txt").write_text("Once upon a time there was a cat that liked to eat fish. " * 8)
+
+    def loss(*words):
+        found = evaluate(tmp_path, "m.safetensors", "--data", "t.txt", *words).stdout
+        return float(re.search(r"loss ([\d.]+)", found)[1])
+
+    exact = loss()
+    assert loss("--weights", "f32") == exact == loss("--weights", "stored")
+    far = [abs(loss("--weights", kind) - exact) for kind in ("bf16", "q8_0", "q4_0")]
+    assert 0 < min(far) and far[0] < 0.05 and far[1] < 0.05 and far[2] > far[1]
+    said = evaluate(tmp_path, "m.safetensors", "--data", "t.txt", "--weights", "q3", code=2).stderr
+    assert "--weights: expected one of stored, f32" in said

@@ -70,7 +70,7 @@ def test_rows_beyond_4_gib_are_where_they_are(dtype):
     assert part.array.ctypes.data - whole.array.ctypes.data == nbytes(dtype, (1 << 33, 3))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["f32", "i32"])
 def test_a_pool_takes_whole_lines_for_pieces_of_every_type(dtype):
     pool = Pool(aligned_bytes(4 * ALIGNMENT), poison=True)
     pieces = [pool.take((size,), "piece", dtype) for size in (17, 1, 0, 3)]

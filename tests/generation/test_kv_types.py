@@ -5,7 +5,7 @@ import pytest
 from families import FAMILIES, model_of
 
 import gpt2c
-from gpt2c._core import CACHED, cached_bytes
+from gpt2c._core import CACHED, row_bytes
 from gpt2c.commands.eval import EvalConfig, measure
 from gpt2c.data import write_shard
 from gpt2c.engine.runner import Runner
@@ -66,7 +66,7 @@ def test_generation_is_the_same_alone_in_a_batch_and_with_guesses(family, kv):
 @kinds
 def test_memory_is_planned_before_it_is_taken(kv, monkeypatch):
     model = model_of("llama", channels=128, num_heads=4, num_kv_heads=2)
-    expected = 2 * 2 * 3 * 50 * 2 * cached_bytes(kv, 32)  # keys and values, layers, slots, positions, heads
+    expected = 2 * 2 * 3 * 50 * 2 * row_bytes(kv, 32)  # keys and values, layers, slots, positions, heads
     runner = Runner(model, slots=3, context=50, kv=kv)
     assert runner.cache_bytes() == expected and not runner.caches
     slots = Slots(model, 3, 50, kv=kv)

@@ -10,7 +10,7 @@ import mmap
 
 import cases  # noqa: F401  registers them
 import numpy as np
-from cases.case import CASES, made
+from cases.case import CASES, as_stored, made
 from guarded import STREAM
 
 from gpt2c import _core
@@ -20,7 +20,9 @@ NO_ACCESS = 0
 
 
 def fenced(values, at_end):
-    """A copy of an array between two such pages, at the one or the other."""
+    """A copy of an array or of a stored matrix between two such pages, at the one or the other."""
+    if isinstance(values, _core.Buffer):
+        return as_stored(values.dtype, values.shape, fenced(values.array, at_end))
     room = -(-values.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
     block = np.frombuffer(mmap.mmap(-1, room + 2 * mmap.PAGESIZE), np.uint8)
     for page in 0, mmap.PAGESIZE + room:

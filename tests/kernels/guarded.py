@@ -6,6 +6,7 @@ exactly as long as they claim to be, show the same to a sanitizer.
 """
 
 import numpy as np
+from cases.case import as_stored
 
 from gpt2c import _core
 
@@ -19,7 +20,10 @@ NAN = np.full((1000, 64), np.nan, np.float32)
 
 
 def place(values, where):
-    """-> a copy of an array, and whether its guards are whole."""
+    """-> a copy of an array or of a stored matrix, and whether its guards are whole."""
+    if isinstance(values, _core.Buffer):
+        data, whole = place(values.array, where)
+        return as_stored(values.dtype, values.shape, data), whole
     if where is None:
         return values.copy(), lambda: True
     offset, fill = where
@@ -30,6 +34,10 @@ def place(values, where):
     copy[...] = values
     after = block.view(np.uint8)
     return copy, lambda: (after[:start] == before[:start]).all() and (after[end:] == before[end:]).all()
+
+
+def data_of(array):
+    return array.array if isinstance(array, _core.Buffer) else array
 
 
 def bits(arrays):
@@ -46,8 +54,8 @@ def call(name, args, where=AMONG_NAN):
     for a in arrays:
         copy, whole = placed[id(a)]
         assert whole(), f"{name} wrote beyond an array"
-        assert id(a) in outputs or copy.tobytes() == a.tobytes(), f"{name} changed an input"
-    return [placed[out][0] for out in outputs]
+        assert id(a) in outputs or data_of(copy).tobytes() == data_of(a).tobytes(), f"{name} changed an input"
+    return [data_of(placed[out][0]) for out in outputs]
 
 
 def run(name, *args):

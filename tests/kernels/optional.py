@@ -14,13 +14,14 @@ from guarded import STREAM
 from gpt2c import _core
 
 # What fits every kernel together
-SIZES = dict(B=2, T=3, C=8, H=2, D=4, E=2, G=4, K=1, M=3, N=4, S=4, I=5, R=5, P=7, V=5, Y=16)
+SIZES = dict(B=2, T=3, C=8, H=2, D=4, E=2, G=4, K=1, M=3, N=4, S=4, I=5, R=5, P=7, V=5, Y=16, Z=32)
 SCALARS = dict(H=2, V=5, p=0.5)  # those that have no default, and where 1 will not do
 
 
 def array(name, dims, dtype, sizes):
     """Ones, or numbers that are there for whoever counts from 0: of tokens, targets, and experts, each slot's another."""
     shape = [dim if isinstance(dim, int) else dim[0] * sizes[dim[1]] for dim in dims]
+    dtype = "f32" if dtype == _core.ANY else dtype
     values = np.ones(shape) if dtype == "f32" else np.zeros(shape) + (np.arange(shape[-1]) if name == "chosen" else 0)
     return fenced(values.astype(_core.DTYPES[dtype].array), at_end=True)
 

@@ -65,13 +65,15 @@ MUTANTS = {
     "dyt.c": ("dyt_backward", "(1.0f - t * t)", "(1.0f + t * t)"),
     "elementwise.c": ("last_position_forward", "((b + 1) * T - 1) * C", "b * T * C"),
     "embedding.c": ("embedding_forward", "p = wpe + (pos[bt / T] + bt % T) * C", "p = wpe + bt % T * C"),
+    "few_rows.c": ("few_rows_forward", "for (; c < C; c += VL) {", "for (; c + VL <= C; c += VL) {"),  # loses any tail
     "gru.c": ("gru_backward", "k + v + q - fresh", "k + v + q + fresh"),
     "loss.c": ("crossentropy_forward", "if (v < V) {", "if (v + 1 < V) {"),  # loses a tail of one column
-    "matmul.c": ("matmul_rows_forward", "for (; c < C; c += VL) sum[0]", "for (; c + VL <= C; c += VL) sum[0]"),  # loses any tail
+    "matmul.c": ("matmul_forward", "0, b ? b + at : NULL, scratch", "0, b, scratch"),  # another column's bias
     "moe.c": ("balance_forward", "chosen[r * S + s] == j + 1", "chosen[r * S + s] == j"),
     "norm.c": ("layernorm_backward", "(d - mean_d - n * mean_dn) * s", "(d - mean_d) * s"),
     "optim.c": ("adamw", "(sqrtf(vi[i]) * root + eps)", "(sqrtf(vi[i]) * root)"),
     "recursion.c": ("halting_forward", "if (step == 1 || depth[r] >= step)", "if (step == 1 || depth[r] > step)"),
+    "repack.c": ("repack", "(s[part - 4] >> 6) << 4", "(s[part - 4] >> 5) << 4"),
     "rope.c": ("rope", "aj * s + bj * c", "aj * s - bj * c"),
     "scan.c": ("scan_backward", "bt % T ? out + (bt - 1) * I", "bt ? out + (bt - 1) * I"),  # crosses the border of a sequence
 }

@@ -25,7 +25,7 @@ def test_products_are_exact_at_every_scale(isa, rng, R, C, N):
     x, w, dout = wide(R, C), wide(N, C), wide(R, N)
     found = [
         run("matmul_forward", unset(R, N), x, w, None)[0],
-        call("matmul_backward_x", (unset(R, C), dout, w, 0))[0],
+        call("matmul_backward_x", (unset(R, C), dout, w, 0, 0))[0],
         call("matmul_backward_w", (unset(N, C), None, dout, x, 0))[0],
     ]
     exact = [ref.matmul_forward(x, w, 0), *ref.matmul_backward(dout, x, w)[:2]]

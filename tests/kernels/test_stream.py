@@ -149,7 +149,7 @@ def test_what_may_be_none_may_be_left_out(rng):
     _core.Stream().matmul_forward(out, x, w)
     _core.Stream().matmul_forward(again, x, w, None)
     assert out.any() and bits([out]) == bits([again])
-    assert str(_core.DOORS["matmul_forward"].signature) == "(out, x, w, b=None)"
+    assert str(_core.DOORS["matmul_forward"].signature) == "(out, x, w, b=None, at=0)"
     assert str(_core.DOORS["embedding_forward"].signature) == "(out, tokens, wte, wpe, pos)"
 
 
@@ -219,9 +219,9 @@ def test_a_program_prints_as_one_line_per_call(arrays):
         "layernorm_forward(out, mean, rstd, x, w, b, R=5, C=33)\n"
         "gelu_forward(out, x, R=165)\n"
         "gelu_backward(dx0, dout, x, R=165)\n"
-        "matmul_forward(out, h, w, NULL, R=3, N=7, C=5)"
+        "matmul_forward(out, h, w, NULL, R=3, P=7, C=5, N=7)"
     )
-    assert len(program) == 4 and program.calls[3] == ("matmul_forward", {"R": 3, "N": 7, "C": 5})
+    assert len(program) == 4 and program.calls[3] == ("matmul_forward", {"R": 3, "P": 7, "C": 5, "N": 7})
     assert len(stream.program()) == 0  # what was recorded has been taken
 
 

@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 from gpt2c._core import Buffer
-from gpt2c.engine.ops.matmul import few_rows, linear
+from gpt2c.engine.ops.matmul import linear, product
 from gpt2c.engine.tape import Tape, Tensor
 
 
@@ -31,7 +31,7 @@ def classifier(t: Tape, x: Tensor, w: Tensor, targets: Buffer | None, vocab_size
     In generation only the last position gets logits: (B, columns).
     """
     if t.context:
-        return Output(None, few_rows(t, last_position(t, x), w, name="logits").data)
+        return Output(None, linear(t, last_position(t, x), w, name="logits", few_rows=True).data)
     if t.pieces and targets is not None:
         return _classifier_in_pieces(t, x, w, targets, vocab_size)
     logits = linear(t, x, w, name="logits")
@@ -72,13 +72,15 @@ def _classifier_in_pieces(t, x, w, targets, vocab_size):
         last = min(first + LOGIT_ROWS, R)
         rows, some = x.data.rows(first, last, C), targets.rows(first, last)
         logits, lse = t.buffer((last - first, w.shape[0]), "logits"), t.buffer((last - first,), "lse")
-        t.s.matmul_forward(logits, rows, w.data, None)
+        product(t, logits, rows, w)
         t.s.crossentropy_forward(losses.rows(first, last), lse, logits, some, vocab_size)
         if dx is not None:
             t.s.crossentropy_backward(logits, logits, lse, some, count, None, vocab_size, t.scale)
-            t.s.matmul_backward_x(dx.rows(first, last, C), logits, w.data, add_x)
-            dw, add_w = w.sink()
-            t.s.matmul_backward_w(dw, None, logits, rows, add_w)
+            for part, at in w.parts():
+                t.s.matmul_backward_x(dx.rows(first, last, C), logits, part, at, add_x or at > 0)
+            if not w.frozen:
+                dw, add_w = w.sink()
+                t.s.matmul_backward_w(dw, None, logits, rows, add_w)
 
     def run(with_gradients):
         t.s.count_targets(count, targets)

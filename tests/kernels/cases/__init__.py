@@ -8,6 +8,7 @@ from cases import (  # noqa: F401  each registers its cases
     dyt,
     elementwise,
     embedding,
+    few_rows,
     gru,
     loss,
     matmul,
@@ -15,6 +16,7 @@ from cases import (  # noqa: F401  each registers its cases
     norm,
     optim,
     recursion,
+    repack,
     rope,
     scan,
 )

@@ -97,7 +97,8 @@ def each_kind(*more):
 def stored(qkv, H, K, D, kind):
     """qkv with keys and values as a cache holds them: what is attended to."""
     there = qkv.astype(float).reshape(*qkv.shape[:2], H + 2 * K, D)
-    there[:, :, H:] = ref.cached_numbers(kind, ref.cached(kind, there[:, :, H:]))
+    rows = ref.cached(kind, there[:, :, H:].reshape(-1, D))
+    there[:, :, H:] = ref.stored_numbers(kind, rows).reshape(*qkv.shape[:2], 2 * K, D)
     return there.reshape(qkv.shape)
 
 
@@ -114,7 +115,7 @@ def decoding(qkv, out, off, size_out, T, H, K, kind, *last_arguments):
         for caches, last in (before, first), (after, first + T):
             caches[0, row, :last], caches[1, row, :last] = k[b, :last], v[b, :last]
     exact, bound = (array[new[1], new[0]] for array in (out, (2 * off + gamma(2 * end + 8)) * size_out))
-    args = unset(*exact.shape), *before, qkv[new[1], new[0]], pos, slot, *last_arguments, list(_core.CACHED).index(kind)
+    args = unset(*exact.shape), *before, qkv[new[1], new[0]], pos, slot, *last_arguments, _core.CACHED.index(kind)
     return args, [(exact, bound), (after[0], 0), (after[1], 0)]
 
 

@@ -10,6 +10,9 @@ import functools
 
 import numpy as np
 
+from gpt2c import _core
+from gpt2c import reference as ref
+
 U = 2.0**-24  # half the distance from 1 to the next float32
 TINY = 2.0**-120  # numbers below 2^-126 count as zero: what a sum of 64 such can amount to
 
@@ -41,6 +44,43 @@ def unset(*shape):
 def single(x):
     """Rounded to float32, as the kernels receive it."""
     return np.asarray(x, np.float32)
+
+
+def rows_of_blocks(rng, kind, N, C):
+    """Rows as in a file, (N, bytes) uint8: any integers, with scales of either sign, subnormal ones among them."""
+    if kind == "bf16":
+        return (normal(rng, N, C).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8).reshape(N, 2 * C)
+    if kind in ("f16", "f32"):
+        return normal(rng, N, C).astype(kind.replace("f", "float")).view(np.uint8).reshape(N, -1)
+    form = _core.STORED[kind]
+    blocks = rng.integers(256, size=(N, C // form.columns, form.nbytes), dtype=np.uint8)
+    halves = (0.01 * rng.standard_normal((N, C // form.columns, 2)) ** 3).astype(np.float16).view(np.uint8)
+    if kind == "q6_K":
+        blocks[..., 208:] = halves[..., :2]
+    else:
+        least = 4 if kind in ("q4_1", "q5_1", "q4_K", "q5_K") else 2
+        blocks[..., :least] = halves[..., :least]
+    return blocks.reshape(N, -1)
+
+
+def stored(rng, kind, N, C):
+    """(a matrix as a kernel takes it, its numbers, their sizes: every minus made a plus), all (N, C)."""
+    if kind == "f32":
+        w = normal(rng, N, C)
+        return w, w, abs(w)
+    rows = rows_of_blocks(rng, kind, N, C)
+    numbers = ref.stored_numbers(kind, rows)
+    sizes = abs(numbers)
+    if kind in ("q4_1", "q5_1", "q4_K", "q5_K"):  # of the others, scale and least are in proportion, and the sum is exact
+        blocks = ref.unpacked(kind, rows)
+        scale, least = ref.scale_and_least(blocks)
+        sizes = abs(scale) * blocks.codes + abs(least)
+    return as_stored(kind, (N, C), ref.repack(kind, rows)), numbers, sizes
+
+
+def as_stored(kind, shape, data):
+    """Bytes as a Buffer of a matrix."""
+    return _core.Buffer("w", shape, data.ctypes.data, data, kind)
 
 
 # 1, primes, and one less, as many and one more than the lanes of each vector (4, 8, 16) and tile (8, 16, 32)
