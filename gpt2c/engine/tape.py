@@ -90,7 +90,7 @@ class Tape:
 
     `position` (B,) holds the first position of each row. For generation, `context` is how many positions a KV cache holds, and
     `caches(name, heads, width)` gives the buffer of one, which persists between calls: (slots, context, heads, bytes of a head),
-    of the type with the number `kv` (cache.h). `slot` (B,) then holds the slot that each row belongs to, and with `decoding` a
+    of the type with the number `kv` (CACHED). `slot` (B,) then holds the slot that each row belongs to, and with `decoding` a
     row is one new token (of B, T = 1), which takes the kernels for a few rows.
     `carried(name, layer)` gives the buffer of a recurrent family's state: see `incoming` and `outgoing`. `noise` holds the
     seed and the counter of dropout (None: nothing is dropped). `weights` holds the factor of each target's loss in the
