@@ -77,6 +77,9 @@ void FN(matmul_backward_w)(float* dw, float* db, const float* dout, const float*
 size_t FN(few_rows_scratch)(int64_t R, int64_t C);
 void FN(few_rows_forward)(float* out, const float* x, const void* w, const float* b, int64_t R, int64_t P, int64_t C, int64_t N,
                           int64_t at, int64_t w_type, float* scratch);
+// a = x wa^T,  b = x wb^T                              a, b (R,N)  x (R,C)  wa, wb (N,C)
+void FN(few_rows_pair_forward)(float* a, float* b, const float* x, const void* wa, const void* wb, int64_t R, int64_t N, int64_t C,
+                               int64_t wa_type, int64_t wb_type, float* scratch);
 
 // repack.c ------------------------------------------------------------------------------------------------------
 // w = rows of a file, Y bytes each, laid out as kernels take them (stored.h); its memory is 0 before

@@ -16,7 +16,7 @@ from gpt2c.data.reading import Reading
 from gpt2c.data.shards import copied, expand
 from gpt2c.errors import InputError, UsageError
 from gpt2c.generation.loss import DecodedLoss
-from gpt2c.generation.slots import KV, CacheConfig
+from gpt2c.generation.slots import CacheConfig
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.files import load
 from gpt2c.models.frozen import weights_flag
@@ -97,7 +97,7 @@ def token_files(model, config, reading):
     return expand(config.data), tokenizer
 
 
-def measure(model, paths, tokenizer: Tokenizer | None, config, T, kv=KV):
+def measure(model, paths, tokenizer: Tokenizer | None, config, T, kv=""):
     """The line with loss and perplexity over every token but the first of each file, and bits per byte of its text."""
     loss = tokens = size = 0
     carries = model.definition.state is not None

@@ -7,7 +7,7 @@ import numpy as np
 
 from gpt2c.errors import UsageError
 from gpt2c.generation.decoder import checked_prompt, choose, is_greedy, penalised
-from gpt2c.generation.slots import KV, Slots
+from gpt2c.generation.slots import Slots
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.model import Model
 from gpt2c.support.choice import check_choice
@@ -17,7 +17,7 @@ from gpt2c.support.rng import Xorshift
 class BatchSampler:
     """Reuses its slots from one call to the next, where they are enough."""
 
-    def __init__(self, model, kv=KV):
+    def __init__(self, model, kv=""):
         self.model, self.kv = model, kv
         self._slots = None
 
@@ -76,7 +76,7 @@ def generate_batch(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stop_tokens: Collection[int] = (),
-    kv: str = KV,
+    kv: str = "",
 ) -> list[list[int]]:
     """A list of new ids for each prompt: those that `generate` gives for it with its seed, which are 1337, 1338, ... unless
     given. All of them have to fit into the model's context."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from gpt2c.errors import InferenceError
 from gpt2c.generation.decoder import checked_prompt
-from gpt2c.generation.slots import KV, Slots
+from gpt2c.generation.slots import Slots
 
 
 class Beam(NamedTuple):
@@ -17,7 +17,7 @@ class Beam(NamedTuple):
         return self.log_prob / len(self.ids) ** length_penalty
 
 
-def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, stop_tokens=(), kv=KV):
+def beam_search(model, prompt_ids, max_new_tokens, width=4, length_penalty=1.0, stop_tokens=(), kv=""):
     """The new ids of the best continuation: up to max_new_tokens, or up to and without the first of `stop_tokens`.
 
     It keeps `width` beams. Of those that ended with a stop token, and those that are unfinished at the last token, the best has

@@ -5,7 +5,7 @@ import sys
 
 from gpt2c.errors import InputError, UsageError
 from gpt2c.generation.sampling import Sampling, pieces
-from gpt2c.generation.slots import KV, Slots
+from gpt2c.generation.slots import Slots
 from gpt2c.support.rng import Xorshift
 from gpt2c.tokenizers.turns import has_own_template, stops
 
@@ -17,7 +17,7 @@ class Conversation:
     fit in its context). `system`: what it is told before all of them. `context`: tokens of all that it sees (0: as many as it
     takes, at most LONGEST)."""
 
-    def __init__(self, model, tokenizer, how: Sampling, max_new_tokens=256, turns=0, system="", context=0, kv=KV):
+    def __init__(self, model, tokenizer, how: Sampling, max_new_tokens=256, turns=0, system="", context=0, kv=""):
         if isinstance(how.seed, str):
             raise UsageError(f"--seed is {how.seed!r}, expected a whole number")
         self.model, self.tokenizer, self.how, self.max_new_tokens = model, tokenizer, how, max_new_tokens

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 
 from gpt2c.errors import InferenceError
-from gpt2c.generation.slots import KV, PIECE, Slots
+from gpt2c.generation.slots import PIECE, Slots
 from gpt2c.generation.speculation import Lookup
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.model import Model
@@ -78,7 +78,7 @@ def generate(
     repetition_penalty: float = 1.0,
     stop_tokens: Collection[int] = (),
     chunk: int = PIECE,
-    kv: str = KV,
+    kv: str = "",
     speculate: int = 0,
     slots: Slots | None = None,
 ) -> Iterator[int]:

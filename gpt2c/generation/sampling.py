@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from gpt2c.errors import UsageError
 from gpt2c.generation.beam import beam_search
 from gpt2c.generation.decoder import generate
-from gpt2c.generation.slots import KV, PIECE
+from gpt2c.generation.slots import PIECE
 from gpt2c.support.choice import CHOICE, check_choice
 from gpt2c.support.fields import Layer, flag, require_at_least
 from gpt2c.support.rng import checked_seed
@@ -65,7 +65,7 @@ def usual(model, answers=""):
 
 
 def pieces(
-    model, tokenizer, prompt_ids, max_new_tokens, how: Sampling, rng=None, stop_tokens=(), stop=(), chunk=PIECE, kv=KV, slots=None
+    model, tokenizer, prompt_ids, max_new_tokens, how: Sampling, rng=None, stop_tokens=(), stop=(), chunk=PIECE, kv="", slots=None
 ):
     """Streams a text as it is generated, up to the first stop token or stop string: no incomplete characters, and nothing of a
     stop string. `rng` replaces the seed, to continue a stream of random numbers; `kv` and `slots` are `generate`'s."""

@@ -19,32 +19,38 @@ from gpt2c.models.model import Model
 from gpt2c.support.fields import flag
 from gpt2c.support.machine import require_memory
 
-KV = "f32"  # what caches hold where nothing else is asked for
 PIECE = 512  # tokens of a prompt per forward pass
 FEW = 8  # rows; more are filled up to a multiple of it
 
 
 @dataclass
 class CacheConfig:
-    kv: str = flag(KV, "KV cache: what its numbers are stored as, f32, bf16, f16 or q8_0 (8 bits)", choices=tuple(CACHED))
+    kv: str = flag(
+        "",
+        "KV cache: what its numbers are stored as, f32, bf16, f16 or q8_0 (8 bits)",
+        choices=("", *CACHED),
+        default_text="f32, or f16 where weights are stored in fewer bits than float32",
+    )
 
 
 class Slots:
     """`count` slots of a model, each with room for `context` tokens (None: as many as the model takes). `kv`: what keys and
-    values are stored as.
+    values are stored as; unless said float32, or float16 where the model's weights have fewer bits too.
 
     A transformer whose context is full starts again from its later half; the context of a recurrent model is unlimited.
     """
 
-    def __init__(self, model: Model, count: int = 1, context: int | None = None, piece: int = PIECE, kv: str = KV) -> None:
+    def __init__(self, model: Model, count: int = 1, context: int | None = None, piece: int = PIECE, kv: str = "") -> None:
         if piece < 1:
             raise InferenceError(f"the prompt is to be read {piece} tokens at a time, expected at least 1")
-        if kv not in CACHED:
+        if kv not in ("", *CACHED):
             raise InferenceError(f"kv is {kv!r}, expected {', '.join(CACHED)}")
+        few_bits = any(kind != "f32" for tensor in model.base.values() for kind in tensor.types)
+        self.kv = kv or ("f16" if few_bits else "f32")
         most = max_seq_len(model.config)
         self.model, self.count, self.context, self.piece = model, count, min(context or most, most), piece
         self.is_recurrent = model.definition.state is not None
-        self._runner = Runner(model, slots=count, context=self.context, kv=kv)
+        self._runner = Runner(model, slots=count, context=self.context, kv=self.kv)
         size = self._runner.cache_bytes()
         require_memory(size, f"a KV cache of {count} x {self.context} tokens", "choose a shorter context or a smaller --kv")
         self._texts: list[list[int]] = [[] for _ in range(count)]  # what is in the caches: of a recurrent model nothing

@@ -170,7 +170,7 @@ def block(t, p, x, l, cfg):
     h = ops.linear(t, h, p("attprojw", l), name=f"{l}.attproj")
     x = ops.residual(t, x, h, name=f"{l}.residual2")
     h = ops.rmsnorm(t, x, p("ln2w", l), eps=eps, name=f"{l}.ln2")
-    gate, up = (ops.linear(t, h, p(w, l), name=f"{l}.{w[:-1]}") for w in ("gatew", "upw"))
+    gate, up = ops.linear_pair(t, h, p("gatew", l), p("upw", l), names=(f"{l}.gate", f"{l}.up"))
     h = ops.swiglu(t, gate, up, name=f"{l}.swiglu")
     h = ops.linear(t, h, p("downw", l), name=f"{l}.down")
     return ops.residual(t, x, h, name=f"{l}.residual3")

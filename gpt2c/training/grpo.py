@@ -162,7 +162,7 @@ class Grpo:
                 moments.flat[...] = 0
         self._optimizer = Optimizer(model, weight_decay=self.config.weight_decay, world=self.world)
         self._rng = np.random.default_rng(self.config.seed)
-        self._sampler = BatchSampler(model)
+        self._sampler = BatchSampler(model, kv="f32")
         self._reference = None
         if self.config.kl:
             self._reference = Model(model.family, model.config)

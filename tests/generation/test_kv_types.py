@@ -77,6 +77,15 @@ def test_memory_is_planned_before_it_is_taken(kv, monkeypatch):
         Slots(model, 3, 50, kv=kv)
 
 
+def test_the_cache_has_few_bits_where_the_weights_do(tmp_path):
+    model = model_of("llama", channels=64, num_heads=2, num_kv_heads=2, hidden=64)
+    for kind, kv in ("f32", "f32"), ("bf16", "f16"), ("q8_0", "f16"):
+        model.save(tmp_path / f"{kind}.gguf", dtype=kind)
+        frozen = gpt2c.load(tmp_path / f"{kind}.gguf", weights="stored")
+        assert Slots(frozen).kv == kv and Slots(frozen, kv="q8_0").kv == "q8_0"
+    assert Slots(model).kv == "f32"
+
+
 def test_types_that_cannot_be_are_refused():
     with pytest.raises(UsageError, match="a KV cache in q8_0 needs heads of a multiple of 32 numbers, found 16"):
         Slots(model_of("gpt2"), kv="q8_0")
