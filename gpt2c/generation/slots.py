@@ -66,6 +66,7 @@ class Slots:
         Of what it has read before, it keeps the whole pieces that the new text begins with. Of slots with the same text one
         reads it.
         """
+        self._check(prompts)
         texts = {slot: self._fitting(ids) for slot, ids in prompts.items()}
         readers: dict[tuple[int, ...], int] = {}
         for slot, ids in texts.items():
@@ -82,6 +83,10 @@ class Slots:
 
         Several ids are for a transformer that has room for them.
         """
+        self._check(new)
+        for slot, ids in new.items():
+            if len(ids) > 1 and len(ids) > (0 if self.is_recurrent else self.room(slot)):
+                raise InferenceError(f"slot {slot} is given {len(ids)} ids at once, expected one, or as many as it has room for")
         full = {slot: [*self._texts[slot], *ids] for slot, ids in new.items() if len(ids) > self.room(slot)}
         logits = {slot: row[None] for slot, row in self.read(full).items()}
         rows = [(slot, place, id) for slot, ids in new.items() if slot not in full for place, id in enumerate(ids)]
@@ -109,6 +114,15 @@ class Slots:
     def length(self, slot: int) -> int:
         """How many tokens it holds."""
         return len(self._texts[slot])
+
+    def _check(self, texts):
+        known = self.model.known_ids
+        for slot, ids in texts.items():
+            if not 0 <= slot < self.count:
+                raise InferenceError(f"slot is {slot}, expected 0 to {self.count - 1}")
+            if not len(ids) or min(ids) < 0 or max(ids) >= known:
+                found = f"ids from {min(ids)} to {max(ids)}" if len(ids) else "no ids"
+                raise InferenceError(f"slot {slot} is given {found}, expected one or more from 0 to {known - 1}")
 
     def _fitting(self, ids):
         return list(ids) if len(ids) <= self.context else list(ids[-max(1, self.context // 2) :])

@@ -155,3 +155,30 @@ def test_a_reading_that_was_broken_off_leaves_no_trace(family, monkeypatch):
 def test_a_piece_is_of_at_least_one_token():
     with pytest.raises(UsageError, match="0 tokens at a time"):
         Slots(model_of(), piece=0)
+
+
+@pytest.mark.parametrize(
+    "ids, message",
+    [
+        ({2: [1]}, "slot is 2, expected 0 to 1"),
+        ({-1: [1]}, "slot is -1"),
+        ({0: []}, "slot 0 is given no ids, expected one or more from 0 to 26"),
+        ({0: [1, 27]}, "ids from 1 to 27, expected"),
+        ({1: [-1]}, "ids from -1 to -1"),
+    ],
+)
+def test_what_is_no_text_is_refused(ids, message):
+    slots = Slots(model_of(), 2)
+    for way in slots.read, slots.step:
+        with pytest.raises(UsageError, match=message):
+            way(ids)
+
+
+def test_several_ids_are_for_a_transformer_with_room_for_them():
+    slots = Slots(model_of())
+    slots.read({0: text(62)})
+    with pytest.raises(UsageError, match="slot 0 is given 3 ids at once"):
+        slots.step({0: [1, 2, 3]})
+    assert len(slots.step({0: [1, 2]})[0]) == 2
+    with pytest.raises(UsageError, match="slot 0 is given 2 ids at once"):
+        Slots(model_of("mingru")).step({0: [1, 2]})
