@@ -18,6 +18,7 @@ class Blocks(NamedTuple):
 DTYPES: dict[str, DType]
 STORED: dict[str, Blocks]
 GROUP: int
+LINE: int
 ANY: str
 
 CACHED: tuple[str, ...]

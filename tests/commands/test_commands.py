@@ -181,6 +181,7 @@ def commands_on(page):
 def test_what_the_readme_says_that_it_does(with_stories, capsys):
     """The commands in its second table, where names in capitals stand for files of this folder."""
     here = {
+        "MODEL": f"../pack/{PUBLISHED['smollm2-135m-instruct'].file}",
         "mydata": "stories",
         "ckpt_00001000": "ckpt_00000002",
         "info FILE": "info CKPT",
