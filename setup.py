@@ -23,6 +23,7 @@ KERNELS = [
     for name in (
         "activation",
         "attention",
+        "attention_materialised",
         "cope",
         "dropout",
         "dyt",

@@ -28,9 +28,9 @@ LONG = 60  # characters of a default beyond which it is cut
 HEAD = """# The command line
 
 Written by `docs/make_command_line.py` from what `gpt2c VERB --help-all` prints. Errors are one sentence; the exit code says of
-what kind: 0 done, 1 unexpected, 2 usage, 3 diverged, 4 bad input file, 5 too little memory or disk, 129, 130 and 143 ended by a
-signal after saving. Flags that are not given come from the TOML file of `--config`, if there is one; then from the run that is
-resumed; then from the family; then from here.
+what kind: 0 done, 1 not fetched or unexpected, 2 usage, 3 diverged, 4 bad input file, 5 too little memory or disk, 129, 130 and
+143 ended by a signal after saving. Flags that are not given come from the TOML file of `--config`, if there is one; then from the
+run that is resumed; then from the family; then from here.
 """
 
 

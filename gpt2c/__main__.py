@@ -11,12 +11,13 @@ VERBS = {
     "generate": "text from a checkpoint",
     "rlvr": "reinforcement learning (GRPO) on tasks whose answers can be checked",
     "chat": "talk to a model",
+    "download": "a published model to chat with",
     "prepare": "token files from text, JSON and CSV",
     "eval": "loss, perplexity and bits per byte on a file; multiple-choice files",
     "train-tokenizer": "a vocabulary from text",
     "bench": "the speed of kernels and models, beside what this machine can do at most",
     "check-grad": "a model's gradients against differences of its loss",
-    "convert": "a model in another format: llm.c's, GGUF, JSON, a checkpoint",
+    "convert": "a model in another format: Hugging Face's, GGUF, llm.c's, JSON, a checkpoint",
     "info": "this machine and build, or what a checkpoint or the folder of a run holds",
     "plot": "the loss curves of runs, or the roofline of a benchmark",
     "completion": "what bash or zsh needs to complete verbs and flags",
@@ -26,6 +27,7 @@ BEGIN = """gpt2c trains and runs small language models on the CPU. To begin with
   gpt2c train                            a small GPT-2 from scratch on the stories that ship, in a minute or two
   gpt2c train --model trm --interactive  a model that learns facts and questions, then answers yours, in a few minutes
   gpt2c train --data book.txt            on a text of yours
+  gpt2c download smollm2-135m-instruct   a model that answers (98 MB), with the command to chat with it
 
 README.md in the source leads to the pages about models, data, runs and scripting in docs/.
 

@@ -52,6 +52,10 @@ class VersionError(SerializationError):
     """A valid file of a newer version than this gpt2c can read."""
 
 
+class TransferError(Gpt2cError):
+    """A file that could not be fetched from the network."""
+
+
 class ResourceError(Gpt2cError, MemoryError):
     """The machine has too little memory or disk for what was asked."""
 

@@ -1,5 +1,5 @@
-// Queries, one per vector lane: what attention.c and cope.c share. TN of them go at once; a matrix of scores has one row per key.
-// The backward of attention.c exchanges the roles. See there.
+// What the kernels of attention share: queries, one per vector lane, as attention.c and cope.c take them. TN of them go at once; a
+// matrix of scores has one row per key. The backward of attention.c exchanges the roles. See there.
 #ifndef GPT2C_ATTEND_H
 #define GPT2C_ATTEND_H
 
@@ -9,6 +9,15 @@
 static inline vi lane_numbers(void) { return LANES(LANE_NUMBER, 0); }
 
 static inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+typedef struct { float** part; int64_t size; } Part;
+
+// Lays parts out behind one another; returns how much they take. `start` may be NULL.
+static inline int64_t lay_out(float* start, const Part* part, int parts) {
+    int64_t at = 0;
+    for (int i = 0; i < parts; i++) *part[i].part = start ? start + at : NULL, at += part[i].size;
+    return at;
+}
 
 // c (M x TN) = or += a (M x K) b (K x TN); rows of c are c_row apart. a must have readable rows up to an even number.
 static inline void panel_product(float* c, ptrdiff_t c_row, int64_t M, int64_t K, const float* a, ptrdiff_t a_row,
@@ -81,13 +90,22 @@ static inline void store_rows(float* dst, ptrdiff_t dst_row, const float* src, i
         }
 }
 
-// dst (n rows of width D, dst_row apart) = or += src_t^T * scale, where src_t is (D, TN) and scale one factor per lane
+// dot of each of n rows of a and b, which are `row` apart
+static inline void row_dots(float* dots, const float* a, const float* b, ptrdiff_t row, int64_t n, int64_t D) {
+    for (int64_t i = 0; i < n; i++) {
+        vf sum = {0};
+        for (int64_t c = 0; c < D; c += VL) sum += vf_load_n(a + i * row + c, D - c) * vf_load_n(b + i * row + c, D - c);
+        dots[i] = vf_sum(sum);
+    }
+}
+
+// dst (n rows of width D, dst_row apart) = or += src_t^T * scale, where src_t is (D, TN) and scale one factor per lane (NULL: 1)
 static inline void store_lanes(float* dst, ptrdiff_t dst_row, const float* src_t, int64_t n, int64_t D, const float* scale,
                                int add) {
     for (int64_t q = 0; q < n; q += VL)
         for (int64_t c = 0; c < D; c += VL) {
             vf r[VL];
-            for (int i = 0; i < VL; i++) r[i] = vf_load(src_t + (c + i) * TN + q) * vf_load(scale + q);
+            for (int i = 0; i < VL; i++) r[i] = vf_load(src_t + (c + i) * TN + q) * (scale ? vf_load(scale + q) : vf_splat(1));
             vf_transpose(r);
             for (int64_t i = 0; i < VL && q + i < n; i++) {
                 float* d = dst + (q + i) * dst_row + c;
@@ -95,6 +113,20 @@ static inline void store_lanes(float* dst, ptrdiff_t dst_row, const float* src_t
                 vf_store_n(d, add ? vf_load_n(d, D - c) + r[i] : r[i], D - c);
             }
         }
+}
+
+// p = softmax of n scores
+static inline void softmax(float* p, const float* s, int64_t n) {
+    float max = s[0];
+    for (int64_t j = 1; j < n; j++) max = s[j] > max ? s[j] : max;
+    vf sum = {0};
+    for (int64_t j = 0; j < n; j += VL) {
+        vf e = vf_exp(vf_load_n(s + j, n - j) - max);
+        vf_store_n(p + j, e, n - j);
+        sum += n - j < VL ? vf_load_n(p + j, n - j) : e;
+    }
+    float inverse = 1.0f / vf_sum(sum);
+    for (int64_t j = 0; j < n; j++) p[j] *= inverse;
 }
 
 #endif

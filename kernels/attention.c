@@ -1,5 +1,5 @@
-// Causal self-attention: tiled (memory O(T) per head), materialised (to look at) and cached (to generate). H / K heads of queries
-// in a row share a head of keys and values; the backward takes these together, for their gradients are sums.
+// Causal self-attention: tiled (memory O(T) per head) and cached (to generate). H / K heads of queries in a row share a head of keys
+// and values, whose gradients are then sums over these.
 //
 // Tiled, for one (b, h), plainly:
 //   for i:  s_j = q_i k_j / sqrt(D) for j <= i;  lse_i = log sum_j exp(s_j);  out_i = sum_j exp(s_j - lse_i) v_j
@@ -24,15 +24,6 @@
 #include "side.h"
 
 enum { BLOCK = 256 };
-
-typedef struct { float** part; int64_t size; } Part;
-
-// Lays parts out behind one another; returns how much they take. `start` may be NULL.
-static int64_t lay_out(float* start, const Part* part, int parts) {
-    int64_t at = 0;
-    for (int i = 0; i < parts; i++) *part[i].part = start ? start + at : NULL, at += part[i].size;
-    return at;
-}
 
 // The forward's scratch of one thread: nothing needs to be kept between heads. W is the width of a head, padded.
 typedef struct {
@@ -60,8 +51,11 @@ typedef struct {
     float *queries, *queries_t, *douts, *douts_t, *keys, *keys_t, *values_t, *probs;  // room for sides
 } Backward;
 
+// Floats of the gradients of a head's keys, or values, as the backward makes them: (T/TN, W, TN).
+static inline int64_t turned_floats(int64_t T, int64_t D) { return round_up(T, TN) * round_up(D, TN); }
+
 static int64_t backward_scratch(Backward* b, float* start, int64_t T, int64_t D) {
-    const int64_t W = round_up(D, TN), rows = (BLOCK + 1) * W, all = round_up(T, TN) * W, side = side_room(BLOCK, W);
+    const int64_t W = round_up(D, TN), rows = (BLOCK + 1) * W, all = turned_floats(T, D), side = side_room(BLOCK, W);
     const Part part[] = {{&b->k, (T + 1) * W}, {&b->v, (T + 1) * W}, {&b->q, rows}, {&b->dout, rows}, {&b->s, BLOCK * TN},
                          {&b->ds, BLOCK * TN}, {&b->dq, rows}, {&b->dk_t, all}, {&b->dv_t, all}, {&b->queries, side},
                          {&b->queries_t, side}, {&b->douts, side}, {&b->douts_t, side}, {&b->keys, side_room(W, TN)},
@@ -152,15 +146,6 @@ void FN(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, 
     }
 }
 
-// dot of each of n rows of a and b, which are `row` apart
-static void row_dots(float* dots, const float* a, const float* b, ptrdiff_t row, int64_t n, int64_t D) {
-    for (int64_t i = 0; i < n; i++) {
-        vf sum = {0};
-        for (int64_t c = 0; c < D; c += VL) sum += vf_load_n(a + i * row + c, D - c) * vf_load_n(b + i * row + c, D - c);
-        dots[i] = vf_sum(sum);
-    }
-}
-
 // s = probabilities of `rows` queries, and ds = their scores' gradients: lane l has key j + l, the first row query `at`.
 static void probabilities(float* s, float* ds, int64_t rows, int64_t at, int64_t j, const float* lse, const float* dots) {
     for (int64_t i = 0; i < rows; i++)
@@ -172,10 +157,9 @@ static void probabilities(float* s, float* ds, int64_t rows, int64_t at, int64_t
         }
 }
 
-// One head of queries, rows q_row apart, against the keys and values in b; dk_t and dv_t there get its part of their gradients,
-// which is added if heads of the group came before it.
+// One head of queries, rows q_row apart, against the keys and values in b; dk_t and dv_t there get the gradients of these.
 static void backward_of_head(const Precision* p, float* dq, const float* q, ptrdiff_t q_row, const float* g, const float* o,
-                             ptrdiff_t o_row, const float* lse, int64_t T, int64_t D, int later, int add, Backward b) {
+                             ptrdiff_t o_row, const float* lse, int64_t T, int64_t D, int add, Backward b) {
     const int64_t W = padded_width(p, D);
     const float scale = 1.0f / sqrtf(D);
     for (int64_t first = 0; first < T; first += BLOCK) {
@@ -197,7 +181,7 @@ static void backward_of_head(const Precision* p, float* dq, const float* q, ptrd
             multiply(p, ds, TN, n, TN, D, douts, from, 0, values_t, 0);
             probabilities(s, ds, n, first + from, j, lse + first + from, dots + from);
 
-            int more = later || j < first;  // other heads, or queries of blocks before, saw these keys
+            int more = j < first;  // queries of blocks before saw these keys
             multiply(p, b.dv_t + j * W, TN, D, TN, n, douts_t, 0, from, right_side(p, b.probs, s, TN, 0, n, TN), more);
             multiply(p, b.dk_t + j * W, TN, D, TN, n, queries_t, 0, from, right_side(p, b.probs, ds, TN, 0, n, TN), more);
             multiply(p, b.dq + from * W, W, n, W, lanes, left_side(p, b.probs, ds, TN, 0, n, lanes), 0, 0,
@@ -207,111 +191,56 @@ static void backward_of_head(const Precision* p, float* dq, const float* q, ptrd
     }
 }
 
+// dst (T rows of width D, `row` apart) = or += turned (T/TN, W, TN)
+static void store_turned(float* dst, ptrdiff_t row, const float* turned, int64_t W, int64_t T, int64_t D, int add) {
+    for (int64_t j = 0; j < T; j += TN)
+        store_lanes(dst + j * row, row, turned + j * W, T - j < TN ? T - j : TN, D, NULL, add);
+}
+
+// A task is a group of heads that share keys and values, or a single head where such tasks would leave threads without work for
+// over an eighth of the time. The gradients of what is shared are added up from the first head to the last either way.
+static inline int heads_apart(int64_t B, int64_t T, int64_t H, int64_t D, int64_t K) {
+    const int64_t groups = B * K, threads = threads_for(B * T * T * H * D / 4);
+    return K < H && 8 * (round_up(groups, threads) - groups) > groups;
+}
+
+// What each thread needs, and before that, once, what single heads give to the gradients of shared keys and values.
+size_t FN(attention_backward_scratch)(int64_t B, int64_t T, int64_t H, int64_t D, int64_t K) {
+    return FN(attention_scratch)(T, D) + (heads_apart(B, T, H, D, K) ? 2 * B * H * turned_floats(T, D) : 0);
+}
+
 void FN(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
                             int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int64_t add, float* scratch) {
-    const int64_t row = (H + 2 * K) * D, each = H / K;
+    const int64_t row = (H + 2 * K) * D, each = H / K, apart = heads_apart(B, T, H, D, K), heads = apart ? 1 : each;
+    const int64_t all = turned_floats(T, D);
     const Precision* p = precision_for(T, D);
     const int64_t W = padded_width(p, D);
+    float *parts = scratch, *threads = scratch + (apart ? 2 * B * H * all : 0);  // parts (B, H, 2, all)
     PARALLEL_FOR(B * T * T * H * D / 4)
-    for (int64_t bk = 0; bk < B * K; bk++) {
-        int64_t at = bk / K * T * row, key = at + (H + bk % K) * D;
-        Backward b;
-        backward_scratch(&b, scratch + thread_index() * FN(attention_scratch)(T, D), T, D);
-        copy_rows(b.k, W, qkv + key, row, T, D, 1);
-        copy_rows(b.v, W, qkv + key + K * D, row, T, D, 1);
+    for (int64_t first = 0; first < B * H; first += heads) {
+        int64_t b = first / H, at = b * T * row, key = at + (H + first % H / each) * D, value = key + K * D;
+        Backward s;
+        backward_scratch(&s, threads + thread_index() * FN(attention_scratch)(T, D), T, D);
+        if (apart) s.dk_t = parts + 2 * first * all, s.dv_t = s.dk_t + all;
+        copy_rows(s.k, W, qkv + key, row, T, D, 1);
+        copy_rows(s.v, W, qkv + value, row, T, D, 1);
         begin(p);
-        for (int64_t i = 0; i < each; i++) {
-            int64_t h = bk % K * each + i, head = at + h * D, o = (bk / K * T * H + h) * D;
-            backward_of_head(p, dqkv + head, qkv + head, row, dout + o, out + o, H * D, lse + (bk / K * H + h) * T, T, D,
-                             i > 0, add, b);
+        for (int64_t bh = first; bh < first + heads; bh++) {
+            int64_t head = at + bh % H * D, o = (b * T * H + bh % H) * D, later = add || bh > first;
+            backward_of_head(p, dqkv + head, qkv + head, row, dout + o, out + o, H * D, lse + bh * T, T, D, add, s);
+            if (apart) continue;
+            store_turned(dqkv + key, row, s.dk_t, W, T, D, later);
+            store_turned(dqkv + value, row, s.dv_t, W, T, D, later);
         }
         end(p);
-        float one[TN];
-        for (int i = 0; i < TN; i++) one[i] = 1;
-        for (int64_t j = 0; j < T; j += TN) {
-            int64_t lanes = T - j < TN ? T - j : TN;
-            store_lanes(dqkv + key + j * row, row, b.dk_t + j * W, lanes, D, one, add);
-            store_lanes(dqkv + key + K * D + j * row, row, b.dv_t + j * W, lanes, D, one, add);
-        }
     }
-}
-
-// Materialised ----------------------------------------------------------------------------------------------------
-
-static inline float dot(const float* a, const float* b, int64_t n) {
-    vf sum = {0};
-    for (int64_t c = 0; c < n; c += VL) sum += vf_load_n(a + c, n - c) * vf_load_n(b + c, n - c);
-    return vf_sum(sum);
-}
-
-// y += a x
-static inline void axpy(float* y, float a, const float* x, int64_t n) {
-    for (int64_t c = 0; c < n; c++) y[c] += a * x[c];
-}
-
-// p = softmax of n scores
-static void softmax(float* p, const float* s, int64_t n) {
-    float max = s[0];
-    for (int64_t j = 1; j < n; j++) max = s[j] > max ? s[j] : max;
-    vf sum = {0};
-    for (int64_t j = 0; j < n; j += VL) {
-        vf e = vf_exp(vf_load_n(s + j, n - j) - max);
-        vf_store_n(p + j, e, n - j);
-        sum += n - j < VL ? vf_load_n(p + j, n - j) : e;
-    }
-    float inverse = 1.0f / vf_sum(sum);
-    for (int64_t j = 0; j < n; j++) p[j] *= inverse;
-}
-
-void FN(attention_materialised_forward)(float* out, float* preatt, float* att, const float* qkv,
-                                        int64_t B, int64_t T, int64_t H, int64_t D, int64_t K) {
-    const int64_t row = (H + 2 * K) * D;
-    const float scale = 1.0f / sqrtf(D);
-    PARALLEL_FOR(B * T * T * H * D)
-    for (int64_t bht = 0; bht < B * H * T; bht++) {
-        int64_t t = bht % T, h = bht / T % H, b = bht / T / H;
-        const float *heads = qkv + b * T * row, *q = heads + t * row + h * D, *k = heads + (H + h * K / H) * D, *v = k + K * D;
-        float *s = preatt + bht * T, *p = att + bht * T, *o = out + ((b * T + t) * H + h) * D;
-        memset(s, 0, T * sizeof(float));
-        memset(p, 0, T * sizeof(float));
-        for (int64_t j = 0; j <= t; j++) s[j] = dot(q, k + j * row, D) * scale;
-        softmax(p, s, t + 1);
-        memset(o, 0, D * sizeof(float));
-        for (int64_t j = 0; j <= t; j++) axpy(o, p[j], v + j * row, D);
-    }
-}
-
-size_t FN(attention_materialised_scratch)(int64_t T) { return T; }
-
-void FN(attention_materialised_backward)(float* dqkv, const float* dout, const float* qkv, const float* att,
-                                         int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int64_t add, float* scratch) {
-    const int64_t row = (H + 2 * K) * D, each = H / K;
-    const float scale = 1.0f / sqrtf(D);
-    PARALLEL_FOR(2 * B * T * T * H * D)
-    for (int64_t bk = 0; bk < B * K; bk++) {
-        int64_t b = bk / K, at = b * T * row, key = at + (H + bk % K) * D;
-        const float *k = qkv + key, *v = k + K * D;
-        float *dk = dqkv + key, *dv = dk + K * D, *da = scratch + thread_index() * T;
-        for (int64_t j = 0; !add && j < T; j++) {
-            memset(dk + j * row, 0, D * sizeof(float));
-            memset(dv + j * row, 0, D * sizeof(float));
-        }
-        for (int64_t ht = 0; ht < each * T; ht++) {
-            int64_t h = bk % K * each + ht / T, t = ht % T;
-            const float *q = qkv + at + t * row + h * D, *g = dout + ((b * T + t) * H + h) * D, *p = att + ((b * H + h) * T + t) * T;
-            float *dq = dqkv + at + t * row + h * D, mean = 0;  // sum_j p_j da_j
-            if (!add) memset(dq, 0, D * sizeof(float));
-            for (int64_t j = 0; j <= t; j++) {
-                da[j] = dot(g, v + j * row, D);
-                axpy(dv + j * row, p[j], g, D);
-                mean += p[j] * da[j];
-            }
-            for (int64_t j = 0; j <= t; j++) {
-                float ds = p[j] * (da[j] - mean) * scale;
-                axpy(dq, ds, k + j * row, D);
-                axpy(dk + j * row, ds, q, D);
-            }
-        }
+    if (!apart) return;
+    PARALLEL_FOR(2 * B * T * H * D)
+    for (int64_t i = 0; i < 2 * B * K; i++) {
+        int64_t bk = i / 2, of_values = i % 2, key = bk / K * T * row + (H + bk % K) * D;
+        const float* part = parts + (2 * bk * each + of_values) * all;
+        for (int64_t h = 0; h < each; h++)
+            store_turned(dqkv + key + of_values * K * D, row, part + 2 * h * all, W, T, D, add || h > 0);
     }
 }
 

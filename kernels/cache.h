@@ -1,12 +1,11 @@
-// Rows of a KV cache in the storage types that it may hold (CACHED in door.py): how they are written and read.
+// Rows of a KV cache in the types that it may hold (CACHED in door.py): how they are written and read.
 // A head is `n` numbers in a row, whole blocks of them: q8_0's are a scale, float16, and 32 numbers of 8 bits, d q.
 #ifndef GPT2C_CACHE_H
 #define GPT2C_CACHE_H
 
 #include <math.h>
 
-#include "calls.h"
-#include "simd.h"
+#include "numbers.h"
 
 enum { Q8_NUMBERS = 32, Q8_BYTES = 34 };
 
@@ -25,15 +24,9 @@ static inline int64_t cached_bytes(int64_t type, int64_t n) {
 
 // Numbers c .. c + VL - 1 of a head; 0 from n on
 static inline __attribute__((always_inline)) vf cached(const uint8_t* head, int64_t c, int64_t n, const int type) {
-    if (type == AS_F32) return vf_load_n((const float*)head + c, n - c);
-    if (type == AS_Q8_0) {
-        const uint8_t* block = head + c / Q8_NUMBERS * Q8_BYTES;
-        return vf_from_i8(block + 2 + c % Q8_NUMBERS) * vf_from_f16(block)[0];
-    }
-    const uint8_t* at = head + 2 * c;
-    uint16_t end[VL] = {0};
-    if (n - c < VL) at = memcpy(end, at, 2 * (n - c));
-    return type == AS_BF16 ? vf_from_bf16(at) : vf_from_f16(at);
+    if (type != AS_Q8_0) return load_numbers(type, head, c, n - c);
+    const uint8_t* block = head + c / Q8_NUMBERS * Q8_BYTES;
+    return vf_from_i8(block + 2 + c % Q8_NUMBERS) * vf_from_f16(block)[0];
 }
 
 static inline void store_q8_0(uint8_t* block, const float* x) {

@@ -32,16 +32,14 @@ typedef struct {
     int64_t M, W;
 } Scratch;
 
-static size_t divide_scratch(Scratch* s, float* p, int64_t T, int64_t M, int64_t D) {
-    int64_t W = round_up(D, VL), scores = T * TN, lanes = W * TN;
-    float* start = p;
+static int64_t divide_scratch(Scratch* s, float* start, int64_t T, int64_t M, int64_t D) {
+    const int64_t W = round_up(D, VL), scores = T * TN, rows = (M + 1) * TN, lanes = W * TN;
     s->M = M, s->W = W;
-    float** part[] = {&s->k, &s->v, &s->table, &s->s, &s->ds, &s->gate, &s->dp, &s->z, &s->dz, &s->q_t, &s->dout_t,
-                      &s->q, &s->dout, &s->out_t, &s->dk, &s->dv};
-    int64_t size[] = {(T + 1) * W, (T + 1) * W, (M + 1) * W, scores, scores, scores, scores, (M + 1) * TN, (M + 1) * TN,
-                      lanes, lanes, lanes, lanes, lanes, T * W, T * W};
-    for (int i = 0; i < 16; i++) *part[i] = p, p += size[i];
-    return p - start;
+    const Part part[] = {{&s->k, (T + 1) * W}, {&s->v, (T + 1) * W}, {&s->table, (M + 1) * W}, {&s->s, scores}, {&s->ds, scores},
+                         {&s->gate, scores}, {&s->dp, scores}, {&s->z, rows}, {&s->dz, rows}, {&s->q_t, lanes},
+                         {&s->dout_t, lanes}, {&s->q, lanes}, {&s->dout, lanes}, {&s->out_t, lanes}, {&s->dk, T * W},
+                         {&s->dv, T * W}};
+    return lay_out(start, part, 16);
 }
 
 size_t FN(cope_scratch)(int64_t T, int64_t M, int64_t D) {
@@ -49,15 +47,10 @@ size_t FN(cope_scratch)(int64_t T, int64_t M, int64_t D) {
     return divide_scratch(&s, NULL, T, M, D);
 }
 
-static void copy_padded(float* dst, int64_t W, const float* src, ptrdiff_t src_row, int64_t n, int64_t D) {
-    copy_rows(dst, W, src, src_row, n, D, 1);
-    memset(dst + n * W, 0, W * sizeof(float));
-}
-
 static void load_head(Scratch s, const float* k, const float* v, ptrdiff_t kv_row, const float* table, int64_t n, int64_t D) {
-    copy_padded(s.k, s.W, k, kv_row, n, D);
-    copy_padded(s.v, s.W, v, kv_row, n, D);
-    copy_padded(s.table, s.W, table, D, s.M, D);
+    copy_rows(s.k, s.W, k, kv_row, n, D, 1);
+    copy_rows(s.v, s.W, v, kv_row, n, D, 1);
+    copy_rows(s.table, s.W, table, D, s.M, D, 1);
 }
 
 // Rows of z that n keys can reach: their gates add up to n at most.
@@ -175,9 +168,7 @@ static void load_cached_head(Scratch s, const uint8_t* k, const uint8_t* v, ptrd
                              int64_t D, int64_t type) {
     copy_cached(s.k, s.W, k, kv_row, n, D, type);
     copy_cached(s.v, s.W, v, kv_row, n, D, type);
-    memset(s.k + n * s.W, 0, s.W * sizeof(float));
-    memset(s.v + n * s.W, 0, s.W * sizeof(float));
-    copy_padded(s.table, s.W, table, D, s.M, D);
+    copy_rows(s.table, s.W, table, D, s.M, D, 1);
 }
 
 void FN(cope_cached_forward)(float* out, uint8_t* kcache, uint8_t* vcache, const float* qkv, const int32_t* pos,
@@ -238,8 +229,6 @@ static void backward_of_gates(Scratch s, int i, int64_t D, int64_t n) {
 // One head of one batch entry. dtable (M, W) is added to.
 static void backward_of_head(float* dq, float* dtable, const float* g, const float* q, const float* o, const float* lse,
                              int64_t T, int64_t C, int64_t D, int add, Scratch s) {
-    float one[TN];
-    for (int i = 0; i < TN; i++) one[i] = 1;
     memset(s.dk, 0, T * s.W * sizeof(float));
     memset(s.dv, 0, T * s.W * sizeof(float));
     for (int64_t first = 0; first < T; first += TN) {
@@ -249,14 +238,9 @@ static void backward_of_head(float* dq, float* dtable, const float* g, const flo
         pack_transposed(s.q_t, TN, s.q, s.W, lanes, D);
         pack_transposed(s.dout_t, TN, s.dout, s.W, lanes, D);
 
-        float lse_lane[TN], dot_lane[TN];  // dot: dout_i out_i
-        for (int i = 0; i < TN; i++) {
-            lse_lane[i] = i < lanes ? lse[first + i] : INFINITY;  // no query: probabilities 0
-            vf dot = {0};
-            for (int64_t c = 0; c < D && i < lanes; c += VL)
-                dot += vf_load_n(g + (first + i) * C + c, D - c) * vf_load_n(o + (first + i) * C + c, D - c);
-            dot_lane[i] = vf_sum(dot);
-        }
+        float lse_lane[TN], dots[TN] = {0};  // dout_i out_i
+        for (int i = 0; i < TN; i++) lse_lane[i] = i < lanes ? lse[first + i] : INFINITY;  // no query: probabilities 0
+        row_dots(dots, g + first * C, o + first * C, C, lanes, D);
 
         int64_t width = round_up(lanes, VL);
         products(s, D, n, width);
@@ -264,7 +248,7 @@ static void backward_of_head(float* dq, float* dtable, const float* g, const flo
         memset(s.dz, 0, (rows + 1) * TN * sizeof(float));
         for (int i = 0; i < width; i += VL) {
             int64_t seen = seen_by_any(first, i, n);
-            backward_of_scores(s, i, D, first, seen, vf_load(lse_lane + i), vf_load(dot_lane + i));
+            backward_of_scores(s, i, D, first, seen, vf_load(lse_lane + i), vf_load(dots + i));
             backward_of_gates(s, i, D, seen);
             clear_rows(s.s, i, seen, n);
             clear_rows(s.ds, i, seen, n);
@@ -272,7 +256,7 @@ static void backward_of_head(float* dq, float* dtable, const float* g, const flo
 
         rows_product(s.out_t, TN, D, n, s.k, 1, s.W, s.ds, TN, width, 0);
         rows_product(s.out_t, TN, D, rows, s.table, 1, s.W, s.dz, TN, width, 1);
-        store_lanes(dq + first * 3 * C, 3 * C, s.out_t, lanes, D, one, add);
+        store_lanes(dq + first * 3 * C, 3 * C, s.out_t, lanes, D, NULL, add);
         rows_product(s.dv, s.W, n, lanes, s.s, TN, 1, s.dout, s.W, s.W, 1);
         rows_product(s.dk, s.W, n, lanes, s.ds, TN, 1, s.q, s.W, s.W, 1);
         rows_product(dtable, s.W, rows, lanes, s.dz, TN, 1, s.q, s.W, s.W, 1);

@@ -99,9 +99,8 @@ static inline __attribute__((always_inline)) void
 multiply_groups(float* out, int64_t P, int type, Matrix w, int64_t N, int64_t g0, int64_t g1, const Rounded* x, int64_t R,
                 const float* b) {
     const int64_t blocks = w.columns / BLOCK;
-    const uint8_t* at = (const uint8_t*)w.data + g0 * group_bytes(type, w.columns);
     for (int64_t g = g0; g < g1; g++) {
-        const Group group = next_group(&at, type, w.columns);
+        const Group group = group_of(w.data, type, w.columns, g);
         for (int64_t n = g * GROUP; n < (g + 1) * GROUP && n < N; n += VL) {
             const vf bias = b ? vf_load_n(b + n, N - n) : (vf){0};
 #define ROWS(rows)                                                                                              \
@@ -154,41 +153,41 @@ multiply_rows(float* out, int64_t P, int type, Matrix w, int64_t n0, int64_t n1,
     }
 }
 
-// Each thread rounds all of x for itself: that is less than telling the others.
-static void multiply_blocks(float* out, const float* x, Matrix w, const float* b, int64_t R, int64_t P, int64_t N, float* scratch) {
-    const int64_t C = w.columns, groups = (N + GROUP - 1) / GROUP, work = R * N * C;
+typedef struct {
+    float* out;  // its rows P apart
+    Matrix w;    // N rows
+    const float* b;
+} Product;
+
+// One or two products with the same x, for which threads meet once. Each rounds all of x for itself: that is less than telling
+// the others.
+static void multiply(const Product* products, int count, const float* x, int64_t R, int64_t N, int64_t P, float* scratch) {
+    const int64_t C = products->w.columns, work = 2 * count * R * N * C;
     const int threads = threads_for(work);
     PARALLEL_FOR(work)
     for (int t = 0; t < threads; t++) {
         Rounded* rounded = (Rounded*)(scratch + thread_index() * FN(few_rows_scratch)(R, C));
-        for (int64_t block = 0; block < R * (C / BLOCK); block++) round_block(rounded + block, x + block * BLOCK);
-        const int64_t g0 = groups * t / threads, g1 = groups * (t + 1) / threads;
-#define NUMBERS(type) break
-#define BLOCKS(type) multiply_groups(out, P, type, w, N, g0, g1, rounded, R, b)
-        STORED_DISPATCH(w.type, NUMBERS, BLOCKS)
+        int done = 0;
+        for (const Product* p = products; p < products + count; p++) {
+            const int64_t step = p->w.type <= AS_F16 ? 1 : GROUP, steps = (N + step - 1) / step;
+            const int64_t first = steps * t / threads, last = steps * (t + 1) / threads;
+            if (step == GROUP && !done++)
+                for (int64_t block = 0; block < R * (C / BLOCK); block++) round_block(rounded + block, x + block * BLOCK);
+#define NUMBERS(type) multiply_rows(p->out, P, type, p->w, first, last, x, R, p->b)
+#define BLOCKS(type) multiply_groups(p->out, P, type, p->w, N, first, last, rounded, R, p->b)
+            STORED_DISPATCH(p->w.type, NUMBERS, BLOCKS)
 #undef NUMBERS
 #undef BLOCKS
-    }
-}
-
-static void multiply_numbers(float* out, const float* x, Matrix w, const float* b, int64_t R, int64_t P, int64_t N) {
-    const int64_t work = 2 * R * N * w.columns;
-    const int threads = threads_for(work);
-    PARALLEL_FOR(work)
-    for (int t = 0; t < threads; t++) {
-        const int64_t n0 = N * t / threads, n1 = N * (t + 1) / threads;
-#define NUMBERS(type) multiply_rows(out, P, type, w, n0, n1, x, R, b)
-#define BLOCKS(type) break
-        STORED_DISPATCH(w.type, NUMBERS, BLOCKS)
-#undef NUMBERS
-#undef BLOCKS
+        }
     }
 }
 
 void FN(few_rows_forward)(float* out, const float* x, const void* w, const float* b, int64_t R, int64_t P, int64_t C, int64_t N,
                           int64_t at, int64_t w_type, float* scratch) {
-    const Matrix matrix = {w, w_type, C};
-    const float* bias = b ? b + at : NULL;
-    if (w_type <= AS_F16) multiply_numbers(out + at, x, matrix, bias, R, P, N);
-    else multiply_blocks(out + at, x, matrix, bias, R, P, N, scratch);
+    multiply(&(Product){out + at, {w, w_type, C}, b ? b + at : NULL}, 1, x, R, N, P, scratch);
+}
+
+void FN(few_rows_pair_forward)(float* a, float* b, const float* x, const void* wa, const void* wb, int64_t R, int64_t N, int64_t C,
+                               int64_t wa_type, int64_t wb_type, float* scratch) {
+    multiply((Product[]){{a, {wa, wa_type, C}, NULL}, {b, {wb, wb_type, C}, NULL}}, 2, x, R, N, N, scratch);
 }

@@ -77,6 +77,9 @@ void FN(matmul_backward_w)(float* dw, float* db, const float* dout, const float*
 size_t FN(few_rows_scratch)(int64_t R, int64_t C);
 void FN(few_rows_forward)(float* out, const float* x, const void* w, const float* b, int64_t R, int64_t P, int64_t C, int64_t N,
                           int64_t at, int64_t w_type, float* scratch);
+// a = x wa^T,  b = x wb^T                              a, b (R,N)  x (R,C)  wa, wb (N,C)
+void FN(few_rows_pair_forward)(float* a, float* b, const float* x, const void* wa, const void* wb, int64_t R, int64_t N, int64_t C,
+                               int64_t wa_type, int64_t wb_type, float* scratch);
 
 // repack.c ------------------------------------------------------------------------------------------------------
 // w = rows of a file, Y bytes each, laid out as kernels take them (stored.h); its memory is 0 before
@@ -93,6 +96,7 @@ void FN(attention_forward)(float* out, float* lse, const float* qkv, int64_t B, 
                            float* scratch);
 // p = exp(s - lse),  ds[i,j] = p[i,j] (dout_i v_j - dout_i out_i)
 // dv_j += sum_i p[i,j] dout_i,  dq_i += sum_j ds[i,j] k_j / sqrt(D),  dk_j += sum_i ds[i,j] q_i / sqrt(D)
+size_t FN(attention_backward_scratch)(int64_t B, int64_t T, int64_t H, int64_t D, int64_t K);
 void FN(attention_backward)(float* dqkv, const float* dout, const float* qkv, const float* out, const float* lse,
                             int64_t B, int64_t T, int64_t H, int64_t D, int64_t K, int64_t add, float* scratch);
 // Materialised: the scaled scores and the probabilities stay to be looked at; entries j > i are 0.

@@ -27,8 +27,7 @@
 #ifndef GPT2C_STORED_H
 #define GPT2C_STORED_H
 
-#include "calls.h"
-#include "simd.h"
+#include "numbers.h"
 
 typedef struct {
     const void* data;
@@ -54,40 +53,39 @@ static inline __attribute__((always_inline)) int zero_of(int type) {
     return type == AS_Q8_0 ? 128 : type == AS_Q4_0 ? 8 : type == AS_Q5_0 ? 16 : type == AS_Q6_K ? 32 : 0;
 }
 
-// Where the planes of a group begin
-typedef struct {
-    const uint8_t *d, *m, *scales, *minimums, *high, *codes;
-} Group;
+// Where the planes of a group are: from its beginning on, and how many bytes all of them take
+typedef struct { int64_t d, m, scales, minimums, high, codes, bytes; } Planes;
 
-static inline const uint8_t* plane(const uint8_t** at, int64_t count, int64_t bytes) {
-    const uint8_t* here = *at;
+static inline int64_t plane(int64_t* at, int64_t count, int64_t bytes) {
+    const int64_t here = *at;
     *at += (count * bytes + PLANE_LINE - 1) / PLANE_LINE * PLANE_LINE;
     return here;
 }
 
-// The planes of the group at this address, which is moved to the next one
-static inline __attribute__((always_inline)) Group next_group(const uint8_t** at, int type, int64_t columns) {
+static inline __attribute__((always_inline)) Planes planes_of(int type, int64_t columns) {
     const int64_t blocks = columns / BLOCK, supers = columns / SUPER;
-    const int is_k = type >= AS_Q4_K;
-    Group g = {0};
-    g.d = plane(at, is_k ? supers : blocks, 32);
-    if (type == AS_Q4_1 || type == AS_Q5_1) g.m = plane(at, blocks, 32);
+    Planes p = {0};
+    p.d = plane(&p.bytes, type >= AS_Q4_K ? supers : blocks, 32);
+    if (type == AS_Q4_1 || type == AS_Q5_1) p.m = plane(&p.bytes, blocks, 32);
     if (type == AS_Q4_K || type == AS_Q5_K) {
-        g.m = plane(at, supers, 32);
-        g.scales = plane(at, supers, 128);
-        g.minimums = plane(at, supers, 128);
+        p.m = plane(&p.bytes, supers, 32);
+        p.scales = plane(&p.bytes, supers, 128);
+        p.minimums = plane(&p.bytes, supers, 128);
     }
-    if (type == AS_Q6_K) g.scales = plane(at, supers, 256);
-    if (type == AS_Q5_0 || type == AS_Q5_1 || type == AS_Q5_K) g.high = plane(at, blocks, 64);
-    if (type == AS_Q6_K) g.high = plane(at, blocks, 128);
-    g.codes = plane(at, blocks, type == AS_Q8_0 ? 512 : 256);
-    return g;
+    if (type == AS_Q6_K) p.scales = plane(&p.bytes, supers, 256);
+    if (type == AS_Q5_0 || type == AS_Q5_1 || type == AS_Q5_K) p.high = plane(&p.bytes, blocks, 64);
+    if (type == AS_Q6_K) p.high = plane(&p.bytes, blocks, 128);
+    p.codes = plane(&p.bytes, blocks, type == AS_Q8_0 ? 512 : 256);
+    return p;
 }
 
-static inline int64_t group_bytes(int type, int64_t columns) {
-    const uint8_t *start = NULL, *at = start;
-    next_group(&at, type, columns);
-    return at - start;
+typedef struct { uint8_t *d, *m, *scales, *minimums, *high, *codes; } Group;
+
+// The planes of group `number` of a matrix
+static inline __attribute__((always_inline)) Group group_of(const void* data, int type, int64_t columns, int64_t number) {
+    const Planes p = planes_of(type, columns);
+    uint8_t* start = (uint8_t*)data + number * p.bytes;
+    return (Group){start + p.d, start + p.m, start + p.scales, start + p.minimums, start + p.high, start + p.codes};
 }
 
 // Lane i: the codes of row `row` + i at step g of block t, column 4 g + b in byte b
@@ -132,10 +130,8 @@ static inline __attribute__((always_inline)) void decode_block(float out[BLOCK][
 // out[r - r0][c - c0] = rows r0 to r1, columns c0 to c1 of blocks; both c are multiples of BLOCK. Rows of out are `out_row` apart.
 static inline __attribute__((always_inline)) void
 decode_groups(float* out, ptrdiff_t out_row, int type, Matrix m, int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
-    const int64_t bytes = group_bytes(type, m.columns);
     for (int64_t first = r0 / GROUP * GROUP; first < r1; first += GROUP) {
-        const uint8_t* at = (const uint8_t*)m.data + first / GROUP * bytes;
-        const Group group = next_group(&at, type, m.columns);
+        const Group group = group_of(m.data, type, m.columns, first / GROUP);
         const int64_t low = first < r0 ? r0 - first : 0, high = r1 - first < GROUP ? r1 - first : GROUP;
         for (int64_t c = c0; c < c1; c += BLOCK) {
             float block[BLOCK][GROUP];
@@ -152,15 +148,6 @@ decode_groups(float* out, ptrdiff_t out_row, int type, Matrix m, int64_t r0, int
                 }
         }
     }
-}
-
-// n neighbours of a row that is stored as single numbers, from number `at` of the matrix on
-static inline __attribute__((always_inline)) vf load_numbers(int type, const void* data, int64_t at, ptrdiff_t n) {
-    if (type == AS_F32) return vf_load_n((const float*)data + at, n);
-    uint16_t some[VL] = {0};
-    const uint16_t* from = (const uint16_t*)data + at;
-    if (n < VL) from = memcpy(some, from, n * sizeof *from);
-    return type == AS_BF16 ? vf_from_bf16(from) : vf_from_f16(from);
 }
 
 static inline __attribute__((always_inline)) void

@@ -23,7 +23,7 @@ DEFAULT = gpt2c.info()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--draws", type=int, default=60, help="runs that runs/test_draws.py draws")
+    parser.addoption("--draws", type=int, default=20, help="runs that runs/test_draws.py draws")
     parser.addoption("--first-draw", type=int, default=0, help="number of the first of them: its seed")
 
 
@@ -51,6 +51,18 @@ def default_settings():
     gpt2c.set_num_threads(DEFAULT["threads"])
     gpt2c.set_isa(DEFAULT["isa"])
     gpt2c.set_matmul_precision(DEFAULT["matmul_precision"])
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch):
+    """A run in this process does not measure what the machine can do: it takes longer than the run."""
+    monkeypatch.setattr("gpt2c.runs.loop.measured_peak", lambda *_: 1e9)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Nor does it draw its curves, which takes as long."""
+    monkeypatch.setattr("gpt2c.support.pictures.available", lambda: False)
 
 
 @pytest.fixture
@@ -92,3 +104,26 @@ def mpi():
 
     if why := why_not():
         pytest.skip(why)
+
+
+def _real(source):
+    from real_models import found  # here, because the tests of the kernels do without
+
+    path, why = found(source)
+    return path or pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The path of SmolLM2-135M-Instruct in Q4_1."""
+    from real_models import SMOLLM2
+
+    return _real(SMOLLM2)
+
+
+@pytest.fixture(scope="session")
+def gemma():
+    """The path of Gemma 3 270M, which has blocks of Q4_K, Q5_0, Q6_K and Q8_0."""
+    from real_models import GEMMA
+
+    return _real(GEMMA)

@@ -80,6 +80,7 @@ def whole_model(R):
     yield Case("adamw", "parameters", {"R": R})
     yield Case("sgd", "parameters", {"R": R, "momentum": 0.9})
     yield Case("global_norm", "gradients", {"R": R})
+    yield Case("few_rows_pair_forward", "fc", {"R": 8, "C": 768, "N": 3072})
     yield Case("repack", "rows", {"N": 4096, "C": 4096, "Y": 4 * 4096})
     yield Case("clamp", "gradients", {"R": R})
     yield Case("add_scaled", "gradients", {"R": R})

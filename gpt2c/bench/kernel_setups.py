@@ -83,7 +83,6 @@ VALUES = {
     "pos": lambda shape, n: np.full(shape, n["S"] - n.get("T", 1), np.int32),  # the last there is room for
     "slot": lambda shape, n: np.arange(shape[0], dtype=np.int32),
     "rotations": lambda shape, n: rotations(*shape),
-    "blocks": lambda shape, n: normal(shape[0], shape[1] // 4).view(np.uint8),  # rows of float32
     "noise": lambda shape, n: np.array([1, 2], np.int32),  # seed and counter
     "depth": lambda shape, n: rng.integers(1, 3, size=shape).astype(np.float32),
     "count": lambda shape, n: np.full(shape, n["R"], np.float32),
@@ -99,6 +98,7 @@ DECAYS = ("scan_forward", "scan_backward")  # their `a`
 ROUNDINGS = {
     "matmul_forward": lambda C, **_: C,
     "few_rows_forward": lambda C, **_: C,
+    "few_rows_pair_forward": lambda C, **_: C,
     "matmul_backward_x": lambda N, **_: N,
     "matmul_backward_w": lambda R, **_: R,
     "attention_forward": lambda T, D, **_: T + D,
@@ -225,7 +225,7 @@ def filled(case, kernel, array):
     """An array as it is before a call."""
     name, _, dims, dtype, writable = array
     shape = shape_of(case, dims)
-    if dtype == "u8":  # a KV cache, in float32
+    if dtype == "u8":  # a KV cache or rows of a file, in float32
         return normal(*shape[:-1], shape[-1] // 4).view(np.uint8)
     if writable and not reads(kernel, name):  # what is not written shows
         return np.full(shape, -1, np.int32) if dtype == "i32" else constant(np.nan, *shape)
@@ -287,7 +287,7 @@ class Sample:
         if array is None:
             return None
         if array.dtype == np.uint8:
-            return array.view(np.float32).copy()
+            array = array.view(np.float32)
         dims = self.dims.get(name, ())
         if dims == [1]:
             return array.item()

@@ -26,6 +26,7 @@ from gpt2c.engine.peak import FMA, PRECISIONS, measured_bandwidth, measured_peak
 from gpt2c.engine.runner import Runner, Work
 from gpt2c.errors import Gpt2cError, ResourceError, UsageError
 from gpt2c.generation.decoder import generate
+from gpt2c.models import llama
 from gpt2c.models.model import Model, create
 from gpt2c.models.registry import make_config
 from gpt2c.training.config import TrainConfig
@@ -72,7 +73,9 @@ MODEL_CASES = {
         ModelCase("train", "chargpt-1.2M", 32, 64, {}, "chargpt"),
         ModelCase("train", "mingru-0.6M", 32, 256, {"dim": 128}, "mingru"),
         ModelCase("train", "hybrid-2M", 4, 180, {"hidden": 128, "num_layers": 2}, "hybrid"),
+        ModelCase("train", "llama-1.3M", 8, 128, {"vocab_size": 4096}, "llama"),
         ModelCase("train", "llama-t1024", 4, 1024, LIKE_GPT2, "llama"),
+        ModelCase("train", "smollm2-t64", 4, 64, llama.SIZES["smollm2-135m"], "llama"),
         ModelCase("train", "trm-0.4M", 16, 80, {"vocab_size": 1000}, "trm"),
         ModelCase("generate", "gpt2", 1, 1, {}),
         ModelCase("prefill", "gpt2-t512", 1, 512, {}),

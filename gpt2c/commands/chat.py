@@ -9,10 +9,10 @@ import sys
 from dataclasses import dataclass
 
 from gpt2c import settings
-from gpt2c.commands.command_line import parse
+from gpt2c.commands.command_line import CommandLine, merge
 from gpt2c.errors import InputError, UsageError
 from gpt2c.generation.conversation import LONGEST, Conversation
-from gpt2c.generation.sampling import Sampling
+from gpt2c.generation.sampling import Sampling, layers
 from gpt2c.generation.slots import CacheConfig
 from gpt2c.models.files import load
 from gpt2c.models.frozen import weights_flag
@@ -58,16 +58,19 @@ class ChatConfig:
 
 
 def main(argv):
-    classes = [ChatConfig, Sampling, CacheConfig]
-    (config, how, cache), given = parse(argv, classes, "gpt2c chat", __doc__.partition("\n\n")[2], ["checkpoint"])
+    line, about = CommandLine(argv), __doc__.partition("\n\n")[2]
+
+    def merged(*before):
+        return merge(line, [ChatConfig, Sampling, CacheConfig], "gpt2c chat", about, ["checkpoint"], before).instances
+
+    config, *_ = merged()
     if not config.checkpoint:
         raise UsageError("name a checkpoint: gpt2c chat CKPT [flags]")
     if config.threads:
         settings.set_num_threads(config.threads)
     model = load(config.checkpoint, config.weights)
     tokenizer = tokenizer_of_model(model, config.tokenizer)
-    if tokenizer.chat_template and "temperature" not in given:
-        how.temperature = 0.0
+    config, how, cache = merged(*layers(model, "chat" if tokenizer.chat_template else ""))
     if config.system and not tokenizer.chat_template:
         raise UsageError(f"{config.checkpoint} has no chat template, so that a system prompt has no place; leave --system out")
     about = config.max_new_tokens, config.turns, config.system, config.context, cache.kv

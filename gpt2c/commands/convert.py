@@ -1,8 +1,9 @@
 """Convert a model to another format: python -m gpt2c convert FROM TO, or gpt2c convert.
 
-FROM is a checkpoint, an llm.c model, a GGUF file, a checkpoint of randyGPT or a model in JSON, told apart by content. The
-name of TO says what is written: .json is JSON, .gguf is GGUF, .bin of a gpt2 model is llm.c's format, anything else is a
-checkpoint. Weights and tokenizer are converted, optimizer and run state are not. One tensor at a time is in memory.
+FROM is a checkpoint, an llm.c model, a GGUF file, a folder of Hugging Face, a checkpoint of randyGPT or a model in JSON, told
+apart by content. The name of TO says what is written: .json is JSON, .gguf is GGUF, .bin of a gpt2 model is llm.c's format, a
+name that ends in / or a folder is a folder of Hugging Face, anything else is a checkpoint. Weights and tokenizer are converted,
+optimizer and run state are not. One tensor at a time is in memory.
 """
 
 import dataclasses
@@ -24,15 +25,16 @@ from gpt2c.tokenizers.vocabularies import over_characters
 
 @dataclass
 class ConvertConfig:
-    source: str = flag("", "file to convert", metavar="FROM")
-    target: str = flag("", "file to write", metavar="TO")
+    source: str = flag("", "file or folder to convert", metavar="FROM")
+    target: str = flag("", "file or folder to write", metavar="TO")
     version: int = flag(3, "version of llm.c's format: 3 is float32, 5 is bf16", choices=(3, 5))
     dtype: str = flag(
         "",
-        "storage type of a GGUF file's matrices: 32 or 16 bits, or quantised to about 8, 5 or 4",
+        "storage type of the matrices in GGUF and in folders: 32 or 16 bits, or (GGUF) quantised to about 8, 5 or 4",
         choices=("", *blocks.WRITTEN),
         default_text="as they are",
     )
+    overwrite: bool = flag(False, "replace a folder that is not empty")
     tokenizer: str = flag("", "tokenizer file to embed in the model", metavar="PATH", default_text="the model's own")
     training_text: str = flag(
         "",
@@ -46,7 +48,7 @@ class ConvertConfig:
 def main(argv):
     (config,), _ = parse(argv, [ConvertConfig], "gpt2c convert", __doc__.partition("\n\n")[2], ["source", "target"])
     if not config.source or not config.target:
-        raise UsageError("name two files: gpt2c convert FROM TO [flags]")
+        raise UsageError("name two files or folders: gpt2c convert FROM TO [flags]")
     content = read(config.source)
     if os.path.exists(config.target) and os.path.samefile(config.source, config.target):
         raise UsageError(f"{config.target} is the file to convert: choose another name")
@@ -54,7 +56,7 @@ def main(argv):
     tokenizer = chosen_tokenizer(config, content.config.vocab_size) or weights.tokenizer
     said = weights.said | ({"description": config.description} if config.description else {})
     weights = dataclasses.replace(weights, tokenizer=tokenizer, said=said)
-    notes = formats.write(config.target, weights, config.version, config.dtype)
+    notes = formats.write(config.target, weights, config.version, config.dtype, config.overwrite)
     count = sum(tensor.size for tensor in weights.tensors.values())
     say("\n".join([f"{config.target}: {weights.family}, {count:,} parameters", *notes]))
 

@@ -10,11 +10,11 @@ from gpt2c import settings
 from gpt2c.commands.command_line import CommandLine, merge
 from gpt2c.data import VocabularySource
 from gpt2c.errors import UsageError
-from gpt2c.generation.sampling import Sampling, pieces
+from gpt2c.generation.sampling import Sampling, layers, pieces
 from gpt2c.generation.slots import PIECE, CacheConfig
 from gpt2c.models.files import load
 from gpt2c.models.frozen import weights_flag
-from gpt2c.support.fields import Layer, flag, require_at_least
+from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.streams import bare
 from gpt2c.tokenizers.finding import tokenizer_of_model
 from gpt2c.tokenizers.turns import stops
@@ -52,17 +52,15 @@ class GenerateConfig:
 def main(argv):
     line, about = CommandLine(argv), __doc__.partition("\n\n")[2]
 
-    def merged(*layers):
+    def merged(*before):
         classes = [GenerateConfig, Sampling, CacheConfig, VocabularySource]
-        return merge(line, classes, "gpt2c generate", about, ["checkpoint"], layers).instances
+        return merge(line, classes, "gpt2c generate", about, ["checkpoint"], before).instances
 
     config, *_ = merged()
     if not config.checkpoint:
         raise UsageError("name a checkpoint: gpt2c generate CKPT [flags]")
     model = load(config.checkpoint, config.weights)
-    layers = [Layer(f"the family {model.family}", dict(usual))] if (usual := model.definition.generation) else []
-    layers += [Layer("--chat", {"temperature": 0.0})] if config.chat else []
-    config, how, cache, _ = merged(*layers)
+    config, how, cache, _ = merged(*layers(model, "--chat" if config.chat else ""))
     if isinstance(how.seed, str):
         print(f"warning: --seed {how.seed!r} is taken as the prompt; use --prompt for that", file=sys.stderr)
         config.prompt, how.seed = config.prompt or how.seed, Sampling.seed

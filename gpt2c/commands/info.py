@@ -1,7 +1,7 @@
 """Show this machine, a model file or a run: python -m gpt2c info [PATH], or gpt2c info.
 
-Without PATH: this machine and this build. A model file: its format, sizes and whether it is valid. The directory of a run:
-its progress and its checkpoints. --json prints the same for programs.
+Without PATH: this machine and this build. A model file, or a folder of Hugging Face: its format, sizes and whether it is valid.
+The directory of a run: its progress and its checkpoints. --json prints the same for programs.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from pathlib import Path
 from gpt2c import settings
 from gpt2c.commands.command_line import parse
 from gpt2c.errors import InputError
+from gpt2c.formats.huggingface_folder import is_model
 from gpt2c.models.files import read
 from gpt2c.models.registry import family_named
 from gpt2c.runs import folder as runs
@@ -21,10 +22,12 @@ from gpt2c.runs.logs import read_metrics
 from gpt2c.support.fields import flag
 from gpt2c.support.machine import available_memory, in_units
 
+SHOWN = 60  # characters of a chat template
+
 
 @dataclass
 class InfoConfig:
-    path: str = flag("", "a model file, or the output directory of a run", metavar="PATH", default_text="this machine")
+    path: str = flag("", "a model's file or folder, or the directory of a run", metavar="PATH", default_text="this machine")
     json: bool = flag(False, "print JSON")
 
 
@@ -32,7 +35,7 @@ def main(argv):
     (config,), _ = parse(argv, [InfoConfig], "gpt2c info", __doc__.partition("\n\n")[2], ["path"])
     if not config.path:
         found = machine()
-    elif Path(config.path).is_dir():
+    elif Path(config.path).is_dir() and not is_model(config.path):
         found = run(config.path)
     else:
         found = model_file(config.path)
@@ -78,11 +81,31 @@ def model_file(path):
         "family": content.family,
         **dataclasses.asdict(content.config),
         **parameter_counts(content),
-        "tokenizer": f"{weights.tokenizer.vocab_size} tokens" if weights.tokenizer else "none",
+        **vocabulary(weights.tokenizer),
         **weights.said,
         "saved": f"{datetime.fromtimestamp(Path(path).stat().st_mtime):%Y-%m-%d %H:%M:%S}",
         "run": content.run.values if content.run else "none: weights alone",
         **weights.facts,
+    }
+
+
+def vocabulary(tokenizer):
+    """The tokens, and how a text and a conversation are written with them."""
+    if not tokenizer:
+        return {"tokenizer": "none"}
+
+    def named(id):
+        return f"{id} {tokenizer.tokens[id].decode('utf-8', 'replace')!r}"
+
+    template = tokenizer.chat_template
+    first = template.strip().partition("\n")[0]
+    begins = repr(first[:SHOWN]) + "..." * (first[:SHOWN] != template)
+    return {
+        "tokenizer": f"{tokenizer.vocab_size} tokens",
+        "bos": "none" if tokenizer.bos is None else named(tokenizer.bos),
+        "adds bos": tokenizer.adds_bos,
+        "ends": [named(id) for id in tokenizer.ends] or "none",
+        "chat template": f"{len(template):,} characters, {begins}" if template else "none",
     }
 
 

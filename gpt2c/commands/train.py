@@ -15,7 +15,7 @@ from gpt2c.data.reading import Reading
 from gpt2c.data.sources import DataConfig
 from gpt2c.errors import UsageError
 from gpt2c.generation.conversation import Conversation
-from gpt2c.generation.sampling import Sampling
+from gpt2c.generation.sampling import usual
 from gpt2c.models.registry import FAMILIES, family_named, other_configs
 from gpt2c.runs import folder as runs
 from gpt2c.runs.config import PRETRAINED, RunConfig
@@ -48,8 +48,7 @@ def main(argv):
         code, model = (train_in_phases if in_phases(line) else train)(line, stop, Console())
     if interactive and model and not code and world().rank == 0:
         tokenizer = tokenizer_of_model(model)
-        how = Sampling(temperature=0.0 if tokenizer.chat_template else Sampling.temperature)
-        chat(Conversation(model, tokenizer, how))
+        chat(Conversation(model, tokenizer, usual(model, "chat" if tokenizer.chat_template else "")))
     return code
 
 

@@ -6,7 +6,8 @@ A record {"prompt", "completion"} or {"messages": [{"role", "content"}, ...]} be
     `------------ not counted -----------'`-- counted ----'
 
 and so does a plain string of that form; the end-of-text token follows each answer. A checkpoint records that its model was
-trained on conversations (Model.turns): then gpt2c chat puts the user's input into the same form.
+trained on conversations (Model.turns): then gpt2c chat puts the user's input into the same form. For a model with a chat template
+of its own the template says what becomes of the messages (data/items.py).
 """
 
 import re
@@ -22,10 +23,26 @@ def conversation(record, where):
     """[(text, whether it is an answer), ...]: joined, the texts are what the model reads."""
     if isinstance(record, str):
         return _of_text(record, where)
+    parts = []
+    for number, message in enumerate(messages_of(record, where), 1):
+        role, content = message["role"], message.get("content")
+        if role not in NAMES or not isinstance(content, str):
+            raise _wrong(number, where, role, content)
+        gap = " " if parts else ""
+        if role == "assistant":
+            parts += [(f"{gap}{NAMES[role]}", False), (f" {content}", True)]
+        else:
+            parts.append((f"{gap}{NAMES[role]} {content}", False))
+    return parts
+
+
+def messages_of(record, where):
+    """The messages of a conversation, objects with a role; what else is in them is the business of a chat template."""
+    if isinstance(record, str):
+        turns = prompts_and_answers(record, where)
+        return [message for asked, answer in turns for message in _turn(asked, answer)]
     if isinstance(record, dict) and {"prompt", "completion"} <= record.keys():
-        record = {
-            "messages": [{"role": "user", "content": record["prompt"]}, {"role": "assistant", "content": record["completion"]}]
-        }
+        return _turn(record["prompt"], record["completion"])
     if not isinstance(record, dict) or not isinstance(record.get("messages"), list) or not record["messages"]:
         found = type(record).__name__
         if isinstance(record, dict):
@@ -34,20 +51,24 @@ def conversation(record, where):
         raise DataError(
             f"{where} has {found}; expected a string, or an object with text, with prompt and completion, or with messages"
         )
-    parts = []
     for number, message in enumerate(record["messages"], 1):
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if not isinstance(role, str) or role not in NAMES or not isinstance(content, str):
-            raise DataError(
-                f"message {number} in {where} has role {reprlib.repr(role)} and content of type {type(content).__name__}; "
-                f"expected a role of {', '.join(NAMES)} and a string"
-            )
-        gap = " " if parts else ""
-        if role == "assistant":
-            parts += [(f"{gap}{NAMES[role]}", False), (f" {content}", True)]
-        else:
-            parts.append((f"{gap}{NAMES[role]} {content}", False))
-    return parts
+        if not isinstance(message, dict):
+            raise _wrong(number, where, None, None)
+        if not isinstance(message.get("role"), str):
+            raise _wrong(number, where, message.get("role"), message.get("content"))
+    return record["messages"]
+
+
+def _turn(asked, answer):
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+
+
+def _wrong(number, where, role, content):
+    """The error for a message with these."""
+    return DataError(
+        f"message {number} in {where} has role {reprlib.repr(role)} and content of type {type(content).__name__}; "
+        f"expected a role of {', '.join(NAMES)} and a string"
+    )
 
 
 def is_conversation(record):

@@ -1,4 +1,7 @@
-"""Conversations and other short texts as batches: one per row; for conversations the loss may be masked to the answers."""
+"""Conversations and other short texts as batches: one per row; for conversations the loss may be masked to the answers.
+
+A model with a chat template of its own reads conversations as that writes them.
+"""
 
 import functools
 import hashlib
@@ -7,11 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2c.data.conversations import conversation, is_conversation
+from gpt2c.data.conversations import conversation, is_conversation, messages_of
 from gpt2c.data.documents import RECORDS, text_of
 from gpt2c.data.records import records
 from gpt2c.data.windows import Positioned, random_words
-from gpt2c.errors import DataError
+from gpt2c.errors import DataError, InputError, UsageError
+from gpt2c.tokenizers.lessons import Lesson, lessons
+from gpt2c.tokenizers.turns import has_own_template
 
 LOOKED_AT = 1000  # records, to see whether there are conversations
 
@@ -19,7 +24,7 @@ LOOKED_AT = 1000  # records, to see whether there are conversations
 class Item(NamedTuple):
     ids: np.ndarray  # (n,) int32
     counts: np.ndarray  # (n,) bool: the loss counts this token
-    turns: int = 0  # questions, if it is a conversation
+    turns: int = 0  # questions, if it is a conversation in the words of this program
 
 
 def read_items(files, reading, tokenizer, mask_prompt=True):
@@ -30,6 +35,9 @@ def read_items(files, reading, tokenizer, mask_prompt=True):
         if not path.endswith(RECORDS):
             raise DataError(f"{path} is no file of items: --mask-prompt and --order items take {', '.join(RECORDS)} files")
         for record, _, where in records(path, reading):
+            if has_own_template(tokenizer) and is_conversation(record):
+                items += _by_template(record, where, tokenizer, mask_prompt)
+                continue
             texts = conversation(record, where) if mask_prompt or is_conversation(record) else [(text_of(record, where), True)]
             parts = []
             for text, answer in texts:
@@ -42,17 +50,39 @@ def read_items(files, reading, tokenizer, mask_prompt=True):
     return items
 
 
+def _by_template(record, where, tokenizer, mask_prompt):
+    """The Items of a conversation, written by the model's own chat template."""
+    tools = {"tools": record["tools"]} if isinstance(record, dict) and "tools" in record else {}
+    try:
+        messages = messages_of(record, where)
+        if mask_prompt:
+            found = lessons(tokenizer, messages, **tools)
+        else:
+            ids = tokenizer.chat(messages, add_generation_prompt=False, **tools)
+            found = [Lesson(ids, [True] * len(ids))]
+    except DataError:
+        raise
+    except (InputError, UsageError) as error:
+        raise DataError(f"{where}: {error}") from None
+    return [Item(np.array(ids, np.int32), np.array(counts, bool)) for ids, counts in found]
+
+
+def are_conversations(files, reading):
+    """Whether all records near the beginning of these files are conversations, and there are some."""
+    found = [is_conversation(record) for record, _ in _first_records(files, reading)]
+    return bool(found) and all(found) and all(path.endswith(RECORDS) for path in files)
+
+
 def turns_in(files, reading):
     """The questions of the longest conversation near the beginning of these files; 0 where there is none."""
+    turns = (conversation(record, where) for record, where in _first_records(files, reading) if is_conversation(record))
+    return max((sum(answer for _, answer in parts) for parts in turns), default=0)
+
+
+def _first_records(files, reading):
+    """(record, where), up to a number of them."""
     every = itertools.chain.from_iterable(records(path, reading) for path in files if path.endswith(RECORDS))
-    return max(
-        (
-            sum(answer for _, answer in conversation(record, where))
-            for record, _, where in itertools.islice(every, LOOKED_AT)
-            if is_conversation(record)
-        ),
-        default=0,
-    )
+    return ((record, where) for record, _, where in itertools.islice(every, LOOKED_AT))
 
 
 def usable(items, T):

@@ -7,7 +7,7 @@ import numpy as np
 
 from gpt2c.data.datasets import Dataset, choose_dataset, dataset_of, find_datasets, list_datasets
 from gpt2c.data.documents import text_files, total_bytes
-from gpt2c.data.items import Item, ItemLoader, read_items, turns_in, usable
+from gpt2c.data.items import Item, ItemLoader, are_conversations, read_items, turns_in, usable
 from gpt2c.data.lanes import Lanes
 from gpt2c.data.loader import DataLoader
 from gpt2c.data.shards import expand, is_token_file, map_shard
@@ -19,6 +19,7 @@ from gpt2c.support.fields import flag
 from gpt2c.support.streams import say
 from gpt2c.tokenizers.finding import default_tokenizer
 from gpt2c.tokenizers.tokenizer import KINDS, Tokenizer
+from gpt2c.tokenizers.turns import has_own_template
 
 ORDERS = ("random", "documents", "items", "lanes", "shuffled", "sequential")
 HELD_OUT = 0.1
@@ -82,7 +83,9 @@ class DataConfig:
         metavar="X",
     )
     mask_prompt: bool = flag(
-        False, "instruction tuning: train on conversations, one per row, with the loss masked to the answers"
+        False,
+        "instruction tuning: train on conversations, one per row, with the loss masked to the answers",
+        default_text="for conversations, if the model has a chat template and no --order is given",
     )
     list_datasets: bool = flag(False, "list the data sets below data/ and stop")
 
@@ -173,7 +176,7 @@ class ItemSource:
 
     def __init__(self, name, items, val_items, tokenizer, held_out, answers_only):
         self.name, self.tokenizer, self.turns = name, tokenizer, max((item.turns for item in items), default=0)
-        self._what = "conversations" if self.turns else "items"
+        self._what = "conversations" if self.turns or answers_only else "items"
         self._counted = "answers" if answers_only else "all tokens"
         if not val_items:
             held_out = int(len(items) * held_out)
@@ -266,11 +269,13 @@ def _text_source(config, reading, files, name, model, family):
     tokenizer = model.tokenizer if model else None
     spec = tokenizer or config.tokenizer or ("bpe" if config.use_bpe else default_tokenizer(family))
     options = _options(config, spec, family)
-    if config.mask_prompt or config.order == "items":
+    by_template = not config.order and has_own_template(tokenizer) and are_conversations(files, reading)
+    answers_only = config.mask_prompt or by_template
+    if answers_only or config.order == "items":
         total_bytes([*files, *val_files], reading)
         tokenizer = tokenizer or tokenizer_for(spec, [*files, *val_files], reading, **options)
-        items, val_items = (read_items(paths, reading, tokenizer, config.mask_prompt) for paths in (files, val_files))
-        return ItemSource(name, items, val_items, tokenizer, config.held_out, config.mask_prompt)
+        items, val_items = (read_items(paths, reading, tokenizer, answers_only) for paths in (files, val_files))
+        return ItemSource(name, items, val_items, tokenizer, config.held_out, answers_only)
     if val_files and not tokenizer:  # one vocabulary for both
         spec = tokenizer_for(spec, [*files, *val_files], reading, **options)
     dataset = text_dataset(files, spec, reading, 0 if val_files else config.held_out, **options)

@@ -1,6 +1,7 @@
 """The parameters that are not trained: a Base holds them by name, matrices in the storage types that files have."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -93,24 +94,22 @@ class Base(Mapping[str, Frozen]):
         return f"<gpt2c.Base: {len(self)} frozen tensors, {self.size:,} numbers in {self.nbytes:,} bytes>"
 
     def __getitem__(self, name: str) -> Frozen:
-        spec, places = self.specs[name], self._places[name]
-        by_rows = sorted(
-            (-sum(rows for rows, other, _ in sum(places, []) if other == dtype), dtype) for _, dtype, _ in sum(places, [])
-        )
-        layers = tuple(self._layer(name, layer) for layer in range(len(places)))
+        layers = tuple(self._layer(name, number) for number in range(len(self._places[name])))
+        rows: Counter[str] = Counter()
+        for buffer in buffers_of(layers):
+            rows[buffer.dtype] += buffer.shape[0]
         size = sum(nbytes(buffer.dtype, buffer.shape) for buffer in buffers_of(layers))
-        return Frozen(spec.shape, tuple(dict.fromkeys(dtype for _, dtype in by_rows)), size, layers)
+        return Frozen(self.specs[name].shape, tuple(dtype for dtype, _ in rows.most_common()), size, layers)
 
     def buffer(self, name: str, layer: int | None = None, address: bool = True) -> Buffer | Stored:
         """A tensor, or one layer of it, as ops take it; without an address while only planning."""
         if name in self._types:
             return self._layer(name, layer or 0, address)
         whole = self._layer(name, 0, address)
-        return (
-            whole
-            if layer is None
-            else whole.rows(layer, layer + 1, *(whole.shape[1:] or (1,))).shaped(*(whole.shape[1:] or (1,)))
-        )
+        if layer is None:
+            return whole
+        shape = whole.shape[1:] or (1,)
+        return whole.rows(layer, layer + 1, *shape).shaped(*shape)
 
     def array(self, name: str) -> np.ndarray:
         """A parameter that is in float32, to be filled."""

@@ -5,6 +5,7 @@
 FLOPS = {
     "matmul_forward": lambda R, N, C, P: 2 * R * N * C,
     "few_rows_forward": lambda R, N, C, P: 2 * R * N * C,
+    "few_rows_pair_forward": lambda R, N, C: 4 * R * N * C,
     "matmul_backward_x": lambda R, N, C, P: 2 * R * N * C,
     "matmul_backward_w": lambda R, N, C: 2 * R * N * C,
     "attention_forward": lambda B, T, H, D, **_: 2 * B * T * (T + 1) * H * D,

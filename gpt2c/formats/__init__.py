@@ -9,18 +9,21 @@ json          JSON
 randygpt      randyGPT's checkpoints
 gguf          the container of llama.cpp's files
 gguf_models   which models are in it; gguf_gpt2: GPT-2, gguf_llama: the llama family
+safetensors   the container of Hugging Face's files
+huggingface   which models are in a folder of them; huggingface_folder: what else is there, huggingface_gpt2, huggingface_llama
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2c.errors import UsageError
-from gpt2c.formats import blocks, gguf, gguf_models, json, llmc, native, randygpt
+from gpt2c.formats import blocks, gguf, gguf_models, huggingface, json, llmc, native, randygpt
 from gpt2c.formats.weights import Weights
 from gpt2c.support.files import open_input
 
-HEAD = 8  # first bytes of a file, by which its format is recognised
+HEAD = 8  # first bytes of a file, by which its format is recognised; a folder has none
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,13 @@ class Format:
     name: str  # its name in messages
     begins: Callable[[bytes], bool]  # whether a file that begins with these bytes is one
     read: Callable[[str], Weights]
-    write: Callable | None = None  # (path, Weights), a version or dtype where there are several -> what to say, or None
+    write: Callable | None = None  # (path, Weights, of version, dtype, overwrite those that there are) -> what to say, or None
     ending: str = ""  # a file of this ending is written so
     families: tuple[str, ...] = ()  # of which it holds models; none: of any
     versions: tuple[int, ...] = ()  # that are written
     dtypes: tuple[str, ...] = ()  # of which it may be written; none: of one
     exclusive: bool = False  # no other format has files of this ending
+    overwrites: bool = True  # what has the name already is replaced; if not, only when that is asked for
 
 
 NATIVE = Format("a checkpoint of gpt2c", lambda head: True, native.read, native.write, ".safetensors")
@@ -49,27 +53,42 @@ GGUF = Format(
     dtypes=blocks.WRITTEN,
     exclusive=True,
 )
+HUGGINGFACE = Format(
+    "a folder of Hugging Face",
+    lambda head: False,
+    huggingface.read,
+    huggingface.write,
+    os.sep,
+    tuple(huggingface.FAMILIES),
+    dtypes=tuple(huggingface.TORCH_TYPES),
+    exclusive=True,
+    overwrites=False,
+)
 RANDYGPT = Format("a checkpoint of randyGPT", randygpt.is_rgpt, randygpt.read)
-# The first one that recognises a file reads it. The last one recognises any: its reader reports what is wrong with it.
-FORMATS = (LLMC, JSON, GGUF, RANDYGPT, NATIVE)
+# The first one that recognises a file reads it, and the folder's a folder. The last one recognises any file: its reader reports
+# what is wrong with it.
+FORMATS = (LLMC, JSON, GGUF, RANDYGPT, HUGGINGFACE, NATIVE)
 
 
 def format_of(path):
-    """The Format of a file, by its content."""
+    """The Format of a file or folder, by its content."""
+    if os.path.isdir(path):
+        return HUGGINGFACE
     with open_input(path) as file:
         head = file.read(HEAD)
     return next(form for form in FORMATS if form.begins(head))
 
 
 def read(path):
-    """The Weights in a file of any Format."""
+    """The Weights in a file or folder of any Format."""
     return format_of(path).read(path)
 
 
-def write(path, weights, version=3, dtype=""):
-    """Writes Weights in the Format that the file's ending asks for and that holds such a model, else as a checkpoint. A list of
-    what there is to say of it."""
-    form = next((form for form in FORMATS if form.ending and form.ending == Path(path).suffix), NATIVE)
+def write(path, weights, version=3, dtype="", overwrite=False):
+    """Writes Weights in the Format that the ending of the name asks for, or a folder that is there, and that holds such a model,
+    else as a checkpoint. A list of what there is to say of it. With `overwrite` a folder that is not empty is replaced."""
+    ending = os.sep if str(path).endswith(os.sep) or os.path.isdir(path) else Path(path).suffix
+    form = next((form for form in FORMATS if form.ending and form.ending == ending), NATIVE)
     if form.families and weights.family not in form.families:
         if form.exclusive:
             known = ", ".join(form.families)
@@ -78,7 +97,7 @@ def write(path, weights, version=3, dtype=""):
     if version != 3 and not form.versions:
         raise UsageError(f"version {version} is llm.c's: it needs a gpt2 model and a name ending in .bin")
     if dtype and dtype not in form.dtypes:
-        kinds = ", ".join(blocks.WRITTEN)
-        raise UsageError(f"dtype {dtype!r} is none of {form.name}: it is one of {kinds}, of a name that ends in .gguf")
-    choice = [version] * bool(form.versions) + [dtype] * bool(form.dtypes)
+        kinds = "; ".join(f"{other.name}: {', '.join(other.dtypes)}" for other in FORMATS if other.dtypes)
+        raise UsageError(f"dtype {dtype!r} is none of {form.name}; there are, by the form that a name asks for: {kinds}")
+    choice = [version] * bool(form.versions) + [dtype] * bool(form.dtypes) + [overwrite] * (not form.overwrites)
     return form.write(path, weights, *choice) or []

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt2c.errors import SerializationError, VersionError
+from gpt2c.errors import SerializationError, UsageError, VersionError
 from gpt2c.formats import blocks, parts
 from gpt2c.support.files import atomic_write, open_input
 
@@ -130,6 +130,11 @@ def invalid(path, why):
 def quoted(text):
     """A text of a file in an error: its beginning, in one line."""
     return repr(text if len(text) <= 60 else text[:60] + "...")
+
+
+def short(number):
+    """The shortest decimals that are this float32."""
+    return float(str(np.float32(number)))
 
 
 def read(path):
@@ -274,7 +279,10 @@ def write(path, metadata, tensors):
     are Parts by name."""
     head = bytearray(MAGIC + struct.pack("<I2Q", VERSIONS[-1], len(tensors), len(metadata)))
     for key, value in metadata.items():
-        head += _text(key) + _typed(value)
+        try:
+            head += _text(key) + _typed(value)
+        except (OverflowError, struct.error):
+            raise UsageError(f"{key} is {quoted(str(value))}, more than a GGUF file holds there") from None
     end = 0
     for name, part in tensors.items():
         dimensions = part.shape[::-1]

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from gpt2c.errors import SerializationError, UsageError
-from gpt2c.formats.gguf import Rows, invalid
+from gpt2c.formats.gguf import Rows, invalid, short
 
 FREQUENCIES = "rope_freqs.weight"
 LLAMA3 = ("32,1,4,8192", "8,1,4,8192")  # of Llama 3.2 and 3.1: factor, low, high, original
@@ -46,8 +46,8 @@ def config(name, content):
         "rope.dimension_count": size,
     }
     content.agrees({f"{name}.{key}": number for key, number in sizes.items()})
-    theta = _short(content.said(f"{name}.rope.freq_base", float, 10000.0))
-    epsilon = _short(content.said(f"{name}.attention.layer_norm_rms_epsilon", float))
+    theta = short(content.said(f"{name}.rope.freq_base", float, 10000.0))
+    epsilon = short(content.said(f"{name}.attention.layer_norm_rms_epsilon", float))
     if not (0 < theta < math.inf and 0 <= epsilon < math.inf):
         raise invalid(content.path, f"its rope.freq_base is {theta:g} and the epsilon of its norms {epsilon:g}")
     return dict(
@@ -120,11 +120,6 @@ def others(config):
     """{name: array} of what a file has besides the parameters."""
     scaling = config["rope_scaling"]
     return {FREQUENCIES: _factors(scaling, config["rope_theta"], config["head_dim"])} if scaling else {}
-
-
-def _short(number):
-    """The shortest decimals that are this float32."""
-    return float(str(np.float32(number)))
 
 
 def _scaling(content, theta, size):

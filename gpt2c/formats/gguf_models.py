@@ -14,6 +14,7 @@ import numpy as np
 from gpt2c.errors import SerializationError, TokenizationError
 from gpt2c.formats import blocks, gguf, gguf_gpt2, gguf_llama, parts
 from gpt2c.formats.weights import Weights
+from gpt2c.support.choice import is_choice
 
 FILE_TYPES = {  # what llama.cpp calls a file most of whose numbers are stored so
     "f32": 0,
@@ -27,6 +28,14 @@ FILE_TYPES = {  # what llama.cpp calls a file most of whose numbers are stored s
     "q5_K": 17,
     "q6_K": 18,
     "bf16": 32,
+}
+SAID = {"description": "general.name", "turns": "gpt2c.turns"}  # facts about a model -> their keys
+SAMPLING = {  # settings of sampling -> their keys
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
 }
 
 
@@ -62,17 +71,12 @@ def read(path):
         tokenizer, why = gguf_tokenizers.read(content.metadata, config["vocab_size"])
     except TokenizationError as error:
         raise gguf.invalid(path, f"its tokenizer cannot be used: {error}") from None
-    said = {}
-    if description := content.said("general.name", str, ""):
-        said["description"] = description
-    if turns := content.said("gpt2c.turns", int, 0):
-        said["turns"] = turns
     kinds = Counter(tensor.kind for tensor in content.tensors.values())
     facts = {"tensors": ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())}
     if why:
         facts["tokenizer in the file"] = why
     form = f"GGUF, version {content.version}, architecture {name}"
-    return Weights(architecture.family, config, tensors, tokenizer, said, form=form, facts=facts)
+    return Weights(architecture.family, config, tensors, tokenizer, _said(content), form=form, facts=facts)
 
 
 def write(path, weights, dtype=""):
@@ -98,13 +102,29 @@ def write(path, weights, dtype=""):
         "general.type": "model",
         "general.quantization_version": 2,
         "general.file_type": FILE_TYPES[parts.commonest(tensors.values())],
-        **({"general.name": weights.said["description"]} if weights.said.get("description") else {}),
-        **({"gpt2c.turns": weights.said["turns"]} if weights.said.get("turns") else {}),
+        **{key: weights.said[name] for name, key in SAID.items() if weights.said.get(name)},
+        **{SAMPLING[name]: _setting(name, value) for name, value in weights.said.get("sampling", {}).items()},
         **architecture.metadata(weights.config),
         **tokenizer,
     }
     gguf.write(path, metadata, tensors)
     return [f"{note} ({count})" for note, count in notes.items()] + [f"written without a tokenizer: {why}"] * bool(why)
+
+
+def _said(content):
+    """What else a file says of its model, by the names that Weights have for it."""
+    said = {name: content.said(key, type(usual), usual) for (name, key), usual in zip(SAID.items(), ("", 0))}
+    sampling = {name: content.metadata[key] for name, key in SAMPLING.items() if key in content.metadata}
+    said["sampling"] = {name: gguf.short(value) if type(value) is float else value for name, value in sampling.items()}
+    if not is_choice(said["sampling"]):
+        found = ", ".join(f"{SAMPLING[name]} {gguf.quoted(str(value))}" for name, value in sampling.items())
+        raise gguf.invalid(content.path, f"it says that tokens are chosen by {found}, which cannot be")
+    return {name: value for name, value in said.items() if value}
+
+
+def _setting(name, value):
+    """A setting of sampling as a file has it; one that float32 would round to 0 is not 0."""
+    return int(value) if name == "top_k" else float(value and max(value, 1e-6))
 
 
 def _unread(content, shape, rows):

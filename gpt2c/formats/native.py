@@ -133,7 +133,7 @@ def _opened(path):
             newer = is_newer(form, FORMAT)
             raise (VersionError if newer else SerializationError)(
                 f"{path} is a safetensors file of format {form!r}, expected {FORMAT!r}"
-                + ("; a newer gpt2c wrote it, use that one" if newer else "")
+                + ("; a newer gpt2c wrote it, use that one" if newer else "; of a Hugging Face model, name the folder")
             )
         length = struct.unpack("<Q", head[:8])[0]
         table = _from_json(path, b"{" + file.read(length - 1))

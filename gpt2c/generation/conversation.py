@@ -7,7 +7,7 @@ from gpt2c.errors import InputError, UsageError
 from gpt2c.generation.sampling import Sampling, pieces
 from gpt2c.generation.slots import Slots
 from gpt2c.support.rng import Xorshift
-from gpt2c.tokenizers.turns import stops
+from gpt2c.tokenizers.turns import has_own_template, stops
 
 LONGEST = 8192  # tokens of a conversation, where the model takes more and nobody asks for them
 
@@ -36,10 +36,15 @@ class Conversation:
         context = self._slots.context
         room = min(self.max_new_tokens, context // 2)
         asked, said = {"role": "user", "content": text}, []
-        self._past = self._past[max(0, len(self._past) - self.turns + 1) :]
-        while len(prompt := self._ids(asked)) + room > context and self._past:
-            self._past.pop(0)
-        prompt = prompt[room - context :]
+        past = self._past[max(0, len(self._past) - self.turns + 1) :]
+        while len(prompt := self._ids(past, asked)) + room > context and past:
+            past = past[1:]
+        if len(prompt) + room > context and has_own_template(self.tokenizer):  # whose beginning cannot be missing
+            raise InputError(
+                f"with the system prompt it has {len(prompt):,} tokens, and the context of {context:,} leaves {context - room:,} "
+                f"of them beside an answer of {room:,}: ask for less, or for a shorter answer (--max-new-tokens)"
+            )
+        self._past, prompt = past, prompt[room - context :]
         try:
             for piece in self._pieces(prompt, min(self.max_new_tokens, context - len(prompt)), stops(self.tokenizer)):
                 said.append(piece if said else piece.lstrip())
@@ -47,8 +52,8 @@ class Conversation:
         finally:
             self._past.append([asked, {"role": "assistant", "content": "".join(said)}])
 
-    def _ids(self, asked):
-        return self.tokenizer.chat([*self._system, *(message for turn in self._past for message in turn), asked])
+    def _ids(self, past, asked):
+        return self.tokenizer.chat([*self._system, *(message for turn in past for message in turn), asked])
 
     def _pieces(self, prompt, most, stop=()):
         if not prompt:

@@ -7,7 +7,7 @@ from gpt2c.generation.beam import beam_search
 from gpt2c.generation.decoder import generate
 from gpt2c.generation.slots import PIECE
 from gpt2c.support.choice import CHOICE, check_choice
-from gpt2c.support.fields import flag, require_at_least
+from gpt2c.support.fields import Layer, flag, require_at_least
 from gpt2c.support.rng import checked_seed
 
 
@@ -47,6 +47,21 @@ class Sampling:
         require_at_least(self, speculate=0, beams=0, length_penalty=0)
         if not isinstance(self.seed, str):  # which a former program has as its prompt
             checked_seed(self.seed, least=1)
+
+
+def layers(model, answers=""):
+    """What goes before the defaults of a Sampling for this model, the weakest first. `answers`: by what it is to answer in a
+    conversation, which it does greedily unless it says itself what is best; "": it is not."""
+    found = [Layer(f"the family {model.family}", dict(model.definition.generation))]
+    found += [Layer(answers, {"temperature": 0.0})] if answers else []
+    whole = {"top_k": int(model.sampling["top_k"])} if "top_k" in model.sampling else {}
+    return [layer for layer in (*found, Layer("the model", model.sampling | whole)) if layer.values]
+
+
+def usual(model, answers=""):
+    """The Sampling of these layers alone."""
+    found = {name: value for layer in layers(model, answers) for name, value in layer.values.items()}
+    return Sampling(**{name: value for name, value in found.items() if name in CHOICE})
 
 
 def pieces(

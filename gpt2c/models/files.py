@@ -68,8 +68,8 @@ class Content:
 
 
 def load(path: StrPath, weights: str = "", **switches: Any) -> Model:
-    """The Model in a gpt2c checkpoint, an llm.c model file (versions 1 to 5), a GGUF file, a checkpoint of randyGPT, or JSON,
-    told apart by content.
+    """The Model in a gpt2c checkpoint, an llm.c model file (versions 1 to 5), a GGUF file, a folder of Hugging Face, a checkpoint
+    of randyGPT, or JSON, told apart by content.
 
     It is trainable, in float32, unless `weights` are given: then they are frozen (`base`), "stored" as the file has them, or
     converted to "f32", "f16", "bf16", "q8_0", "q5_0", "q4_1" or "q4_0".

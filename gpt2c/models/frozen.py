@@ -2,13 +2,11 @@
 
 import itertools
 
-import numpy as np
-
 from gpt2c.engine.base import Base
 from gpt2c.errors import UsageError
 from gpt2c.formats import blocks
 from gpt2c.formats.parts import converted, of_array
-from gpt2c.formats.weights import Part, Unread
+from gpt2c.formats.weights import Part, Unread, loaded
 from gpt2c.models.family import Family
 from gpt2c.support.fields import flag
 from gpt2c.support.machine import require_memory
@@ -53,8 +51,7 @@ def layers(spec, tensor):
     """The Parts of each layer of a parameter. A matrix with a row for each token is one layer."""
     L, rows = (spec.shape[0], spec.shape[1]) if len(spec.shape) > 2 else (1, spec.shape[0])
     if not (isinstance(tensor, Unread) and tensor.parts):
-        array = np.asarray(tensor) if not isinstance(tensor, Unread) else _read(tensor)
-        return [[of_array(layer)] for layer in array.reshape(L, rows, -1)]
+        return [[of_array(layer)] for layer in loaded(tensor).reshape(L, rows, -1)]
     found, there = [[]], 0
     for part in tensor.parts:
         if there == rows:
@@ -73,12 +70,6 @@ def together(parts):
         shape = sum(part.shape[0] for part in some), some[0].shape[1]
         found.append(Part(kind, shape, lambda some=some: itertools.chain.from_iterable(part.pieces() for part in some)))
     return found
-
-
-def _read(tensor):
-    out = np.empty(tensor.shape, np.float32)
-    tensor.read(out)
-    return out
 
 
 def _types(specs, name, parts: list[Part]):

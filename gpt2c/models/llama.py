@@ -105,7 +105,7 @@ def llama3_scaled(frequency, factor, low, high, original):
 
 
 # name -> what is not its default
-SIZES = {
+SIZES: dict[str, dict] = {
     "smollm2-135m": dict(
         vocab_size=49152, channels=576, hidden=1536, num_layers=30, num_heads=9, num_kv_heads=3, max_seq_len=8192,
         rope_theta=100000.0),
@@ -170,7 +170,7 @@ def block(t, p, x, l, cfg):
     h = ops.linear(t, h, p("attprojw", l), name=f"{l}.attproj")
     x = ops.residual(t, x, h, name=f"{l}.residual2")
     h = ops.rmsnorm(t, x, p("ln2w", l), eps=eps, name=f"{l}.ln2")
-    gate, up = (ops.linear(t, h, p(w, l), name=f"{l}.{w[:-1]}") for w in ("gatew", "upw"))
+    gate, up = ops.linear_pair(t, h, p("gatew", l), p("upw", l), names=(f"{l}.gate", f"{l}.up"))
     h = ops.swiglu(t, gate, up, name=f"{l}.swiglu")
     h = ops.linear(t, h, p("downw", l), name=f"{l}.down")
     return ops.residual(t, x, h, name=f"{l}.residual3")

@@ -281,10 +281,11 @@ class Model:
             1 - beta2**t,
         )
 
-    def save(self, path: StrPath, version: int = 3, dtype: str = "") -> None:
+    def save(self, path: StrPath, version: int = 3, dtype: str = "", overwrite: bool = False) -> None:
         """The weights: a name in .json makes JSON, one in .bin makes a gpt2 model an llm.c file (version 3, or 5 for bf16), one
-        in .gguf a GGUF file (dtype f32, f16, bf16, q8_0, q5_0, q4_1 or q4_0), any other a checkpoint."""
-        formats.write(path, self.weights(), version, dtype)
+        in .gguf a GGUF file (dtype f32, f16, bf16, q8_0, q5_0, q4_1 or q4_0), one that ends in / or is a folder a folder of
+        Hugging Face (dtype f32, f16 or bf16), which replaces one that is not empty with `overwrite`; any other a checkpoint."""
+        formats.write(path, self.weights(), version, dtype, overwrite)
 
     def weights(self):
         """What a file holds of the model; the arrays are views of `params`. What is frozen becomes float32 when it is read."""

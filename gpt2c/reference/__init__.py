@@ -30,7 +30,7 @@ from gpt2c.reference.attention import (
     parts_of,
     split_heads,
 )
-from gpt2c.reference.cache import cached, cached_numbers
+from gpt2c.reference.cache import cached
 from gpt2c.reference.chargpt import chargpt_forward
 from gpt2c.reference.cope import cope_backward, cope_forward
 from gpt2c.reference.dropout import dropout_mask, dropout_residual_backward, dropout_residual_forward

@@ -1,4 +1,4 @@
-"""The oracle of kernels/cache.h: numbers as a KV cache holds them."""
+"""The oracle of kernels/cache.h: how a KV cache comes to hold numbers. `stored_numbers` says which they are then."""
 
 import numpy as np
 
@@ -19,15 +19,3 @@ def cached(kind, x):
     q = np.copysign(np.floor(abs(q) + np.float32(0.5)), q).astype(np.int8)
     both = np.concatenate([d.astype(np.float16).view(np.uint8), q.view(np.uint8)], axis=-1)
     return both.reshape(*x.shape[:-1], -1)
-
-
-def cached_numbers(kind, b):
-    """Bytes (..., bytes of n numbers) as numbers (..., n), float64."""
-    b = np.ascontiguousarray(b)
-    if kind == "bf16":
-        return (b.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(float)
-    if kind in ("f16", "f32"):
-        return b.view(kind.replace("f", "float")).astype(float)
-    blocks = b.reshape(*b.shape[:-1], -1, 34)
-    numbers = blocks[..., :2].copy().view(np.float16).astype(float) * blocks[..., 2:].view(np.int8)
-    return numbers.reshape(*b.shape[:-1], -1)

@@ -1,6 +1,7 @@
 """How a token is chosen from a model's probabilities: the settings of sampling, and the values that each may have."""
 
 import math
+import sys
 
 from gpt2c.errors import InferenceError
 
@@ -24,6 +25,6 @@ def check_choice(**settings):
 def is_choice(settings):
     """Whether this, from a file, is settings of sampling by name, all of them possible."""
     return isinstance(settings, dict) and all(
-        name in CHOICE and type(value) in (int, float) and math.isfinite(value) and CHOICE[name][0](value)
+        name in CHOICE and type(value) in (int, float) and abs(value) <= sys.float_info.max and CHOICE[name][0](value)
         for name, value in settings.items()
     )

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt2c.errors import InputError, ResourceError, UsageError
+from gpt2c.support.progress import watched
 
 StrPath = str | os.PathLike[str]
 
@@ -56,17 +57,66 @@ def atomic_write(path, size=None):
         if size is not None and (free := shutil.disk_usage(folder).free) < size:
             raise ResourceError(f"cannot write {path}: {size:,} bytes are needed, {free:,} available; free some")
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o644)) as file:
-            yield file
+            with watched(file, path.name, size) as shown:
+                yield shown
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(folder)
+        sync_folder(folder)
     except BaseException as error:  # an interrupt as well: the temporary file never stays
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
             raise ResourceError(f"cannot write {path}: {error.strerror}") from error
         raise
+
+
+@contextmanager
+def atomic_folder(path, may_go=None):
+    """Yield a temporary folder to write files to, which takes the name `path` once it is complete.
+
+    If anything goes wrong before, `path` stays as it was and nothing is left behind. An existing folder must be empty, or
+    may_go(name) true of all that is in it: then it is removed afterwards. A crash between the two renames of that leaves the
+    old one and the new one under names of their own beside it.
+    """
+    path = Path(os.path.realpath(path))
+    require_folder_place(path, may_go)
+    temporary, old = temporary_beside(path), temporary_beside(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        sync_folder(temporary)
+        if path.is_dir() and any(path.iterdir()):
+            path.rename(old)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+        sync_folder(path.parent)
+    except BaseException as error:  # an interrupt as well: the temporary folder never stays
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ResourceError(f"cannot write {path}: {error.strerror}") from error
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def require_folder_place(path, may_go=None):
+    """An error if no folder can be written at `path` (atomic_folder)."""
+    path = Path(os.path.realpath(path))
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a file; choose another name")
+    names = sorted(entry.name for entry in path.iterdir())
+    if names and not may_go:
+        raise UsageError(f"cannot write {path}: it is not empty; choose another folder, or overwrite it")
+    if others := [name for name in names if not may_go(name) or not (path / name).is_file()]:
+        raise UsageError(f"cannot overwrite {path}: {others[0]!r} in it is no part of a model; choose another folder")
 
 
 def temporary_beside(path):
@@ -98,7 +148,7 @@ def second_name(path, name):
             shutil.copyfileobj(old, new)
 
 
-def _sync_folder(folder):
+def sync_folder(folder):
     """Put the folder's entries on the disk: without this a rename may be lost when the power fails."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -1,9 +1,11 @@
-"""Text as bytes: the alphabet of byte-level vocabularies, and the merges that the order of a vocabulary implies.
+"""Text as bytes: the alphabet of byte-level vocabularies, the pieces of SentencePiece's, and the merges that the order of a
+vocabulary implies.
 
 tokenizer.json writes each byte as one visible character: printable Latin-1 stands for itself, and the other 68 bytes, in
 order, become U+0100 and up. GPT-2's first 256 ids are the bytes in the order of this table.
 """
 
+import re
 from itertools import pairwise
 
 from gpt2c.errors import TokenizationError
@@ -14,6 +16,7 @@ _CHAR_OF_BYTE = {ord(c): c for c in _PRINTABLE} | {b: chr(256 + i) for i, b in e
 _BYTE_OF_CHAR = {c: b for b, c in _CHAR_OF_BYTE.items()}
 GPT2_BYTES = [bytes([b]) for b in _CHAR_OF_BYTE]
 BYTES = [bytes([b]) for b in range(256)]
+PIECE_OF_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 def visible(token):
@@ -27,6 +30,13 @@ def raw(string):
         return bytes(_BYTE_OF_CHAR[c] for c in string)
     except KeyError:
         return string.encode()
+
+
+def of_piece(string):
+    """The bytes of a piece as SentencePiece writes it: a space is U+2581, and <0xE9> a byte."""
+    if byte := PIECE_OF_BYTE.fullmatch(string):
+        return bytes([int(byte[1], 16)])
+    return string.replace("▁", " ").encode()
 
 
 def utf8(text, encoding="utf-8"):

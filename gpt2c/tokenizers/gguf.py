@@ -1,5 +1,5 @@
-"""A tokenizer as GGUF's metadata have it: the tokens of a byte-level BPE in visible form, the kind of each, the merges, and how
-text is split, by name."""
+"""A tokenizer as GGUF's metadata have it: the tokens of a byte-level BPE in visible form, the kind of each, the merges, how text
+is split, by name, and how texts and turns begin and end."""
 
 import json
 
@@ -7,11 +7,15 @@ import numpy as np
 from tokenizers import AddedToken, Regex, models, pre_tokenizers
 
 from gpt2c.errors import TokenizationError, UsageError
+from gpt2c.tokenizers.conventions import with_conventions
 from gpt2c.tokenizers.refusals import refusals
 from gpt2c.tokenizers.tokenizer import Tokenizer
 from gpt2c.tokenizers.vocabularies import over_bytes
 
-KEY = "tokenizer.ggml."
+KEY, TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
+ENDS = "eos", "eot", "eom"  # which have an id in KEY: the three at which llama.cpp ends an answer
+MORE_ENDS, TEXT_END = "gpt2c.ends", "gpt2c.text_end"  # arrays of ids: ends after those three; the one of a text, if there is one
+TURN_ENDS = "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>"  # end an answer in llama.cpp, whatever a file says
 NORMAL, CONTROL, OF_THE_USER, UNUSED = 1, 3, 4, 5  # kinds of tokens
 
 
@@ -30,7 +34,7 @@ SPLITS = {  # how text is split, by the names that llama.cpp has for it
     "qwen2": _with_digits(r"\p{N}"),
     "llama-bpe": _with_digits(r"\p{N}{1,3}"),
 }
-IGNORES_MERGES = "llama-bpe"  # takes a piece that is a token as it is, whatever the merges
+LLAMA3 = "llama-bpe"  # takes a piece that is a token as it is, whatever the merges; texts begin with BOS if a file says nothing
 WITHOUT_MERGES = ["h e"]  # llama.cpp wants at least one merge: one that gives no token of a vocabulary without merges
 
 
@@ -57,7 +61,8 @@ def read(metadata, rows):
         raise TokenizationError(f"it has {len(tokens):,} tokens, and {rows:,} rows for them")
     used = np.flatnonzero(kinds != UNUSED)
     count = int(used[-1]) + 1 if used.size else 0
-    return Tokenizer.from_json(_library(tokens[:count], kinds[:count], merges, split).to_str()), ""
+    made = Tokenizer.around(_library(tokens[:count], kinds[:count], merges, split))
+    return with_conventions(made, _conventions(metadata, made, split == LLAMA3)), ""
 
 
 def _library(tokens, kinds, merges, split):
@@ -67,13 +72,41 @@ def _library(tokens, kinds, merges, split):
     pairs = [merge.partition(" ")[::2] for merge in merges]
     with refusals("its merges do not fit its tokens"):
         known = [(a, b) for a, b in pairs if a + b in vocab]
-        library = over_bytes(models.BPE(vocab, known, ignore_merges=split == IGNORES_MERGES))
+        library = over_bytes(models.BPE(vocab, known, ignore_merges=split == LLAMA3))
     library.pre_tokenizer = SPLITS[split]
     with refusals("its special tokens cannot be looked for"):
         for special, wanted in (True, CONTROL), (False, OF_THE_USER):
             found = [tokens[id] for id in np.flatnonzero(kinds == wanted)]
             library.add_tokens([AddedToken(text, special=special, normalized=False) for text in found])
     return library
+
+
+def _conventions(metadata, made, begins):
+    """What the metadata say of how texts begin and end; `begins`: whether with BOS, where they do not say. Files of other
+    programs name up to three ends and leave others to be known by name."""
+    bos, *ends = (_ids(metadata, f"{KEY}{name}_token_id", made.vocab_size) for name in ("bos", *ENDS))
+    ends, eot = sum(ends, []), _ids(metadata, TEXT_END, made.vocab_size)
+    if TEXT_END in metadata:
+        ends += _ids(metadata, MORE_ENDS, made.vocab_size)
+    else:
+        eot = ends[:1] if made.eot is None else [made.eot]
+        ends += [made.special_tokens[name] for name in TURN_ENDS if name in made.special_tokens] + eot
+    adds_bos, template = metadata.get(KEY + "add_bos_token", begins and bool(bos)), metadata.get(TEMPLATE, "")
+    if not isinstance(adds_bos, bool) or not isinstance(template, str):
+        raise TokenizationError("its add_bos_token is no truth value, or its chat template no text")
+    if adds_bos and not bos:
+        raise TokenizationError("its add_bos_token asks for a token before texts, and no bos_token_id says which")
+    ends = list(dict.fromkeys(ends))
+    return {"template": template, "bos": next(iter(bos), None), "eot": next(iter(eot), None), "ends": ends, "adds_bos": adds_bos}
+
+
+def _ids(metadata, key, count):
+    """The ids that a key has, one or an array of them; none where it is missing."""
+    found = metadata.get(key, [])
+    ids = found.tolist() if isinstance(found, np.ndarray) else found if isinstance(found, list) else [found]
+    if not all(type(id) is int and 0 <= id < count for id in ids):
+        raise TokenizationError(f"its {key} is {_short(found)}, expected an id below its {count:,} tokens")
+    return ids
 
 
 def metadata(tokenizer, vocab_size):
@@ -102,12 +135,13 @@ def metadata(tokenizer, vocab_size):
         KEY + "tokens": [tokens.get(id, f"[PAD{id}]") for id in range(vocab_size)],
         KEY + "token_type": kinds,
         KEY + "merges": merges or WITHOUT_MERGES,
-        KEY + "add_bos_token": False,
+        KEY + "add_bos_token": tokenizer.adds_bos,
+        MORE_ENDS: np.array(tokenizer.ends[len(ENDS) :], np.int32),
+        TEXT_END: np.array([id for id in [tokenizer.eot] if id is not None], np.int32),
     }
-    if tokenizer.eot is not None:
-        said[KEY + "eos_token_id"] = tokenizer.eot
-        said[KEY + "bos_token_id"] = tokenizer.eot if tokenizer.bos is None else tokenizer.bos
-    return said, ""
+    said |= {f"{KEY}{name}_token_id": id for name, id in zip(ENDS, tokenizer.ends)}
+    said |= {KEY + "bos_token_id": tokenizer.bos} if tokenizer.bos is not None else {}
+    return said | ({TEMPLATE: tokenizer.chat_template} if tokenizer.chat_template else {}), ""
 
 
 def _split(document):
@@ -124,7 +158,7 @@ def _split(document):
     ):
         return None
     name = next((name for name, known in SPLITS.items() if _plain(json.loads(known.__getstate__())) == split), None)
-    return name if bool(model.get("ignore_merges")) == (name == IGNORES_MERGES) else None
+    return name if bool(model.get("ignore_merges")) == (name == LLAMA3) else None
 
 
 def _plain(split):

@@ -36,7 +36,11 @@ def library_of(document):
     except RecursionError:
         raise TokenizationError(f"{what}: it is nested too deeply") from None
     with refusals(what):
-        return Tokenizer.from_str(text)
+        library = Tokenizer.from_str(text)
+    for token in document.get("added_tokens") or ():
+        if (id := library.token_to_id(token["content"])) != token["id"]:
+            raise TokenizationError(f"its added token {token['content']!r} has the id {token['id']}, where {id} is the next one")
+    return library
 
 
 PREFIX = "continuing_subword_prefix"

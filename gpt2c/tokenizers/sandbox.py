@@ -43,11 +43,14 @@ METHODS = {
 }
 
 
-class Budget:
-    """What is left to one rendering."""
+OPEN, CLOSE = "\ud801", "\ud802"  # around what the model writes; no text of a message can have them
 
-    def __init__(self, characters):
-        self.left, self.end = characters, time.thread_time() + SECONDS
+
+class Budget:
+    """What is left to one rendering, and whether it writes OPEN and CLOSE."""
+
+    def __init__(self, characters, borders):
+        self.left, self.end, self.borders = characters, time.thread_time() + SECONDS, borders
 
     def pay(self, characters):
         self.left -= characters
@@ -60,9 +63,9 @@ class Budget:
 _BUDGET: ContextVar[Budget] = ContextVar("budget")
 
 
-def render(template, variables, given):
+def render(template, variables, given, borders=False):
     """The text of a template; `given` characters are in the variables, and it may make more text for that."""
-    token = _BUDGET.set(Budget(CHARACTERS + 16 * given))
+    token = _BUDGET.set(Budget(CHARACTERS + 16 * given, borders))
     try:
         with refusals("the chat template cannot write these messages"):
             return template.render(variables)
@@ -218,13 +221,15 @@ class _Metered(NodeTransformer):
 
 
 class _Generation(Extension):
-    """{% generation %} ... {% endgeneration %}, around what the model writes: text as any other."""
+    """{% generation %} ... {% endgeneration %}, around what the model writes: text as any other, unless borders are asked for."""
 
     tags = {"generation"}
 
     def parse(self, parser):
         next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        begin, end = (nodes.Output([_Metered._marked(nodes.Const(border), "a border")]) for border in (OPEN, CLOSE))
+        return [begin, *body, end]
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -245,6 +250,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             "tojson": _json,
             "a look": jinja2.pass_context(lambda context, value: _seen(value)),
             "a value": jinja2.pass_context(lambda context, value: _paid(value)),
+            "a border": jinja2.pass_context(lambda context, border: border * _BUDGET.get().borders),
             "a collection": jinja2.pass_context(lambda context, value: _paid(_checked(value))),
         }
         self.globals = {

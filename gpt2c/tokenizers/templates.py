@@ -6,6 +6,7 @@ message, it can make no special token of it: what a message spells is encoded as
 """
 
 import functools
+import itertools
 import re
 
 from gpt2c.errors import TokenizationError, UsageError
@@ -17,8 +18,13 @@ MARK = re.compile(f"{BEGIN}([0-9]{{1,9}}){END}")
 
 
 def chat_ids(tokenizer, messages, **variables):
-    """The ids of a conversation. Where no message spells a special token they are those of the whole text."""
-    parts, names = written(tokenizer, messages, **variables), {id: text for text, id in tokenizer.special_tokens.items()}
+    """The ids of a conversation."""
+    return ids_of(tokenizer, written(tokenizer, messages, **variables))
+
+
+def ids_of(tokenizer, marked):
+    """The ids of what a template has written. Where no message spells a special token they are those of the whole text."""
+    parts, names = parts_of(marked), {id: text for text, id in tokenizer.special_tokens.items()}
     own = parts[1::2]
     if names.keys() >= set(own) and not any(map(tokenizer.special_pattern.search, parts[::2])):
         ids = tokenizer.encode("".join(part if isinstance(part, str) else names[part] for part in parts), special=True)
@@ -27,8 +33,14 @@ def chat_ids(tokenizer, messages, **variables):
     return [id for part in parts for id in (tokenizer.encode(part) if isinstance(part, str) else [part])]
 
 
-def written(tokenizer, messages, **variables):
-    """[text, id, text, ..., text]: what the template writes, with the ids of the special tokens that are its own."""
+def parts_of(marked):
+    """[text, id, text, ..., text]: what a template has written, with the ids of the special tokens that are its own."""
+    return [int(part) if odd else part for part, odd in zip(MARK.split(marked), itertools.cycle((False, True)))]
+
+
+def written(tokenizer, messages, borders=False, **variables):
+    """What the template writes, a mark for each special token of its own; with `borders` also OPEN and CLOSE around what it says
+    that the model writes."""
     if not tokenizer.chat_template:
         raise UsageError("the model's tokenizer has no chat template; use a model for chat, or give a prompt instead")
     if not isinstance(messages, (list, tuple)) or not all(isinstance(message, dict) for message in messages):
@@ -39,8 +51,9 @@ def written(tokenizer, messages, **variables):
     tokens = {"bos_token": tokenizer.bos, "eos_token": end}
     variables |= {name: _mark(id) for name, id in tokens.items() if id is not None}
     template = _compiled(tokenizer.chat_template, tuple(tokenizer.special_tokens.items()), tokenizer.special_pattern)
-    parts = MARK.split(render(template, variables, sum(map(len, said))))
-    texts, ids = parts[::2], list(map(int, parts[1::2]))
+    marked = render(template, variables, sum(map(len, said)), borders)
+    parts = parts_of(marked)
+    texts, ids = parts[::2], parts[1::2]
     if ids and max(ids) >= tokenizer.vocab_size:
         raise TokenizationError(f"the chat template writes the id {max(ids)}, the vocabulary has {tokenizer.vocab_size}")
     for spelt in {found for text in texts for found in tokenizer.special_pattern.findall(text)}:
@@ -49,7 +62,7 @@ def written(tokenizer, messages, **variables):
                 f"the chat template makes the special token {spelt!r} out of parts of a message, which could be anyone's; "
                 "use a template that spells it out"
             )
-    return [part for pair in zip(texts, [*ids, None]) for part in pair][:-1]
+    return marked
 
 
 def _mark(id):

@@ -20,7 +20,7 @@ from gpt2c.errors import InputError, TokenizationError, UsageError
 from gpt2c.support.files import StrPath, atomic_write, find_file, open_input
 from gpt2c.tokenizers import byte_list
 from gpt2c.tokenizers import llmc as llmc_tokenizer
-from gpt2c.tokenizers.byte_level import BYTES, raw, recover_merges, utf8, visible
+from gpt2c.tokenizers.byte_level import BYTES, of_piece, raw, recover_merges, utf8, visible
 from gpt2c.tokenizers.refusals import library_of, refusals
 from gpt2c.tokenizers.streaming import TextStream
 
@@ -54,6 +54,7 @@ class Tokenizer:
         self._byte_level = True
         self._split_as_gpt2 = True
         self._joined = True  # decoding is joining the tokens
+        self._before = b""  # which encoding puts before a text, and decoding leaves out
 
     def __repr__(self) -> str:
         ends = "".join(f", {name} {id}" for name, id in (("begin", self.bos), ("end", self.eot)) if id is not None)
@@ -74,7 +75,7 @@ class Tokenizer:
         if kind == "gpt2":
             return cls._gpt2(**options)
         if kind == "byte":
-            return cls._around(vocabularies.make_byte(**options))
+            return cls.around(vocabularies.make_byte(**options))
         if text is None:
             raise UsageError(f"a {kind} tokenizer is made from a text; name one")
         makers: dict[str, Callable[..., Any]] = {
@@ -82,7 +83,7 @@ class Tokenizer:
             "word": vocabularies.make_word,
             "bpe": vocabularies.make_bpe,
         }
-        return cls._around(makers[kind]([text] if isinstance(text, str) else text, **options))
+        return cls.around(makers[kind]([text] if isinstance(text, str) else text, **options))
 
     @classmethod
     def _gpt2(cls, path=None, folders=()):
@@ -123,7 +124,7 @@ class Tokenizer:
                 raise TokenizationError(f"{path} is not a JSON file: {error}") from None
         from gpt2c.tokenizers import foreign as foreign_tokenizers
 
-        return cls._around(foreign_tokenizers.read(document) or library_of(document))
+        return cls.around(foreign_tokenizers.read(document) or library_of(document))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -137,24 +138,27 @@ class Tokenizer:
     @classmethod
     def from_document(cls, document: Any) -> Self:
         """From a tokenizer.json that was parsed."""
-        return cls._around(library_of(document))
+        return cls.around(library_of(document))
 
     @classmethod
-    def _around(cls, library):
+    def around(cls, library: Any) -> Self:
+        """From an object of the `tokenizers` library."""
         from tokenizers import decoders, models
 
-        from gpt2c.tokenizers.vocabularies import BOS_NAMES, EOT_NAMES, find_special, is_split_as_gpt2
+        from gpt2c.tokenizers.vocabularies import BOS_NAMES, EOT_NAMES, find_special, is_split_as_gpt2, joins_pieces
 
         strings = list(takewhile(lambda s: s is not None, map(library.id_to_token, count())))
         if len(strings) < (n := library.get_vocab_size()):
             raise TokenizationError(f"this tokenizer.json has {n} tokens but no id {len(strings)}; expected the ids 0 to {n - 1}")
         byte_level = isinstance(library.decoder, decoders.ByteLevel)
         specials = {t.content: i for i, t in library.get_added_tokens_decoder().items() if t.special}
-        made = cls([raw(s) if byte_level else s.encode() for s in strings])
+        pieces, spaced = joins_pieces(library)
+        made = cls(map(raw if byte_level else of_piece if pieces else str.encode, strings))
         made._specials = set(specials.values())
         made._byte_level = byte_level
         made._split_as_gpt2 = is_split_as_gpt2(library)
-        made._joined = isinstance(library.decoder, decoders.ByteLevel | decoders.Fuse)
+        made._joined = pieces or isinstance(library.decoder, decoders.ByteLevel | decoders.Fuse)
+        made._before = b" " if spaced else b""
         made.bos = find_special(specials, BOS_NAMES)
         made.eot = find_special(specials, EOT_NAMES)
         unknown = getattr(library.model, "unk_token", None)
@@ -249,9 +253,10 @@ class Tokenizer:
 
     @cached_property
     def control_ids(self) -> set[int]:
-        """The ids that no text has: of all special tokens but the one for what is unknown."""
+        """The ids that no text has: of all special tokens but one that is for what is unknown alone."""
         unknown = getattr(self._library.model, "unk_token", None)
-        return {id for text, id in self.special_tokens.items() if text != unknown}
+        ends = {self.bos, self.eot, *self.ends}
+        return {id for text, id in self.special_tokens.items() if text != unknown or id in ends}
 
     def encode(self, text: str, special: bool = False, bos: bool = False, *, allow_special: bool = False) -> list[int]:
         """Text -> list of ids. The text of a special token is plain text unless `special` (or its alias `allow_special`).
@@ -352,7 +357,7 @@ class Tokenizer:
             return None
         if self._byte_level:
             return None if set(BYTES) <= set(self.tokens) else {token for token in self.tokens if len(token) == 1}
-        return {s for s in self.tokens if len(s.decode()) == 1} if is_split_by(self._library, LINES) else None
+        return {s for s in self.tokens if len(s.decode(errors="replace")) == 1} if is_split_by(self._library, LINES) else None
 
     def _lacking(self, text):
         """The characters of a text that the library would leave out."""
@@ -364,7 +369,7 @@ class Tokenizer:
     def _refuse(self, text, at):
         raise TokenizationError(
             f"the character {text[at]!r} at offset {at} of the text is not in the vocabulary of this "
-            "tokenizer; make one from text that has it, or with <unk>"
+            "tokenizer; leave it out, or, for a model of your own, make a tokenizer from text that has it, or with <unk>"
         )
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -373,7 +378,7 @@ class Tokenizer:
             if not 0 <= i < self.vocab_size:
                 raise UsageError(f"{i} is not an id of this tokenizer, which has 0 to {self.vocab_size - 1}")
         if self._joined:
-            return b"".join([self.tokens[i] for i in ids])
+            return b"".join([self.tokens[i] for i in ids]).removeprefix(self._before)
         with refusals("the ids cannot be decoded"):
             return self._library.decode(ids, skip_special_tokens=False).encode()
 

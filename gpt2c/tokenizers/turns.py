@@ -16,6 +16,11 @@ TEMPLATE = (
 )
 
 
+def has_own_template(tokenizer):
+    """Whether conversations are written as the model's own chat template says, not with these words."""
+    return bool(tokenizer) and tokenizer.chat_template not in ("", TEMPLATE)
+
+
 def learned(tokenizer, turns):
     """Gives the tokenizer of a model that learned from conversations, of so many turns, this template where it has none."""
     if tokenizer and turns and not tokenizer.chat_template:

@@ -19,6 +19,7 @@ EOT_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<EOS>", "<eos>", "<|eo
 BOS_NAMES = ("<|bos|>", "<|begin_of_text|>", "<s>", "<BOS>", "<bos>", "[BOS]")
 
 CHARACTERS = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+PIECES = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
 LINES = pre_tokenizers.Split("\n", "isolated")
 WORDS = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")])
 
@@ -137,6 +138,13 @@ def is_plain(library):
     return library.normalizer is None and all(t.special for t in library.get_added_tokens_decoder().values())
 
 
+def joins_pieces(library):
+    """(whether ids are decoded by joining SentencePiece's pieces, whether a space at the beginning is then left out)."""
+    steps = _state(library.decoder).get("decoders", [])
+    begin = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    return steps[:3] == PIECES and steps[3:] in ([], [begin]), steps[3:] == [begin]
+
+
 def cut(text, size):
     """Pieces of `size` characters and a little more that together are the text and give its tokens.
 
@@ -156,8 +164,9 @@ def find_special(specials, names):
     return next((specials[name] for name in names if name in specials), None)
 
 
-def _state(pre_tokenizer):
-    return json.loads(pre_tokenizer.__getstate__()) if pre_tokenizer else {}
+def _state(part):
+    """A part of the library's object as tokenizer.json has it."""
+    return json.loads(part.__getstate__()) if part else {}
 
 
 def _checked(texts):

@@ -21,6 +21,7 @@ from gpt2c.commands.chat import MAX_INPUT_LENGTH
 from gpt2c.data import ItemLoader, Reading, read_items
 from gpt2c.data.conversations import conversation
 from gpt2c.data.items import Item
+from gpt2c.errors import InputError
 from gpt2c.generation import conversation as talking
 from gpt2c.generation.conversation import Conversation
 from gpt2c.generation.sampling import Sampling, pieces
@@ -286,6 +287,20 @@ def test_a_conversation_reads_only_what_is_new_and_says_the_same(templated, monk
     monkeypatch.setattr(Slots, "_run", counted)
     list(talk.answer("Again."))
     assert sum(read) < len(m.tokenizer.chat(past))
+
+
+def test_a_question_that_does_not_fit_is_refused_and_the_chat_goes_on(templated, monkeypatch):
+    """What the template begins with must not be cut off."""
+    m = gpt2c.load(templated)
+    talk, asked = Conversation(m, m.tokenizer, Sampling(), max_new_tokens=8, system="x"), ids_asked(monkeypatch)
+    list(talk.answer("Again."))
+    for question in ("Again. " * 40, "Again. " * 25):
+        with pytest.raises(InputError, match=r"has \d+ tokens, and the context of 64 leaves 56 of them beside an answer of 8"):
+            list(talk.answer(question))
+    list(talk.answer("Again."))
+    assert len(asked) == 2 and m.tokenizer.decode(asked[1][0]).count("Again") == 2  # what was said before is there still
+    done = piped(templated, b"x " * 99 + b"\nWhat is snow?\n", "--max-new-tokens", 8)
+    assert done.stdout == b"\nSnow is ice, of course.\n" and b"this prompt cannot be used: with the system" in done.stderr
 
 
 @pytest.mark.parametrize("special", SPECIALS)

@@ -2,6 +2,7 @@
 one folder, in their order, with fewer epochs, updates and episodes and with smaller models where the document does not say how
 large. And those on the other pages, each page in a folder of its own, with two updates and small batches."""
 
+import hashlib
 import io
 import json
 import re
@@ -18,6 +19,7 @@ import pytest
 import gpt2c
 from gpt2c import __main__ as program
 from gpt2c.data.shards import write_shard
+from gpt2c.models.published import PUBLISHED
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # a program that was imported runs as the main one
 ROOT = Path(__file__).parents[2]
@@ -94,10 +96,8 @@ def flags_at_once(rows):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, undrawn, monkeypatch):
     """The current folder: what the commands read is there, and a small pack for the script that fetches llm.c's files."""
-    monkeypatch.setattr("gpt2c.runs.loop.measured_peak", lambda *_: 1e6)  # this and pictures take longer than the runs
-    monkeypatch.setattr("gpt2c.support.pictures.available", lambda: False)
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "stdin", sys.stdin)
     monkeypatch.setenv("GPT2C_CACHE", str(tmp_path / "cache"))
@@ -241,6 +241,8 @@ def files_of_the_documents(tmp_path, monkeypatch):
     questions = [{"prompt": "How do mountains form?", "completion": "Slowly."}] * 4
     Path("questions.json").write_text(json.dumps(questions), encoding="utf-8")
     shutil.copy("facts.json", "FACTS.json")
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    Path("chats.jsonl").write_text(4 * (json.dumps({"messages": talk}) + "\n"), encoding="utf-8")
     Path("ITEMS.jsonl").write_text("\n".join(map(json.dumps, questions)), encoding="utf-8")
     pack = tmp_path / "pack"
     pack.mkdir()
@@ -257,4 +259,17 @@ def files_of_the_documents(tmp_path, monkeypatch):
     (tmp_path / "table").write_text(table, encoding="utf-8")
     monkeypatch.setenv("GPT2C_DATA_TABLE", str(tmp_path / "table"))
     monkeypatch.setenv("GPT2C_DATA_URL", pack.as_uri())
+    published_here(pack, monkeypatch)
     shutil.copy(ROOT / "downloaddataset.sh", "downloaddataset.sh")
+
+
+def published_here(folder, monkeypatch):
+    """A small model takes the place of each that can be fetched, from a mirror in this folder."""
+    model = gpt2c.create("gpt2", num_layers=1, num_heads=2, channels=32, vocab_size=257, max_seq_len=64)
+    model.tokenizer = gpt2c.Tokenizer.make("byte", specials=("<|endoftext|>",))
+    for name, known in PUBLISHED.items():
+        if known.file:
+            model.save(folder / known.file)
+            body = (folder / known.file).read_bytes()
+            monkeypatch.setitem(PUBLISHED, name, known._replace(size=len(body), sha256=hashlib.sha256(body).hexdigest()))
+    monkeypatch.setenv("GPT2C_MODELS_URL", folder.as_uri())

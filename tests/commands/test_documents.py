@@ -28,10 +28,8 @@ TEXT = "\n".join([*FACTS[:100], "ROMEO: Is 1 < 2 > 0? <|eos|>\n"])
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """An empty current folder. What a run measures of the machine and draws is left out: it takes longer than the runs."""
-    monkeypatch.setattr("gpt2c.runs.loop.measured_peak", lambda *_: 1e6)
-    monkeypatch.setattr("gpt2c.support.pictures.available", lambda: False)
+def folder(tmp_path, undrawn, monkeypatch):
+    """An empty current folder."""
     monkeypatch.setenv("GPT2C_CACHE", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -166,14 +166,7 @@ def at_a_terminal(folder, *words):
     return got.decode()
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Runs without what takes longer than they do."""
-    monkeypatch.setattr("gpt2c.runs.loop.measured_peak", lambda *_: 1e6)
-    monkeypatch.setattr("gpt2c.support.pictures.available", lambda: False)
-
-
-def test_text_of_files_does_not_steer_the_terminal(hostile, quick):
+def test_text_of_files_does_not_steer_the_terminal(hostile, undrawn):
     fine_tuned = f"train -e model --data text.txt -b 1 -t 8 -x 1 -v 0 -s 1 -g 3 -o {ESCAPE}".split()
     for words, code in (
         (["info", "model"], 0), (["info", ESCAPE], 4), ([ESCAPE], 2), (["convert", "model", f"{ESCAPE}.bin"], 0),
@@ -187,7 +180,7 @@ def test_text_of_files_does_not_steer_the_terminal(hostile, quick):
         assert SEEN in done.stdout + done.stderr, (words, done)
 
 
-def test_a_model_does_not_steer_the_terminal(hostile, quick):
+def test_a_model_does_not_steer_the_terminal(hostile, undrawn):
     text = "caf\u00e9 \u2603"
     got = at_a_terminal(hostile, "generate", "model", "--prompt", text, "-n", 3)
     assert got == text + 3 * r"\x1b" + "\r\n"

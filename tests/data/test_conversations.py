@@ -6,7 +6,8 @@ import pytest
 from texts import ITEMS
 
 from gpt2c.data import Reading, read_items
-from gpt2c.data.conversations import conversation, prompts_and_answers
+from gpt2c.data.conversations import conversation, messages_of, prompts_and_answers
+from gpt2c.data.items import are_conversations
 from gpt2c.errors import InputError
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
@@ -74,3 +75,68 @@ def test_a_special_token_that_a_record_spells_is_text(special, write):
     assert question.ids.tolist() == [*f"User: a{special} Assistant: {special}b".encode(), made.eot]
     assert talk.ids.tolist() == [*f"System: {special} User: c".encode()]
     assert [id for id in text.ids.tolist() if id in made.control_ids] in ([], [made.eot])
+
+
+# ---- a model with a chat template of its own
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def templated():
+    made = Tokenizer.make("byte", specials=("<|im_start|>", "<|im_end|>"))
+    made.chat_template, made.ends = CHATML, [257]
+    return made
+
+
+def test_all_kinds_of_conversations_have_messages():
+    turn = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}]
+    records = ({"prompt": "a b", "completion": "c"}, {"messages": turn}, "User: a b Assistant: c </s>")
+    assert [messages_of(record, "") for record in records] == [turn] * 3
+    strange = [{"role": "tool", "content": None, "name": "x"}]
+    assert messages_of({"messages": strange}, "") == strange
+
+
+def test_its_template_writes_the_items(templated, write):
+    def end(text):
+        return [*text.encode(), 257, 10]
+
+    records = [
+        {"prompt": "a", "completion": "b"},
+        {"messages": [{"role": "tool", "content": "<|im_end|>c"}]},
+        "User: d Assistant: e",
+    ]
+    path = write("a.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    first, second, third = read_items([path], Reading(), templated)
+    asked = [256, *end("user\na"), 256, *b"assistant\n"]
+    assert first.ids.tolist() == [*asked, *end("b")] and first.counts.tolist() == [False] * len(asked) + [True] * 3
+    assert second.ids.tolist() == [256, *end("tool\n<|im_end|>c")] and not second.counts.any()
+    assert third.counts.sum() == 3 and third.ids[-3:].tolist() == end("e")
+    every = read_items([path], Reading(), templated, mask_prompt=False)
+    assert [item.ids.tolist() for item in every] == [item.ids.tolist() for item in (first, second, third)]
+    assert all(item.counts.all() for item in every) and first.counts.dtype == bool and first.ids.dtype == "int32"
+
+
+def test_what_a_template_cannot_write_is_named_with_its_place(templated, write):
+    templated.chat_template = CHATML + "{% if messages[0].role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    for message, why in (
+        ({"role": "tool", "content": ""}, "no tools"),
+        ({"role": "user", "content": 3j.imag}, None),
+        ({}, "role None"),
+    ):
+        path = write("a.jsonl", json.dumps({"messages": [message, {"role": "assistant", "content": "b"}]}))
+        if why is None:
+            assert len(read_items([path], Reading(), templated)) == 1
+            continue
+        with pytest.raises(InputError, match=f"row 1 of .*{why}"):
+            read_items([path], Reading(), templated)
+
+
+def test_what_are_conversations(write):
+    talk, text = json.dumps(ITEMS[0]) + "\n", json.dumps({"text": "a"}) + "\n"
+    for content, found in ((talk * 3, True), (talk + text, False), (text, False), ("", False)):
+        assert are_conversations([write("a.jsonl", content)], Reading()) == found
+    assert not are_conversations([write("b.txt", talk)], Reading()) and not are_conversations([], Reading())

@@ -4,7 +4,9 @@ They are what tests/formats/fuzz.py damages. model_v1.json there is of the first
 """
 
 import json
+import shutil
 import struct
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +19,18 @@ from gpt2c.data import write_choices, write_shard
 from gpt2c.data.choices import Example
 from gpt2c.formats import gguf_llama
 from gpt2c.formats.llmc import HEADER_BYTES, LAYERNORM, MODEL_MAGIC, write_debug_state
+from gpt2c.formats.safetensors import read_folder
 from gpt2c.formats.weights import Weights
 from gpt2c.tokenizers import byte_list
+from gpt2c.tokenizers import gguf as gguf_tokenizers
 from gpt2c.tokenizers.byte_level import GPT2_BYTES
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 LIBRARY = "char", "byte", "word", "pieces", "unigram", "subwords"  # the tokenizer.json besides that of tokenizer.bin
 TINY_RANDYGPT = (4, 1, 1, 4)  # channels, heads, layers, positions
+TOKENS, TYPES = ["<s>", "</s>", "<|im_end|>", "<x>", "b", "a", "Ġ", "ab", "Ġab", "0"], [3, 3, 3, 4, 1, 1, 1, 1, 1, 1]
+TEMPLATE = "{% for m in messages %}{{ bos_token + m['role'] }}{{ m.content | trim }}<|im_end|>{% endfor %}"
 CONFIG = dict(num_layers=1, channels=4, num_heads=1, vocab_size=5, max_seq_len=4, padded_vocab_size=8)
 
 
@@ -62,9 +68,11 @@ def main():
     (CORPUS / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     write_old_models(model, rng)
     write_gguf(tokenizer)
+    write_folders()
     model.tokenizer, model.description, model.turns = Tokenizer.make("char", "abcde"), "says “é”", 2
     model.save(CORPUS / "model.json")
     write_tokenizers()
+    write_folder_tokenizers()
     write_texts()
     (CORPUS / "config.toml").write_text(
         'max_steps = 7\nlearning_rate = 0.001\nmax_time = "1\\u0068"\noverfit = false\n\n[more]\nseq_len = 8\n', encoding="utf-8"
@@ -91,7 +99,8 @@ def write_old_models(model, rng):
 
 
 def write_gguf(tokenizer):
-    """With a tokenizer and a description; and with blocks of several types."""
+    """With a tokenizer and a description; with blocks of several types; of the llama family, alone and with all that a model for
+    conversations has."""
     model = gpt2c.create("gpt2", **CONFIG | {"vocab_size": 262, "padded_vocab_size": 264})
     model.tokenizer, model.description, model.turns = tokenizer, "says “é”", 2
     model.save(CORPUS / "model.gguf")
@@ -101,6 +110,29 @@ def write_gguf(tokenizer):
     shapes = [(name, shape) for name, shape, _ in gguf_llama.tensors("llama", sizes | ways)]
     weights = Weights("llama", sizes | ways, {name: np.ones(shape, np.float32) for name, shape in shapes})
     formats.write(CORPUS / "llama.gguf", weights)
+    sizes["vocab_size"] = len(TOKENS)
+    shapes = [(name, shape) for name, shape, _ in gguf_llama.tensors("llama", sizes | ways)]
+    tensors = {name: np.ones(shape, np.float32) for name, shape in shapes}
+    metadata = {"tokens": TOKENS, "token_type": np.array(TYPES), "merges": ["a b", "Ġ ab"], "model": "gpt2", "pre": "smollm"}
+    tokenizer, _ = gguf_tokenizers.read({gguf_tokenizers.KEY + key: value for key, value in metadata.items()}, len(TOKENS))
+    tokenizer.chat_template, tokenizer.bos, tokenizer.ends, tokenizer.adds_bos = TEMPLATE, 0, [2, 1, 3, 4], True
+    said = {"description": "“é”", "turns": 2, "sampling": {"temperature": 0.5, "top_k": 3, "top_p": 0.9}}
+    formats.write(CORPUS / "chat.gguf", Weights("llama", sizes | ways, tensors, tokenizer, said))
+
+
+def write_folders():
+    """The files of two folders of Hugging Face, and an index that has the second one's tensors in a file of another name."""
+    fields = dict(num_heads=2, channels=8, hidden=12, num_kv_heads=1, tied=False, rope_scaling="llama3:8.0,1.0,4.0,16")
+    for family, more in ("gpt2", {}), ("llama", fields):
+        model = gpt2c.create(family, **{name: value for name, value in CONFIG.items() if name != "padded_vocab_size"} | more)
+        model.description, model.turns, model.sampling = "says “é”", 2, {"temperature": 0.7, "top_k": 40}
+        with tempfile.TemporaryDirectory() as folder:
+            model.save(folder)
+            for path in Path(folder).iterdir():
+                shutil.copyfile(path, CORPUS / f"{family}_{path.name}")
+            names = dict.fromkeys(read_folder(folder), "model-00001-of-00001.safetensors")
+    index = {"metadata": {"total_size": 1}, "weight_map": names}
+    (CORPUS / "llama_model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def write_tokenizers():
@@ -140,6 +172,38 @@ def write_tokenizers():
     randy = {"vocab": ["<|bos|>", "<|eos|>", "a", "é", "aé"], "merges": [["a", "é"]]}
     (CORPUS / "tokenizer_randygpt.json").write_text(json.dumps(randy), encoding="utf-8")
     (CORPUS / "vocab.txt").write_text(byte_list.TEXT, encoding="utf-8")
+
+
+def write_folder_tokenizers():
+    """The files of two folders by name, in one file each: with a tokenizer.json, and with what there was before it."""
+    vocab = {text: id for id, text in enumerate(["a", "b", "Ġ", "Ċ", "ab", "Ã", "©", "<s>", "<|im_end|>"])}
+    library = Library(models.BPE(vocab, [("a", "b")], ignore_merges=True))
+    library.normalizer = normalizers.NFC()
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 7)])
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens(["<s>", "<|im_end|>"])
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content | trim }}"
+        "{{ eos_token }}{% endgeneration %}{% else %}{{ m['content'] + 'ab' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}a{% endif %}"
+    )
+    end = {"content": "<|im_end|>", "lstrip": False}
+    folder = {
+        "tokenizer.json": json.loads(library.to_str()),
+        "tokenizer_config.json": {"add_bos_token": None, "chat_template": [{"name": "default", "template": template}]},
+        "special_tokens_map.json": {"bos_token": "<s>", "eos_token": end, "additional_special_tokens": ["<s>"]},
+        "generation_config.json": {"eos_token_id": [8, 7]},
+        "config.json": {"eos_token_id": 7, "bos_token_id": 7},
+    }
+    old = {
+        "vocab.json": vocab | {"<|endoftext|>": 9},
+        "merges.txt": "#version: 0.2\na b\n",
+        "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer", "added_tokens_decoder": {"8": end | {"special": True}}},
+        "chat_template.jinja": "{% for m in messages %}{{ m.content ~ '<|im_end|>' }}{% endfor %}",
+    }
+    for name, files in ("new", folder), ("old", old):
+        (CORPUS / f"folder_{name}.json").write_text(json.dumps(files), encoding="utf-8")
 
 
 def write_texts():

@@ -2,11 +2,13 @@
 
 import io
 import json
+import shutil
 import struct
 from contextlib import redirect_stderr
 from unittest import mock
 
 import hand_gguf
+import hand_safetensors
 import numpy as np
 from fuzz import JSON, LINES, Form, Reader
 from make_corpus import CONFIG, CORPUS, LIBRARY, TINY_RANDYGPT
@@ -22,7 +24,7 @@ from gpt2c.data.items import read_items
 from gpt2c.data.layouts import hellaswag, mmlu, stories
 from gpt2c.data.reading import Reading
 from gpt2c.data.records import records
-from gpt2c.errors import Gpt2cError
+from gpt2c.errors import Gpt2cError, InputError
 from gpt2c.formats import json as json_format
 from gpt2c.formats import native, randygpt
 from gpt2c.formats.llmc import load_debug_state
@@ -31,6 +33,9 @@ from gpt2c.models.files import load, load_run
 from gpt2c.models.registry import make_config
 from gpt2c.runs import folder as runs
 from gpt2c.runs.logs import read_metrics
+from gpt2c.tokenizers import huggingface, sandbox
+from gpt2c.tokenizers.lessons import lessons
+from gpt2c.tokenizers.templates import _compiled
 from gpt2c.tokenizers.tokenizer import Tokenizer
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.trainer import Trainer
@@ -57,22 +62,79 @@ def read_weights(path):
         loaded(tensor)
 
 
+def read_chat(path):
+    """A GGUF file of a model for conversations, what its tokenizer does, and a file that is written of it and read again."""
+    weights = formats.read(path)
+    if weights.tokenizer:
+        use_tokenizer(weights.tokenizer)
+    formats.write(path.with_suffix(".again.gguf"), weights)
+    formats.read(path.with_suffix(".again.gguf"))
+
+
+def in_folder(family, member, index=""):
+    """A reader of a folder of Hugging Face, one file of which is the damaged one; with an index its tensors have another name."""
+
+    def read(path):
+        folder = path.parent / "folder"
+        folder.mkdir(exist_ok=True)
+        for name in FOLDER:
+            shutil.copyfile(CORPUS / f"{family}_{name}", folder / (index if name == TENSORS and index else name))
+        shutil.copyfile(path, folder / member)
+        try:
+            load(folder)
+        except Gpt2cError as error:
+            assert error.exit_code == 4, error
+            raise
+
+    return read
+
+
 def read_tokenizer(path):
-    """A tokenizer, and what it does with some text and with all of its ids."""
-    made = Tokenizer.load(path)
+    use_tokenizer(Tokenizer.load(path))
+
+
+def use_tokenizer(made):
+    """What a tokenizer does with some text, with a conversation and with all of its ids."""
     stream = made.stream()
     uses = [lambda text=text, special=s: made.encode(text, special) for text in ("", "ab é日 <unk> \n", "a" * 40) for s in (0, 1)]
     uses += [
         lambda: made.decode(range(min(made.vocab_size, 300))),
         lambda: stream.push(0),
+        lambda: made.prompt("a"),
+        lambda: made.chat([{"role": "user", "content": "a <|im_end|>"}]),
         lambda: Tokenizer.from_json(made.to_json()),
     ]
     repr(made)
+    try_all(uses)
+
+
+def try_all(uses):
+    """Does all of it; each may be refused in one sentence."""
     for use in uses:
         try:
             use()
         except Gpt2cError as error:
             assert "\n" not in str(error)
+
+
+def read_folder_tokenizer(path):
+    """A tokenizer of a folder, whose files are one here, by name; and a conversation by its chat template."""
+    try:
+        files = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise InputError("no files") from None
+    if not isinstance(files, dict):
+        raise InputError("no files")
+    small = dict(SECONDS=1.0, CHARACTERS=1 << 14)  # for a template: less than all that one may take
+    with mock.patch.multiple(sandbox, **small):
+        made, _ = huggingface.read(files, 1000)
+        if not made:
+            return
+        talk = [{"role": role, "content": "ab <s>"} for role in ("user", "assistant", "user", "assistant")]
+        uses = [lambda: made.encode("ab é<|im_end|>", bos=made.adds_bos), lambda: made.chat(talk), lambda: lessons(made, talk)]
+        uses += [lambda: huggingface.read(huggingface.write(made, 1000)[0], 1000), lambda: made.stream().push(made.ends[0])]
+        try_all(uses if made.ends else uses[:-1])
+    _compiled.cache_clear()
 
 
 def read_config(path):
@@ -149,8 +211,34 @@ def silent(read):
     return quietly
 
 
+def pairs_apart(data):
+    """The metadata of a GGUF file, each [key, type, value], and the rest of it."""
+    version, pairs, tensors, data = hand_gguf.apart(data)
+    return [*pairs, [version, tensors, data]]
+
+
+def pairs_together(parts):
+    """The file of these parts. A value that is not of its type any more has one that it is of."""
+    *pairs, (version, tensors, data) = parts
+    return hand_gguf.together([version, [typed(*pair) for pair in pairs], tensors, data])
+
+
+def typed(key, kind, value):
+    try:
+        hand_gguf.packed(kind, value)
+        return key, kind, value
+    except Exception:  # whatever a changed value does to it
+        kinds = {bool: 7, float: 12, str: 8, int: 11}
+        if isinstance(value, list):
+            return key, 9, (kinds[type(value[0])] if value else 5, value)
+        return key, kinds[type(value)], value
+
+
 CHECKPOINT, MODEL = Form(checkpoint_apart, checkpoint_together), Form(json.loads, sealed)
 GGUF = Form(hand_gguf.apart, hand_gguf.together)
+SAFETENSORS = Form(hand_safetensors.apart, hand_safetensors.together)
+FOLDER = "config.json", "generation_config.json", (TENSORS := "model.safetensors")
+SHARD, INDEX = "model-00001-of-00001.safetensors", "model.safetensors.index.json"
 ENCODED = 2**23  # bytes: a tokenizer of characters has a table of all that there are
 READERS = {
     "checkpoint": Reader(read_run, ("run.safetensors", "weights.safetensors"), CHECKPOINT, ENCODED),
@@ -160,12 +248,20 @@ READERS = {
     "json": Reader(load, ("model.json", "model_v1.json"), MODEL, ENCODED),
     "gguf": Reader(load, ("model.gguf", "model_q.gguf"), GGUF),
     "gguf-llama": Reader(read_weights, ("llama.gguf",), GGUF),
+    "gguf-chat": Reader(read_chat, ("chat.gguf",), Form(pairs_apart, pairs_together), ENCODED),
+    "folder": Reader(in_folder("llama", "config.json"), ("llama_config.json",), JSON),
+    "folder-gpt2": Reader(in_folder("gpt2", "config.json"), ("gpt2_config.json",), JSON),
+    "folder-sampling": Reader(in_folder("llama", "generation_config.json"), ("llama_generation_config.json",), JSON),
+    "folder-index": Reader(in_folder("llama", INDEX, SHARD), (f"llama_{INDEX}",), JSON),
+    "safetensors": Reader(in_folder("llama", TENSORS), ("llama_model.safetensors",), SAFETENSORS),
+    "safetensors-gpt2": Reader(in_folder("gpt2", TENSORS), ("gpt2_model.safetensors",), SAFETENSORS),
     "randygpt": Reader(read_randygpt, tuple(f"randygpt_{version}.bin" for version in (2, 1, 3))),
     "tokenizer": Reader(read_tokenizer, ("tokenizer.json", *(f"tokenizer_{kind}.json" for kind in LIBRARY)), JSON, ENCODED),
     "tokenizer-llmc": Reader(read_tokenizer, ("tokenizer.bin",), None, ENCODED),
     "tokenizer-others": Reader(
         read_tokenizer, ("tokenizer_rnn_rust.json", "tokenizer_randygpt.json", "vocab.txt"), JSON, ENCODED
     ),
+    "tokenizer-folder": Reader(read_folder_tokenizer, ("folder_new.json", "folder_old.json"), JSON, ENCODED),
     "tokens": Reader(read_tokens, ("gpt2_shard.bin", "llama_shard.bin", "legacy_tokens.bin")),
     "choices": Reader(read_choices, ("choices.bin",)),
     "config": Reader(read_config, ("config.toml",)),

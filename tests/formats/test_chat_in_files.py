@@ -37,17 +37,25 @@ def without(path):
     rewrite(path, lambda header: header.update(__metadata__=about | {"sha256": digest}))
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "json"])
-def test_it_survives_every_save(model, ending, tmp_path):
-    tokenizer, path = model.tokenizer, tmp_path / f"x.{ending}"
-    tokenizer.chat_template, tokenizer.adds_bos, tokenizer.ends = SAID["template"], True, SAID["ends"]
-    tokenizer.bos, tokenizer.eot = 257, 256
-    model.save(path)
-    again = gpt2c.load(path)
-    assert conventions(again.tokenizer) == SAID
-    again.save(tmp_path / f"y.{'json' if ending == 'safetensors' else 'safetensors'}")
-    last = gpt2c.load(next(tmp_path.glob("y.*")))
-    assert conventions(last.tokenizer) == SAID and last.tokenizer.to_json() == tokenizer.to_json()
+@pytest.mark.parametrize("said", [
+    SAID, SAID | {"bos": None, "adds_bos": False, "template": ""}, SAID | {"ends": [256]}, SAID | {"ends": [258, 257, 256, 5, 6]},
+    SAID | {"eot": None, "ends": []}, SAID | {"eot": 258, "ends": [256]},
+])  # fmt: skip
+@pytest.mark.parametrize("ending", ["safetensors", "json", "gguf"])
+def test_it_survives_every_save(said, ending, model, tmp_path):
+    tokenizer, sampling = (
+        model.tokenizer,
+        {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.0, "repetition_penalty": 1.1},
+    )
+    tokenizer.chat_template, tokenizer.adds_bos, tokenizer.ends = said["template"], said["adds_bos"], said["ends"]
+    tokenizer.bos, tokenizer.eot = said["bos"], said["eot"]
+    model.turns, model.sampling = 3 if said["template"] else 0, sampling
+    model.save(tmp_path / f"x.{ending}")
+    for number, then in enumerate(("safetensors", "json", "gguf")):
+        gpt2c.load(tmp_path / f"x.{ending}").save(tmp_path / f"{number}.{then}")
+        last = gpt2c.load(tmp_path / f"{number}.{then}")
+        assert conventions(last.tokenizer) == said and (last.turns, last.sampling) == (model.turns, sampling)
+        assert last.tokenizer.tokens == tokenizer.tokens and last.tokenizer.special_tokens == tokenizer.special_tokens
 
 
 @pytest.mark.parametrize("name", ["x", "model.json", "model_v1.json"])

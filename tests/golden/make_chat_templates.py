@@ -1,12 +1,15 @@
 """Writes chat_templates.json: conversations as transformers writes and encodes them. python tests/golden/make_chat_templates.py
 
-Needs transformers (made with 5.24). The templates are in the manner of SmolLM2's, Qwen3's and Llama 3's, and use what those use.
+Needs transformers (made with 5.24) and tests/ on the path. The templates are in the manner of SmolLM2's, Qwen3's, Llama 3's and
+Mistral's, and use what those use.
 """
 
 import json
 import tempfile
 from pathlib import Path
 
+from folders_tokenizers import LLAMA3_TEMPLATE, MISTRAL_TEMPLATE, QWEN3_TEMPLATE
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from gpt2c.tokenizers.tokenizer import Tokenizer
@@ -106,11 +109,18 @@ def main():
         file.flush()
         theirs = PreTrainedTokenizerFast(tokenizer_file=file.name, bos_token=SPECIALS[0], eos_token=SPECIALS[1])
     templates, cases = {"chatml": CHATML, "thinking": THINKING, "headers": HEADERS}, []
+    templates |= {"llama3": LLAMA3_TEMPLATE, "qwen3": QWEN3_TEMPLATE, "mistral": MISTRAL_TEMPLATE}
     for name, template in templates.items():
         for messages, how in conversations():
-            text = theirs.apply_chat_template(messages, chat_template=template, tokenize=False, **how)
-            ids = theirs.apply_chat_template(messages, chat_template=template, tokenize=True, return_dict=False, **how)
-            cases.append({"template": name, "messages": messages, "how": how, "text": text, "ids": ids})
+            try:
+                text = theirs.apply_chat_template(messages, chat_template=template, tokenize=False, **how)
+            except TemplateError:  # Mistral's has no system prompt
+                continue
+            marked = "{% generation %}" in template and not how["add_generation_prompt"]
+            kind = dict(chat_template=template, tokenize=True, return_dict=True, return_assistant_tokens_mask=marked)
+            found = theirs.apply_chat_template(messages, **kind, **how)
+            case = {"template": name, "messages": messages, "how": how, "text": text, "ids": found["input_ids"]}
+            cases.append(case | ({"answers": found["assistant_masks"]} if marked else {}))
     document = {"tokenizer": json.loads(made.to_json()), "templates": templates, "cases": cases}
     path = Path(__file__).with_name("chat_templates.json")
     path.write_text(json.dumps(document, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")

@@ -60,6 +60,7 @@ def run_kernel_tests(tree, *which, **variables):
 MUTANTS = {
     "activation.c": ("gelu_backward", "(3 * GELU_CUBIC)", "(2 * GELU_CUBIC)"),
     "attention.c": ("attention_backward", "(j + l - at - i) <= 0", "(j + l - at - i) <= 1"),  # sees the next key
+    "attention_materialised.c": ("attention_materialised_backward", "p[j] * (da[j] - mean)", "p[j] * da[j]"),
     "cope.c": ("cope_backward", "dgate += vf_load(s.dp + at_j);", "dgate = vf_load(s.dp + at_j);"),
     "dropout.c": ("dropout_residual_backward", "dropped), g * scale, (vf){0})", "dropped), g, (vf){0})"),
     "dyt.c": ("dyt_backward", "(1.0f - t * t)", "(1.0f + t * t)"),

@@ -226,6 +226,25 @@ def test_decoding_in_any_steps_is_the_full_forward(isa):
     assert_within(decoded, 3 * [(out, bound)])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("sizes", [(2, 33, 6, 13, 3), (1, 259, 6, 65, 2), (3, 40, 4, 16, 1)], ids=str)
+def test_shared_keys_and_values_are_as_if_each_head_had_a_copy(isa, threads, rng, sizes, precision):
+    """To the bit: their gradients are those of the copies, added up from the first to the last."""
+    gpt2c.set_matmul_precision(precision)
+    B, T, H, D, K = sizes
+    q, kv, dout = normal(rng, B, T, H, D), normal(rng, B, T, 2, K, D), normal(rng, B, T, H, D)
+    shared = np.concatenate([q, kv.reshape(B, T, 2 * K, D)], axis=2)
+    copies = np.concatenate([q, kv.repeat(H // K, axis=3).reshape(B, T, 2 * H, D)], axis=2)
+    out, lse = run("attention_forward", unset(B, T, H, D), unset(B, H, T), shared, K)
+    assert bits([out, lse]) == bits(run("attention_forward", unset(B, T, H, D), unset(B, H, T), copies, H))
+    (found,), (each,) = (
+        call("attention_backward", (unset(*x.shape), dout, x, out, lse, n, 0)) for x, n in ((shared, K), (copies, H))
+    )
+    parts = each[:, :, H:].reshape(B, T, 2, K, H // K, D)
+    added = sum((parts[:, :, :, :, i] for i in range(1, H // K)), start=parts[:, :, :, :, 0])
+    np.testing.assert_array_equal(found, np.concatenate([each[:, :, :H], added.reshape(B, T, 2 * K, D)], axis=2))
+
+
 BF16_PRODUCTS = [(5, 1, 1), (7, 17, 13), (33, 769, 34), (30, 31, 771), (70, 129, 200), (331, 40, 929)]
 
 

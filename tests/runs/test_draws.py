@@ -62,13 +62,6 @@ def folder(tmp_path_factory):
         yield folder
 
 
-@pytest.fixture
-def at_once(monkeypatch):
-    """Without what takes a second and changes nothing of a run."""
-    monkeypatch.setattr("gpt2c.runs.loop.measured_peak", lambda *_: 1e9)
-    monkeypatch.setattr("gpt2c.runs.loop.pictures.available", lambda: False)
-
-
 class Killed(BaseException):
     """The end of a process."""
 
@@ -124,7 +117,7 @@ def assert_same(draw, straight, resumed):
     assert rows(straight) == rows(resumed), draw
 
 
-def test_a_drawn_run_that_is_ended_and_resumed_is_the_run_left_alone(folder, at_once, number):
+def test_a_drawn_run_that_is_ended_and_resumed_is_the_run_left_alone(folder, undrawn, number):
     draw, rng = draw_run(number), random.Random(~number)
     straight, resumed = (f"{name}{number}" for name in ("straight", "resumed"))
     done, events = attempt(folder, [*draw.words, *draw.ways[0], "-o", straight])

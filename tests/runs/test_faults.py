@@ -112,7 +112,7 @@ def test_a_loss_of_power_loses_no_complete_save(trainer, tmp_path, monkeypatch):
 @pytest.mark.parametrize("missing", ["file", "folder"])
 def test_the_simulation_notices_a_sync_that_is_missing(trainer, tmp_path, monkeypatch, missing):
     if missing == "folder":
-        monkeypatch.setattr(files, "_sync_folder", lambda folder: None)
+        monkeypatch.setattr(files, "sync_folder", lambda folder: None)
     else:
         monkeypatch.setattr(
             RecordingDisk,

@@ -14,7 +14,6 @@ from gpt2c.data import write_shard
 from gpt2c.errors import UsageError
 from gpt2c.formats import native
 from gpt2c.models.files import read
-from gpt2c.support import pictures
 
 GPT2 = "--model gpt2 -e scratch --num-layers 1 --channels 8 --num-heads 1 --max-seq-len 8 -b 2 -t 8".split()
 MINGRU = "--model mingru --dim 8 --depth 1 -b 2 -t 8 --update-chunks 1 --backprop-chunks 4".split()
@@ -42,9 +41,8 @@ ORDERS = pytest.mark.parametrize("order, model, name, make", [
 
 
 @pytest.fixture(autouse=True)
-def quick(cache, monkeypatch):
-    """A cache of encoded text of its own, and no pictures, which take longer than the runs."""
-    monkeypatch.setattr(pictures, "available", lambda: False)
+def quick(cache, undrawn):
+    """A cache of encoded text of its own, and no pictures."""
 
 
 @ORDERS

@@ -18,15 +18,13 @@ from gpt2c.formats import native
 from gpt2c.runs import folder as runs
 from gpt2c.runs.folder import Run
 from gpt2c.runs.logs import read_metrics
-from gpt2c.support import pictures
 from gpt2c.training.trainer import Trainer
 
 SMALL = "-e scratch --num-layers 1 --channels 8 --num-heads 1 --max-seq-len 8 --vocab-size 17 -b 1 -t 8 -v 0 -s 0".split()
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "available", lambda: False)  # they take longer than the runs
+def folder(tmp_path, undrawn):
     write_shard(tmp_path / "x_train.bin", np.random.default_rng(0).integers(0, 17, 500))
     return tmp_path
 

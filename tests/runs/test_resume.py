@@ -25,7 +25,6 @@ from gpt2c.runs import resume
 from gpt2c.runs.config import RunConfig
 from gpt2c.runs.phases import PhasesConfig
 from gpt2c.runs.resume import recorded_flags
-from gpt2c.support import pictures
 from gpt2c.training.config import TrainConfig
 from gpt2c.training.grpo import Grpo, GrpoConfig
 from gpt2c.training.trainer import Trainer
@@ -83,8 +82,7 @@ SMALL = "-e scratch --num-layers 1 --channels 8 --num-heads 1 --max-seq-len 8 --
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "available", lambda: False)  # they take longer than the runs
+def folder(tmp_path, undrawn):
     write_shard(tmp_path / "x_train.bin", np.arange(300) % 31)
     call(tmp_path, "train", *SMALL, "--data", "x_train.bin", "--save-path", "x.bin", "-x", 2)
     return tmp_path

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from gpt2c.errors import InputError, ResourceError, UsageError
-from gpt2c.support.files import atomic_write, open_input, second_name
+from gpt2c.support import progress
+from gpt2c.support.files import atomic_folder, atomic_write, open_input, second_name
 
 
 def test_a_failing_disk_is_an_input_error(tmp_path):
@@ -16,6 +17,21 @@ def test_a_failing_disk_is_an_input_error(tmp_path):
     path.write_bytes(b"old")
     with pytest.raises(InputError, match=f"cannot read {path}: Input/output error"), open_input(path):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("terminal, seconds, shown", [(True, 0.8, True), (True, 0.3, False), (False, 20, False)])
+def test_a_terminal_shows_how_far_a_large_file_is(tmp_path, monkeypatch, capsys, terminal, seconds, shown):
+    """After a second; `seconds` are those of a piece."""
+    now = iter(range(100))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: seconds * next(now)))
+    monkeypatch.setattr(progress, "on_terminal", lambda: terminal)
+    with atomic_write(tmp_path / "big", 3000) as file:
+        for _ in range(3):
+            file.write(bytes(1000))
+    line = "\rwriting big: 2.0 KB of 3.0 KB (67%) | 1.2 KB/s | eta 1s\033[K"
+    said = capsys.readouterr().err
+    assert (line in said and said.endswith("\r\033[K")) if shown else said == ""
+    assert (tmp_path / "big").read_bytes() == bytes(3000)
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -156,3 +172,60 @@ def test_a_symbolic_link_stays_one(tmp_path):
         file.write(b"new")
     assert link.is_symlink() and target.read_bytes() == b"new"
     assert list(target.parent.iterdir()) == [target]
+
+
+# ---- folders
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "folder"
+    with atomic_folder(path) as folder:
+        (folder / "a").write_bytes(b"1")
+        assert folder.parent == tmp_path and not path.exists()
+    for error in RuntimeError, KeyboardInterrupt:
+        with pytest.raises(error), atomic_folder(path, lambda name: True) as folder:
+            (folder / "b").write_bytes(b"2")
+            raise error
+    assert [p.name for p in path.iterdir()] == ["a"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_replaced_if_all_in_it_may_go(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    for name in "a", "b":
+        with atomic_folder(path, lambda name: name in "ab") as folder:
+            (folder / name).write_bytes(b"")
+        assert [p.name for p in path.iterdir()] == [name] and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UsageError, match="is not empty; choose another folder, or overwrite it"), atomic_folder(path):
+        pass
+    (path / "c").mkdir()
+    for may_go in (lambda name: name == "b"), (lambda name: True):  # another name; a folder in it
+        with pytest.raises(UsageError, match="'c' in it is no part of a model"), atomic_folder(path, may_go):
+            pass
+    assert {p.name for p in path.iterdir()} == {"b", "c"}
+
+
+def test_where_no_folder_can_be(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UsageError, match="it is a file; choose another name"), atomic_folder(tmp_path / "file"):
+        pass
+    with pytest.raises(UsageError, match="there is no folder"), atomic_folder(tmp_path / "none/folder"):
+        pass
+
+
+@pytest.mark.parametrize("fails", ["first", "second"])
+def test_a_failing_disk_leaves_the_old_folder(tmp_path, monkeypatch, fails):
+    path, rename, calls = tmp_path / "folder", type(tmp_path).rename, []
+    path.mkdir()
+    (path / "a").write_bytes(b"1")
+
+    def failing(self, target):
+        calls.append(target)
+        if len(calls) == ["first", "second"].index(fails) + 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", failing)
+    with pytest.raises(ResourceError, match="Input/output error"), atomic_folder(path, lambda name: True) as folder:
+        (folder / "b").write_bytes(b"2")
+    assert [p.name for p in path.iterdir()] == ["a"] and list(tmp_path.iterdir()) == [path]

@@ -85,6 +85,14 @@ def test_a_panic_while_ids_are_decoded_is_a_refusal():
         made.stream().push(0)
 
 
+def test_pieces_that_are_bytes_in_a_vocabulary_of_characters():
+    steps = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    lines = {"type": "Split", "pattern": {"String": "\n"}, "behavior": "Isolated", "invert": False}
+    model = {"vocab": {"a": 0, "<0xFF>": 1}}
+    made = Tokenizer.from_json(document(model, pre_tokenizer=lines, decoder={"type": "Sequence", "decoders": steps}))
+    assert made.tokens == [b"a", b"\xff"] and made.encode("a") == [0] and made.decode([1, 0]) == "\ufffda"
+
+
 def test_a_refusal_is_one_sentence():
     with pytest.raises(TokenizationError) as caught:
         Tokenizer.from_json(document(decoder={"type": "two\nlines \x1b[2J"}))

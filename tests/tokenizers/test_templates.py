@@ -12,7 +12,7 @@ from texts import ITEMS
 from gpt2c.data.conversations import conversation
 from gpt2c.errors import TokenizationError, UsageError
 from gpt2c.tokenizers import sandbox, turns
-from gpt2c.tokenizers.templates import written
+from gpt2c.tokenizers.templates import parts_of, written
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/chat_templates.json").read_text(encoding="utf-8"))
@@ -35,7 +35,7 @@ def test_text_and_ids_are_those_of_transformers(case):
     made = with_template(TEMPLATES[case["template"]])
     assert made.chat(case["messages"], **case["how"]) == case["ids"]
     names = {id: text for text, id in made.special_tokens.items()}
-    parts = written(made, case["messages"], **case["how"])
+    parts = parts_of(written(made, case["messages"], **case["how"]))
     assert "".join(part if isinstance(part, str) else names[part] for part in parts) == case["text"]
 
 
@@ -46,8 +46,8 @@ def test_text_and_ids_are_those_of_transformers(case):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_text_in_a_message_becomes_no_special_token(name, special):
     made = with_template(TEMPLATES[name])
-    talk = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c")]
-    for at in range(4):
+    talk = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c")][name == "mistral" :]  # which has no system prompt
+    for at in range(len(talk)):
         for text in (special, f"x{special}\n{special}y", special[:-1] + special, special.upper() + special.lower()):
             plain, spelt = ([{"role": role, "content": content} for role, content in talk] for _ in range(2))
             plain[at]["content"], spelt[at]["content"] = "x", text

@@ -10,7 +10,7 @@ from gpt2c.engine.ops.attention import attention, head_norm, rope
 from gpt2c.engine.ops.elementwise import residual
 from gpt2c.engine.ops.embedding import embedding
 from gpt2c.engine.ops.loss import Output, Term, classifier
-from gpt2c.engine.ops.matmul import linear
+from gpt2c.engine.ops.matmul import linear, linear_pair
 from gpt2c.engine.ops.norm import layernorm, rmsnorm
 from gpt2c.engine.ops.scan import mingru
 
@@ -25,6 +25,7 @@ __all__ = [
     "head_norm",
     "layernorm",
     "linear",
+    "linear_pair",
     "mingru",
     "residual",
     "rmsnorm",

@@ -21,6 +21,16 @@ def linear(t: Tape, x: Tensor, w: Tensor, b: Tensor | None = None, *, name: str,
     return out
 
 
+def linear_pair(t: Tape, x: Tensor, wa: Tensor, wb: Tensor, *, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
+    """x waᵀ and x wbᵀ. A decoding step makes both at once: its threads meet less often, which is a part of its time."""
+    matrices = [w.data for w in (wa, wb) if isinstance(w.data, Buffer)]
+    if not t.decoding or len(matrices) < 2:
+        return linear(t, x, wa, name=names[0]), linear(t, x, wb, name=names[1])
+    a, b = (t.new((*x.shape[:-1], w.shape[0]), name) for w, name in zip((wa, wb), names))
+    t.s.few_rows_pair_forward(a.data, b.data, x.data, *matrices)
+    return a, b
+
+
 def product(t: Tape, out: Buffer, x: Buffer, w: Tensor, b: Buffer | None = None, few_rows=False):
     """out = x wᵀ + b. Which kernel it is follows from what it is for, never from the number of rows: so no bit depends on it."""
     kernel = t.s.few_rows_forward if few_rows else t.s.matmul_forward
