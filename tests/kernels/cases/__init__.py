@@ -3,6 +3,7 @@
 from cases import (  # noqa: F401  each registers its cases
     activation,
     attention,
+    attention_materialised,
     cope,
     dropout,
     dyt,

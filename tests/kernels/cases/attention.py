@@ -49,15 +49,6 @@ def attention_forward(rng, B, T, H, D, scale=1, K=0):
     return args, [(out, share * size_out), (lse, off + gamma(T + 8) * (1 + abs(lse)))]
 
 
-@case(*HEADS, large=(2, 129, 8, 33, 1, 4))
-def attention_materialised_forward(rng, B, T, H, D, scale=1, K=0):
-    qkv, (out, scores, att, _), size, size_out, off = attention_inputs(rng, B, T, H, D, scale, K)
-    qkv, out, size_out = in_heads(D, qkv, out, size_out)
-    args = unset(*out.shape), unset(*att.shape), unset(*att.shape), qkv, K or H
-    share = 2 * off + gamma(2 * T + 8)
-    return args, [(out, share * size_out), (scores, gamma(D + 3) * size), (att, share * att)]
-
-
 def backward_of(rng, kept, B, T, H, D, scale, K):
     """The kernels get what the forward keeps as the oracle has it, rounded: `kept` takes out, lse and att."""
     qkv, (out, _, att, lse), _, _, off = attention_inputs(rng, B, T, H, D, scale, K)
@@ -77,11 +68,6 @@ def backward_of(rng, kept, B, T, H, D, scale, K):
 @case(*HEADS, large=(2, 129, 8, 33, 1, 4))
 def attention_backward(rng, B, T, H, D, scale=1, K=0):
     return backward_of(rng, lambda out, lse, att: (out, lse), B, T, H, D, scale, K)
-
-
-@case(*HEADS, large=(2, 129, 8, 33, 1, 4))
-def attention_materialised_backward(rng, B, T, H, D, scale=1, K=0):
-    return backward_of(rng, lambda out, lse, att: (att,), B, T, H, D, scale, K)
 
 
 DECODED = [(0, 1, 1, 3, 0), (1, 1, 1, 1, 0), (2, 1, 3, 5, 8), (2, 3, 2, 8, 13), (1, 17, 1, 33, 2)]
