@@ -1,6 +1,7 @@
 """gpt2c VERB ..., or python -m gpt2c VERB ..."""
 
 import importlib
+import os
 import sys
 
 from gpt2c.errors import UsageError
@@ -80,6 +81,8 @@ def main(verb=None):
         run_program("gpt2c", without_verb, words)
     if verb not in VERBS:
         run_program("gpt2c", unknown, words)
+    if verb != "bench":  # which measures NumPy's products; elsewhere its threads, whose start takes time, have nothing to do
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     run_program(f"gpt2c {verb}", of_verb(verb), words[1:])
 
 

@@ -6,7 +6,6 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -41,6 +40,8 @@ def encode_pieces(pieces: Iterator[Piece], tokenizer, total, workers=0) -> Itera
         for job in jobs:
             yield job[0].part, _encode_job(job, tokenizer), job[0].at
         return
+    from concurrent.futures import ProcessPoolExecutor
+
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker, (tokenizer.to_json(), conventions(tokenizer))) as pool:
         waiting: deque[tuple] = deque()

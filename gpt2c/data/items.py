@@ -15,7 +15,6 @@ from gpt2c.data.documents import RECORDS, text_of
 from gpt2c.data.records import records
 from gpt2c.data.windows import Positioned, random_words
 from gpt2c.errors import DataError, InputError, UsageError
-from gpt2c.tokenizers.lessons import Lesson, lessons
 from gpt2c.tokenizers.turns import has_own_template
 
 LOOKED_AT = 1000  # records, to see whether there are conversations
@@ -52,6 +51,8 @@ def read_items(files, reading, tokenizer, mask_prompt=True):
 
 def _by_template(record, where, tokenizer, mask_prompt):
     """The Items of a conversation, written by the model's own chat template."""
+    from gpt2c.tokenizers.lessons import Lesson, lessons  # which imports jinja2
+
     tools = {"tools": record["tools"]} if isinstance(record, dict) and "tools" in record else {}
     try:
         messages = messages_of(record, where)

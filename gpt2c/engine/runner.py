@@ -84,13 +84,16 @@ class Runner:
         self.state = {}
         self._slab = aligned_bytes(0)
         self._passes = {}
+        self._planned_sizes = {}
 
     def plan(self, work: Work) -> int:
         """Bytes of slab that a Work needs. Nothing is allocated to find out."""
-        pool = Pool(reuse=self.reuse)
-        tape, _ = self.trace(work, Stream("plan"), pool, _input_buffers(work, planning=True), planning=True)
-        tape.backward()
-        return pool.peak
+        if work not in self._planned_sizes:
+            pool = Pool(reuse=self.reuse)
+            tape, _ = self.trace(work, Stream("plan"), pool, _input_buffers(work, planning=True), planning=True)
+            tape.backward()
+            self._planned_sizes[work] = pool.peak
+        return self._planned_sizes[work]
 
     def trace(self, work, stream, pool, inputs, backward=ADD, planning=False):
         """Calls the model's forward on a new tape."""

@@ -46,9 +46,10 @@ BOOL, TEXT, ARRAY = 7, 8, 9
 NOUNS = {int: "a whole number", float: "a number", str: "text"}
 NUMBER_OF = {np.dtype(form): number for number, form in NUMBERS.items()}
 
-# Far above any model's needs: a vocabulary of a million tokens and merges. With them the header takes at most 64 MB in memory.
+# Far above any model's needs: a vocabulary of a million tokens and merges. With them the header takes at most 100 MB in memory.
 MOST_BYTES = 2**24  # of the header
 MOST_TEXTS = 2**20  # in arrays
+READ_AHEAD = 2**18  # bytes
 MOST_ENTRIES = 2**16  # pairs, and tensors
 DEEPEST = 4  # arrays in arrays
 
@@ -174,19 +175,24 @@ class _Source:
     """A file that is read from its beginning, never beyond its end, and as far as a header may go."""
 
     def __init__(self, path, file):
-        self.path, self.file, self.at, self.texts_left = path, file, 0, MOST_TEXTS
+        self.path, self.file, self.head, self.at, self.texts_left = path, file, b"", 0, MOST_TEXTS
         self.size = os.fstat(file.fileno()).st_size
 
-    def take(self, size):
+    def require(self, size):
+        """An error unless so many bytes of a header follow; they are in `head` then."""
         if size > self.size - self.at:
             raise invalid(self.path, f"{size:,} bytes are said to follow byte {self.at:,} of {self.size:,}")
         if size > MOST_BYTES - self.at:
             raise invalid(self.path, f"its header has more than {MOST_BYTES:,} bytes")
-        data = self.file.read(size)
-        if len(data) < size:
-            raise invalid(self.path, "it became shorter while it was read")
+        if (lacking := self.at + size - len(self.head)) > 0:
+            self.head += self.file.read(max(lacking, len(self.head), READ_AHEAD))
+            if self.at + size > len(self.head):
+                raise invalid(self.path, "it became shorter while it was read")
+
+    def take(self, size):
+        self.require(size)
         self.at += size
-        return data
+        return self.head[self.at - size : self.at]
 
     def unpacked(self, form):
         return struct.unpack(form, self.take(struct.calcsize(form)))
@@ -217,6 +223,24 @@ class _Source:
             return self.take(length).decode()
         except UnicodeDecodeError:
             raise invalid(self.path, f"the text before byte {self.at:,} is not UTF-8") from None
+
+    def texts(self, count):
+        """So many of them. A slice ends where `head` does, so that one look at the end says whether all of them were there."""
+        end = self.at + 8 * count
+        while True:
+            self.require(end - self.at)
+            head, end, found = self.head, self.at, []
+            for _ in range(count):
+                first = end + 8
+                end = first + int.from_bytes(head[end:first], "little")
+                found.append(head[first:end])
+            if end <= len(head):
+                break
+        self.at = end
+        try:
+            return [text.decode() for text in found]
+        except UnicodeDecodeError:
+            raise invalid(self.path, f"a text before byte {end:,} is not UTF-8") from None
 
     def pair(self):
         key = self.text(2**16 - 1)
@@ -253,7 +277,7 @@ class _Source:
         self.texts_left -= count * (1 if kind == TEXT else 16)  # which is what an array takes more in memory
         if self.texts_left < 0:
             raise invalid(self.path, f"an array before byte {self.at:,} has {count:,} elements")
-        return [self.text() if kind == TEXT else self.array(depth + 1) for _ in range(count)]
+        return self.texts(count) if kind == TEXT else [self.array(depth + 1) for _ in range(count)]
 
     def tensor(self):
         """(name, kind, shape, offset)."""

@@ -3,7 +3,6 @@
 import fcntl
 import os
 import re
-import secrets
 import shutil
 import weakref
 from contextlib import contextmanager, suppress
@@ -121,7 +120,7 @@ def require_folder_place(path, may_go=None):
 
 def temporary_beside(path):
     """A new name for what becomes this file; `remove_leftovers` knows it again."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
 
 
 def shipped_data():

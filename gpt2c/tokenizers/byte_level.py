@@ -13,7 +13,16 @@ from gpt2c.errors import TokenizationError
 _PRINTABLE = "".join(map(chr, [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]))
 _OTHERS = [b for b in range(256) if chr(b) not in _PRINTABLE]
 _CHAR_OF_BYTE = {ord(c): c for c in _PRINTABLE} | {b: chr(256 + i) for i, b in enumerate(_OTHERS)}
-_BYTE_OF_CHAR = {c: b for b, c in _CHAR_OF_BYTE.items()}
+
+
+class _Latin(dict):
+    """{code point of a visible character: the Latin-1 character whose code is its byte}, for str.translate."""
+
+    def __missing__(self, point):
+        return "\uffff"  # which Latin-1 has not
+
+
+_LATIN = _Latin({ord(c): chr(b) for b, c in _CHAR_OF_BYTE.items()})
 GPT2_BYTES = [bytes([b]) for b in _CHAR_OF_BYTE]
 BYTES = [bytes([b]) for b in range(256)]
 PIECE_OF_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
@@ -27,8 +36,8 @@ def visible(token):
 def raw(string):
     """The inverse of `visible`; a string with any other character, an added token, is its own UTF-8."""
     try:
-        return bytes(_BYTE_OF_CHAR[c] for c in string)
-    except KeyError:
+        return string.translate(_LATIN).encode("latin-1")
+    except UnicodeEncodeError:
         return string.encode()
 
 

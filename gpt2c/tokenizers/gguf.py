@@ -61,17 +61,17 @@ def read(metadata, rows):
         raise TokenizationError(f"it has {len(tokens):,} tokens, and {rows:,} rows for them")
     used = np.flatnonzero(kinds != UNUSED)
     count = int(used[-1]) + 1 if used.size else 0
-    made = Tokenizer.around(_library(tokens[:count], kinds[:count], merges, split))
+    tokens = tokens[:count]
+    made = Tokenizer.around(_library(tokens, kinds[:count], merges, split), tokens)
     return with_conventions(made, _conventions(metadata, made, split == LLAMA3)), ""
 
 
 def _library(tokens, kinds, merges, split):
-    vocab = {token: id for id, token in enumerate(tokens)}
+    vocab = dict(zip(tokens, range(len(tokens))))
     if len(vocab) < len(tokens):
         raise TokenizationError(f"its {len(tokens):,} tokens are only {len(vocab):,} different ones")
-    pairs = [merge.partition(" ")[::2] for merge in merges]
+    known = [(a, b) for a, _, b in (merge.partition(" ") for merge in merges) if a + b in vocab]
     with refusals("its merges do not fit its tokens"):
-        known = [(a, b) for a, b in pairs if a + b in vocab]
         library = over_bytes(models.BPE(vocab, known, ignore_merges=split == LLAMA3))
     library.pre_tokenizer = SPLITS[split]
     with refusals("its special tokens cannot be looked for"):
@@ -169,7 +169,7 @@ def _plain(split):
 
 
 def _are_texts(found):
-    return isinstance(found, list) and all(isinstance(text, str) for text in found)
+    return isinstance(found, list) and set(map(type, found)) <= {str}
 
 
 def _short(value):

@@ -141,13 +141,13 @@ class Tokenizer:
         return cls.around(library_of(document))
 
     @classmethod
-    def around(cls, library: Any) -> Self:
-        """From an object of the `tokenizers` library."""
+    def around(cls, library: Any, strings: Sequence[str] = ()) -> Self:
+        """From an object of the `tokenizers` library. `strings`: its tokens by id, where they are at hand."""
         from tokenizers import decoders, models
 
         from gpt2c.tokenizers.vocabularies import BOS_NAMES, EOT_NAMES, find_special, is_split_as_gpt2, joins_pieces
 
-        strings = list(takewhile(lambda s: s is not None, map(library.id_to_token, count())))
+        strings = strings or list(takewhile(lambda s: s is not None, map(library.id_to_token, count())))
         if len(strings) < (n := library.get_vocab_size()):
             raise TokenizationError(f"this tokenizer.json has {n} tokens but no id {len(strings)}; expected the ids 0 to {n - 1}")
         byte_level = isinstance(library.decoder, decoders.ByteLevel)
