@@ -4,6 +4,7 @@ A measurement is a row: a dict of plain values, None where there is nothing to s
 that the rows of a session share. Models run in processes of their own (Worker): their peak memory is theirs.
 """
 
+import contextlib
 import json
 import os
 import statistics
@@ -127,18 +128,19 @@ def commit():
     return done.stdout.strip()
 
 
-def medians(steps, seconds):
+def medians(steps, seconds, warm_up=True):
     """The median seconds of each step: a function that does its work once and returns how long that took.
 
     At least RUNS runs and `seconds` each. Several take turns, so that a machine that drifts does so for all.
-    The first run of a turn warms up.
+    The first run of a turn warms up, and does not count; without `warm_up` it does, which is for steps of many calls.
     """
     turns, times = RUNS if len(steps) > 1 else 1, [[] for _ in steps]
     for turn in range(1, turns + 1):
         for step, mine in zip(steps, times):
             if len(steps) > 1:
                 time.sleep(PAUSE)
-            step()
+            if warm_up:
+                step()
             end = time.perf_counter() + seconds / turns
             while len(mine) < RUNS * turn // turns or time.perf_counter() < end:
                 mine.append(step())
@@ -239,9 +241,8 @@ def model_flops(case):
 
 
 def serve(name, isa, threads, precision):
-    """The other end of a Worker: a step of MODEL_CASES[name] for each line of standard input. Its exit code says what is
-    wrong."""
-    try:
+    """The other end of a Worker: a step of MODEL_CASES[name] for each line of standard input."""
+    with served():
         settings.set_isa(isa)
         settings.set_num_threads(threads)
         settings.set_matmul_precision(precision)
@@ -249,13 +250,20 @@ def serve(name, isa, threads, precision):
         step = clocked(STEPS[case.work](case))
         for _ in sys.stdin:
             print(step(), flush=True)
+
+
+@contextlib.contextmanager
+def served():
+    """Ends the process of a Worker with one line where something is wrong; its exit code says what."""
+    try:
+        yield
     except (Gpt2cError, MemoryError) as error:
         print(f"gpt2c bench: {error}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, Gpt2cError) else ResourceError.exit_code)
 
 
 class Worker:
-    """A process that does a step for each line it is sent and answers with the seconds it took.
+    """A process that does a step for each line it is sent and answers with the seconds it took, or else in JSON.
 
     Calling it is a step.
     """
@@ -265,10 +273,10 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
         )  # Ctrl-C is for this process, which then ends the other
 
-    def __call__(self):
+    def __call__(self, line=""):
         try:
-            print(file=self.process.stdin, flush=True)
-            return float(self.process.stdout.readline())
+            print(line, file=self.process.stdin, flush=True)
+            return json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
             self.process.communicate()  # whatever it still prints
             code = self.process.returncode

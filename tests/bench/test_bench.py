@@ -230,7 +230,7 @@ def test_steps_run_again_and_again(case):
 
 
 @pytest.mark.parametrize("words, message", [
-    (["kernles"], "expected one of kernels, models, found 'kernles'"),
+    (["kernles"], "expected one of kernels, models, generate, found 'kernles'"),
     (["kernels", "--filter", "softmax"], "nothing to measure has 'softmax' in its name"),
     (["--isa", "sse9"], "instruction set 'sse9' is not usable here"),
     (["--compare", "torch,jax"], "--compare: expected torch or numpy, found jax"),
