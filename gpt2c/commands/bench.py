@@ -1,6 +1,6 @@
 """Measure speed: python -m gpt2c bench [kernels|models|generate] [flags], or gpt2c bench.
 
-Kernels are verified and then timed, most at the shapes of GPT-2 124M; models are timed in training, prefill and decoding.
+Kernels are verified and then timed, most at the shapes of GPT-2 124M; models are timed in training.
 generate: reading a prompt, decoding, and 8 sequences at once, verified before, with weights of each type; beside llama.cpp on the
 same GGUF file where this Python, or that of GPT2C_JUDGE, has xllamacpp. Decoding is bound by reading weights and cache, 8
 sequences by the products that a prompt takes as well.
@@ -238,7 +238,7 @@ def measured(config, isas, kernels, models, machine, with_numpy, torch_modes, py
             yield benchmarks.measure_kernel(case, isa, machine, config.seconds, with_numpy)
     for isa in isas:
         for case in models:
-            for precision in ("fp32", "bf16") if case.work == "train" else ("fp32",):
+            for precision in ("fp32", "bf16"):
                 yield benchmarks.measure_model(case, isa, machine, config.seconds, precision)
             for mode in benchmarks.torch_modes(case, torch_modes):
                 try:
