@@ -63,7 +63,7 @@ def test_what_gives_other_logits_is_not_timed(call, monkeypatch):
 
 
 def test_what_a_token_takes_is_counted():
-    """Of 20 tokens of a prompt only the last one needs the head; keys and values are float16, since there are weights in 8 bits."""
+    """Of 20 tokens of a prompt only the last one needs the head; keys and values are float32, as the weights are."""
     model = gpt2c.create("llama", **LLAMA, tied=True)
     layer = 64 * (2 + 1 + 1) * 32 + 64 * 64 + 3 * 64 * 96  # weights of a block
     head = 64 * 97
