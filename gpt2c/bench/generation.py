@@ -168,9 +168,9 @@ def fitting(path, text):
     raise UsageError(f"nothing to measure has {text!r} in its name and room in the model's {most} tokens; there are {names}")
 
 
-def measure(path, weights, works, isa, machine, seconds, python="", folder=None):
-    """A row for each Workload. Where `python` has llama.cpp, that takes turns on the same file: one made in the folder, for types
-    other than the file's own."""
+def measure(path, weights, works, isa, machine, least, python="", folder=None):
+    """A row for each Workload, measured for `least` seconds. Where `python` has llama.cpp, that takes turns on the same file: one
+    made in the folder, for types other than the file's own."""
     model, threads, how = Path(path).name, machine["threads"], weights
     beside = python and formats.format_of(path) is formats.GGUF
     if beside and weights != "stored":
@@ -180,33 +180,33 @@ def measure(path, weights, works, isa, machine, seconds, python="", folder=None)
     compared = [work for work in works if work.sequences == 1] if beside else []
     with contextlib.ExitStack() as stack:
         ours, reading = stack.enter_context(gpt2c_worker(path, how, isa, threads, works)), Reading()
-        facts = ours("facts")
-        theirs = compared and stack.enter_context(llama_cpp_worker(python, path, threads, compared, facts["text"]))
-        pairs = [(partial(ours, work.name), partial(theirs, work.name) if work in compared else None) for work in works]
-        _, *found = medians([reading, *(step for pair in pairs for step in pair if step)], seconds, warm_up=False)
-    times = iter(found)
-    measured = {work: (next(times), next(times) if theirs else None) for work, (_, theirs) in zip(works, pairs)}
-    return rows(model, weights, measured, facts, isa, machine, READING / reading.best / 1e9)
+        facts, speeds = ours("facts"), {}
+        if compared:
+            theirs = stack.enter_context(llama_cpp_worker(python, path, threads, compared, facts["text"]))
+        for work in works:
+            steps = [reading, partial(ours, work.name)] + ([partial(theirs, work.name)] if work in compared else [])
+            _, *seconds = medians(steps, least, warm_up=False)
+            speeds[work] = work.tokens / seconds[0]
+            about = {"section": "generate", "isa": isa, "model": model, "weights": weights, "bytes": facts["bytes"]}
+            yield about | row(work, seconds, speeds, facts, isa, machine, READING / reading.best / 1e9)
 
 
-def rows(model, weights, measured, facts, isa, machine, bandwidth):
-    """Workloads that took so long, (ours, theirs), as rows. A prompt is bound by arithmetic, decoding by reading weights and
-    cache, at this bandwidth in GB/s; many sequences do the products of a prompt."""
-    speeds = {work: work.tokens / ours for work, (ours, _) in measured.items()}
-    for work, (ours, theirs) in measured.items():
-        speed, fact = speeds[work], facts[work.name]
-        if not work.new:
-            part = share(speed * (fact["products"] + fact["attention"]) / 1e9, machine, isa, "fp32")
-        elif work.sequences == 1:
-            part = share_of_memory(speed * (facts["bytes"] + fact["cache"]) / 1e9, bandwidth)
-        elif PREFILL in speeds:
-            part = {"share": speed * fact["products"] / (speeds[PREFILL] * facts[PREFILL.name]["products"]), "of": PREFILL.name}
-        else:
-            part = {"share": None, "of": ""}
-        yield {
-            "section": "generate", "isa": isa, "model": model, "weights": weights, "bytes": facts["bytes"], "work": work.name,
-            "ms": 1e3 * ours, "tok_s": speed, **part, "read_bandwidth": bandwidth,
-            "bound": speed / part["share"] if part["share"] else None,
-            "times_one": speed / speeds[DECODE] if work.sequences > 1 and DECODE in speeds else None,
-            "llama_cpp_tok_s": theirs and work.tokens / theirs, "ratio": theirs and theirs / ours,
-        }  # fmt: skip
+def row(work, seconds, speeds, facts, isa, machine, bandwidth):
+    """A Workload that took gpt2c, and llama.cpp if it is there, so many seconds. A prompt is bound by arithmetic, decoding by
+    reading weights and cache, at this bandwidth in GB/s. Many sequences do the products of a prompt; `speeds` are those so far."""
+    speed, fact = speeds[work], facts[work.name]
+    if not work.new:
+        part = share(speed * (fact["products"] + fact["attention"]) / 1e9, machine, isa, "fp32")
+    elif work.sequences == 1:
+        part = share_of_memory(speed * (facts["bytes"] + fact["cache"]) / 1e9, bandwidth)
+    elif PREFILL in speeds:
+        part = {"share": speed * fact["products"] / (speeds[PREFILL] * facts[PREFILL.name]["products"]), "of": PREFILL.name}
+    else:
+        part = {"share": None, "of": ""}
+    ours, theirs = (*seconds, None)[:2]
+    return {
+        "work": work.name, "ms": 1e3 * ours, "tok_s": speed, **part, "read_bandwidth": bandwidth,
+        "bound": speed / part["share"] if part["share"] else None,
+        "times_one": speed / speeds[DECODE] if work.sequences > 1 and DECODE in speeds else None,
+        "llama_cpp_tok_s": theirs and work.tokens / theirs, "ratio": theirs and theirs / ours,
+    }  # fmt: skip

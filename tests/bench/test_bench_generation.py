@@ -81,15 +81,20 @@ def test_rows_are_shares_of_what_bounds_them():
         BATCH.name: {"products": 3e6, "attention": 0, "cache": 1e6},
         "bytes": 9e6,
     }
-    measured = {PREFILL: (0.512, 1.024), DECODE: (0.128, 0.064), BATCH: (0.064, None)}  # 1,000, 1,000 and 4,000 tokens/s
-    prompt, one, many = generation.rows("m", "q8_0", measured, facts, "avx2", MACHINE, 20.0)
-    assert [row["tok_s"] for row in (prompt, one, many)] == pytest.approx([1000, 1000, 4000])
+    speeds = {}
+
+    def row(work, *seconds):
+        speeds[work] = work.tokens / seconds[0]
+        return generation.row(work, seconds, speeds, facts, "avx2", MACHINE, 20.0)
+
+    alone = row(BATCH, 0.064)
+    assert alone["share"] is alone["bound"] is alone["times_one"] is None
+    prompt, one, many = row(PREFILL, 0.512, 1.024), row(DECODE, 0.128, 0.064), row(BATCH, 0.064)
+    assert [found["tok_s"] for found in (prompt, one, many)] == pytest.approx([1000, 1000, 4000])
     assert (prompt["share"], prompt["bound"], prompt["ratio"]) == pytest.approx((2.5 / 200, 80_000, 2))
     assert (one["share"], one["of"], one["bound"]) == (pytest.approx(0.5), "memory", pytest.approx(2000))
     assert (one["ratio"], one["llama_cpp_tok_s"]) == pytest.approx((0.5, 2000))
     assert (many["share"], many["of"], many["times_one"], many["ratio"]) == (6, "prefill-512", 4, None)
-    (alone,) = generation.rows("m", "q8_0", {BATCH: (0.064, None)}, facts, "avx2", MACHINE, 20.0)
-    assert alone["share"] is alone["bound"] is alone["times_one"] is None
 
 
 def test_a_file_beside_llama_cpp(gguf, tmp_path, quick, monkeypatch):
