@@ -193,7 +193,7 @@ def measure(path, weights, works, isa, machine, least, python="", folder=None):
 
 def row(work, seconds, speeds, facts, isa, machine, bandwidth):
     """A Workload that took gpt2c, and llama.cpp if it is there, so many seconds. A prompt is bound by arithmetic, decoding by
-    reading weights and cache, at this bandwidth in GB/s. Many sequences do the products of a prompt; `speeds` are those so far."""
+    reading weights and cache, at this bandwidth in GB/s. Many sequences do a prompt's products; `speeds` are those so far."""
     speed, fact = speeds[work], facts[work.name]
     if not work.new:
         part = share(speed * (fact["products"] + fact["attention"]) / 1e9, machine, isa, "fp32")
