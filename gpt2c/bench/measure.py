@@ -4,6 +4,7 @@ A measurement is a row: a dict of plain values, None where there is nothing to s
 that the rows of a session share. Models run in processes of their own (Worker): their peak memory is theirs.
 """
 
+import contextlib
 import json
 import os
 import statistics
@@ -23,9 +24,7 @@ from gpt2c._core import Stream
 from gpt2c.bench import kernel_cases, kernel_setups
 from gpt2c.engine.flops import FLOPS, flops
 from gpt2c.engine.peak import FMA, PRECISIONS, measured_bandwidth, measured_peak, measured_read_bandwidth, raised, unit
-from gpt2c.engine.runner import Runner, Work
 from gpt2c.errors import Gpt2cError, ResourceError, UsageError
-from gpt2c.generation.decoder import generate
 from gpt2c.models import llama
 from gpt2c.models.model import Model, create
 from gpt2c.models.registry import make_config
@@ -41,7 +40,6 @@ EAGER_ONLY = ("hybrid",)  # whose loop over time takes PyTorch many minutes to c
 
 
 class ModelCase(NamedTuple):
-    work: str  # train, generate or prefill
     shape: str
     B: int
     T: int
@@ -50,7 +48,7 @@ class ModelCase(NamedTuple):
 
     @property
     def name(self):
-        return f"{self.work}-{self.shape}"
+        return f"train-{self.shape}"
 
     def create(self):
         return create(self.family, **self.config)
@@ -66,22 +64,20 @@ LIKE_GPT2 = {"max_seq_len": 1024, "vocab_size": 50304, "num_layers": 12, "num_he
 MODEL_CASES = {
     case.name: case
     for case in (
-        ModelCase("train", "gpt2-t64", 4, 64, {}),
-        ModelCase("train", "gpt2-t1024", 4, 1024, {}),
-        ModelCase("train", "char-0.8M", 12, 64, SMALL),
-        ModelCase("train", "char-10M", 16, 256, MEDIUM),
-        ModelCase("train", "chargpt-1.2M", 32, 64, {}, "chargpt"),
-        ModelCase("train", "mingru-0.6M", 32, 256, {"dim": 128}, "mingru"),
-        ModelCase("train", "hybrid-2M", 4, 180, {"hidden": 128, "num_layers": 2}, "hybrid"),
-        ModelCase("train", "llama-1.3M", 8, 128, {"vocab_size": 4096}, "llama"),
-        ModelCase("train", "llama-t1024", 4, 1024, LIKE_GPT2, "llama"),
-        ModelCase("train", "smollm2-t64", 4, 64, llama.SIZES["smollm2-135m"], "llama"),
-        ModelCase("train", "trm-0.4M", 16, 80, {"vocab_size": 1000}, "trm"),
-        ModelCase("generate", "gpt2", 1, 1, {}),
-        ModelCase("prefill", "gpt2-t512", 1, 512, {}),
+        ModelCase("gpt2-t64", 4, 64, {}),
+        ModelCase("gpt2-t1024", 4, 1024, {}),
+        ModelCase("char-0.8M", 12, 64, SMALL),
+        ModelCase("char-10M", 16, 256, MEDIUM),
+        ModelCase("chargpt-1.2M", 32, 64, {}, "chargpt"),
+        ModelCase("mingru-0.6M", 32, 256, {"dim": 128}, "mingru"),
+        ModelCase("hybrid-2M", 4, 180, {"hidden": 128, "num_layers": 2}, "hybrid"),
+        ModelCase("llama-1.3M", 8, 128, {"vocab_size": 4096}, "llama"),
+        ModelCase("llama-t1024", 4, 1024, LIKE_GPT2, "llama"),
+        ModelCase("smollm2-t64", 4, 64, llama.SIZES["smollm2-135m"], "llama"),
+        ModelCase("trm-0.4M", 16, 80, {"vocab_size": 1000}, "trm"),
     )
 }
-SHAPES = tuple(case.shape for case in MODEL_CASES.values() if case.work == "train")
+SHAPES = tuple(case.shape for case in MODEL_CASES.values())
 
 
 def machine(isas):
@@ -127,18 +123,19 @@ def commit():
     return done.stdout.strip()
 
 
-def medians(steps, seconds):
+def medians(steps, seconds, warm_up=True):
     """The median seconds of each step: a function that does its work once and returns how long that took.
 
     At least RUNS runs and `seconds` each. Several take turns, so that a machine that drifts does so for all.
-    The first run of a turn warms up.
+    The first run of a turn warms up, and does not count; without `warm_up` it does, which is for steps of many calls.
     """
     turns, times = RUNS if len(steps) > 1 else 1, [[] for _ in steps]
     for turn in range(1, turns + 1):
         for step, mine in zip(steps, times):
             if len(steps) > 1:
                 time.sleep(PAUSE)
-            step()
+            if warm_up:
+                step()
             end = time.perf_counter() + seconds / turns
             while len(mine) < RUNS * turn // turns or time.perf_counter() < end:
                 mine.append(step())
@@ -203,22 +200,6 @@ def one_batch(case):
     return SimpleNamespace(B=case.B, T=case.T, world=1, num_batches=1, next_batch=lambda: (x, y), skip=lambda: None)
 
 
-def generated_token(case):
-    tokens = generate(case.create(), [0], sys.maxsize)
-    return lambda: next(tokens)
-
-
-def prefill(case):
-    """Prefill: a prompt into the KV cache, up to the logits of the next token."""
-    model = case.create()
-    work = Runner(model, slots=case.B, context=case.T).prepare(Work(case.B, case.T, targets=False))
-    work.tokens[...], work.slot[...] = batch(case)[0], range(case.B)
-    return work.forward
-
-
-STEPS = {"train": training_step, "generate": generated_token, "prefill": prefill}
-
-
 def batch(case):
     """Random tokens and targets, (B, T) each."""
     vocab = case.unfilled().config.vocab_size
@@ -226,36 +207,35 @@ def batch(case):
 
 
 def model_flops(case):
-    """Useful operations of a step. Nothing is run."""
-    model = case.unfilled()
-    config = model.config
-    if case.work == "train":
-        work = model.program(case.B, case.T)
-        return flops(work.forward_program) + flops(work.backward_program)
-    work = Runner(model, slots=case.B, context=case.T).prepare(Work(case.B, case.T, targets=False))
-    D = config.channels // config.num_heads
-    attention = FLOPS["attention_forward"](case.B, case.T, config.num_heads, D)  # the cached kernel's too
-    return flops(work.forward_program) + config.num_layers * attention
+    """Useful operations of a training step. Nothing is run."""
+    step = case.unfilled().program(case.B, case.T)
+    return flops(step.forward_program) + flops(step.backward_program)
 
 
 def serve(name, isa, threads, precision):
-    """The other end of a Worker: a step of MODEL_CASES[name] for each line of standard input. Its exit code says what is
-    wrong."""
-    try:
+    """The other end of a Worker: a step of MODEL_CASES[name] for each line of standard input."""
+    with served():
         settings.set_isa(isa)
         settings.set_num_threads(threads)
         settings.set_matmul_precision(precision)
         case = MODEL_CASES[name]
-        step = clocked(STEPS[case.work](case))
+        step = clocked(training_step(case))
         for _ in sys.stdin:
             print(step(), flush=True)
+
+
+@contextlib.contextmanager
+def served():
+    """Ends the process of a Worker with one line where something is wrong; its exit code says what."""
+    try:
+        yield
     except (Gpt2cError, MemoryError) as error:
         print(f"gpt2c bench: {error}", file=sys.stderr)
         sys.exit(error.exit_code if isinstance(error, Gpt2cError) else ResourceError.exit_code)
 
 
 class Worker:
-    """A process that does a step for each line it is sent and answers with the seconds it took.
+    """A process that does a step for each line it is sent and answers with the seconds it took, or else in JSON.
 
     Calling it is a step.
     """
@@ -265,10 +245,10 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
         )  # Ctrl-C is for this process, which then ends the other
 
-    def __call__(self):
+    def __call__(self, line=""):
         try:
-            print(file=self.process.stdin, flush=True)
-            return float(self.process.stdout.readline())
+            print(line, file=self.process.stdin, flush=True)
+            return json.loads(self.process.stdout.readline())
         except (OSError, ValueError):
             self.process.communicate()  # whatever it still prints
             code = self.process.returncode
@@ -307,8 +287,6 @@ def torch_worker(case, mode, python, machine):
 
 def torch_modes(case, modes):
     """Those of PyTorch's modes in which a case is measured."""
-    if case.work != "train":
-        return ()
     return [mode for mode in modes if mode == "eager" or case.family not in EAGER_ONLY]
 
 
@@ -331,16 +309,12 @@ def torch_version(python):
 
 
 def model_row(case, isa, machine, seconds, worker, system, precision, ratio=None):
-    """A step of a model that took so long. Generating reads all weights per token: a share of what can be read."""
-    by_memory = case.work == "generate"
-    operations, weights = model_flops(case), 4 * case.unfilled().num_parameters
+    """A training step of a model that took so long."""
+    speed = model_flops(case) / seconds / 1e9
     return {
-        "section": "models", "isa": isa, "work": case.work, "model": case.shape, "system": system,
-        "ms": 1e3 * seconds, "tok_s": case.B * case.T / seconds, "gflop_s": operations / seconds / 1e9,
-        "bound": "memory" if by_memory else "arithmetic",
-        **(share_of_memory(weights / seconds / 1e9, machine["read_bandwidth"]) if by_memory
-           else share(operations / seconds / 1e9, machine, isa, precision)),
-        "peak_memory": worker.peak_memory(), "ratio": ratio,
+        "section": "models", "isa": isa, "work": "train", "model": case.shape, "system": system,
+        "ms": 1e3 * seconds, "tok_s": case.B * case.T / seconds, "gflop_s": speed, "bound": "arithmetic",
+        **share(speed, machine, isa, precision), "peak_memory": worker.peak_memory(), "ratio": ratio,
     }  # fmt: skip
 
 

@@ -40,6 +40,12 @@ COLUMNS = {
         ("share", ">6", _number("share", ".0%")), ("of", "<12", _text("of")),
         ("peak MB", ">8", _number("peak_memory", ".0f", 1e-6)), ("time/gpt2c", ">10", _number("ratio", ".2f")),
     ],
+    "generate": [
+        ("isa", "<10", _text("isa")), ("weights", "<8", _text("weights")), ("MB", ">7", _number("bytes", ".0f", 1e-6)),
+        ("work", "<22", _text("work")), ("tok/s", ">8", _number("tok_s", ".1f")), ("bound", ">8", _number("bound", ".1f")),
+        ("share", ">6", _number("share", ".0%")), ("of", "<12", _text("of")), ("times one", ">9", _number("times_one", ".2f")),
+        ("llama.cpp", ">9", _number("llama_cpp_tok_s", ".1f")), ("gpt2c/llama.cpp", ">15", _number("ratio", ".2f")),
+    ],
     "profile": [
         ("isa", "<10", _text("isa")), ("model", "<12", _text("model")), ("kernel", "<31", _text("kernel")),
         ("calls", ">6", _number("calls", "d")), ("ms", ">10", _number("ms", ".3f")),
@@ -53,7 +59,7 @@ def header(machine):
     """machine() of gpt2c.benchmarks in two or three lines."""
     peaks = ", ".join(f"{isa} {peak:.0f}" for isa, peak in (machine["peak"] | machine["product_peak"]).items())
     openmp, commit = "" if machine["openmp"] else " without OpenMP", machine["commit"] or "(no commit)"
-    others = [f"{name} {machine[name]}" for name in ("numpy", "torch") if name in machine]
+    others = [f"{name} {machine[name]}" for name in ("numpy", "torch", "llama.cpp") if name in machine]
     return (
         f"gpt2c {machine['version']} {commit}, {machine['date']}, {machine['compiler']}{openmp}\n"
         f"{machine['cpu']}, {machine['threads']} threads ({machine['cores']} cores); "

@@ -1,22 +1,28 @@
-"""Measure speed: python -m gpt2c bench [kernels|models] [flags], or gpt2c bench.
+"""Measure speed: python -m gpt2c bench [kernels|models|generate] [flags], or gpt2c bench.
 
-Kernels are verified and then timed, most at the shapes of GPT-2 124M; models are timed in training, prefill and decoding.
+Kernels are verified and then timed, most at the shapes of GPT-2 124M; models are timed in training.
+generate: reading a prompt, decoding, and 8 sequences at once, verified before, with weights of each type; beside llama.cpp on the
+same GGUF file where this Python, or that of GPT2C_JUDGE, has xllamacpp. Decoding is bound by reading weights and cache, 8
+sequences by the products that a prompt takes as well.
 Shares are of the peak FLOP/s or memory bandwidth of this machine, measured just before; arrays that fit in its caches
 can exceed the bandwidth. Run nothing else meanwhile: it would be measured too.
 """
 
 import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from gpt2c import settings
-from gpt2c.bench import cluster, kernel_cases, tables
+from gpt2c.bench import cluster, generation, kernel_cases, tables
 from gpt2c.bench import measure as benchmarks
 from gpt2c.commands.command_line import parse
 from gpt2c.errors import Gpt2cError, UsageError
+from gpt2c.models.frozen import CHOICES
+from gpt2c.models.model import create
 from gpt2c.support.fields import flag, require_at_least
 from gpt2c.support.streams import say
 from gpt2c.training.config import TrainConfig
@@ -28,8 +34,12 @@ RIVALS = ("torch", "numpy")
 
 @dataclass
 class BenchConfig:
-    what: str = flag("", "what to measure", choices=("kernels", "models"), default_text="both")
-    filter: str = flag("", "only cases with this in their name, such as matmul_forward, T1024 or train-gpt2-t64")
+    what: str = flag("", "what to measure", choices=("kernels", "models", "generate"), default_text="kernels and models")
+    filter: str = flag("", "only cases with this in their name, such as matmul_forward, T1024, train-gpt2-t64 or decode")
+    checkpoint: str = flag("", "with generate: model, any file that is read", metavar="FILE", default_text="a new GPT-2 124M")
+    weights: tuple[str, ...] = flag(
+        (), "with generate: what weights are kept as, as for generate, or all", metavar="TYPE", default_text="stored"
+    )
     isa: tuple[str, ...] = flag((), "instruction set, or all", metavar="NAME", default_text="the best")
     threads: int = flag(0, "CPU threads to use", default_text="one per core")
     seconds: float = flag(1.0, "minimum time to measure each case, in seconds; each is run at least five times")
@@ -55,6 +65,10 @@ class BenchConfig:
         require_at_least(self, seconds=0, batches=1)
         if self.filter and (self.profile or self.mpi):
             raise UsageError("--filter does nothing here: the model of --profile and --mpi is --shape NAME")
+        if (self.checkpoint or self.weights) and self.what != "generate":
+            raise UsageError("--checkpoint and --weights are for gpt2c bench generate")
+        if self.what == "generate" and (self.profile or self.mpi or self.compare):
+            raise UsageError("--profile, --mpi and --compare do nothing for gpt2c bench generate; leave them out")
         if min(self.link_gbit, self.link_us) <= 0:
             raise UsageError(f"link_gbit is {self.link_gbit:g} and link_us {self.link_us:g}, expected more than 0")
 
@@ -68,9 +82,12 @@ def main(argv):
     isas, rivals = chosen_isas(split(config.isa)), split(config.compare)
     if unknown := set(rivals) - set(RIVALS):
         raise UsageError(f"--compare: expected {' or '.join(RIVALS)}, found {', '.join(sorted(unknown))}")
-    kernels, models = ([], []) if config.profile else chosen_cases(config.what, config.filter)
     if config.out:
         make_folder(config.out)
+    if config.what == "generate":
+        measure_generation(config, isas)
+        return
+    kernels, models = ([], []) if config.profile else chosen_cases(config.what, config.filter)
     if "numpy" in rivals:
         use_as_many_threads_in_numpy()
 
@@ -83,17 +100,42 @@ def main(argv):
             modes = benchmarks.TORCH_MODES
         except UsageError as error:
             print(f"no comparison with PyTorch: {error}")
+    show(measured(config, isas, kernels, models, machine, "numpy" in rivals, modes, python), machine, config.out)
+
+
+def show(found, machine, out):
+    """Prints rows as they come, and writes them to the folder, if there is one."""
     print(tables.header(machine))
     rows = []
     try:
-        for row in measured(config, isas, kernels, models, machine, "numpy" in rivals, modes, python):
+        for row in found:
             if not rows or rows[-1]["section"] != row["section"]:
                 print(f"\n{tables.titles(row['section'])}")
             print(tables.line(row), flush=True)
             rows.append(row)
     finally:  # what was measured before an interrupt is worth keeping
-        if config.out and rows:
-            say("\nwritten: " + ", ".join(map(str, tables.save(machine, rows, config.out))))
+        if out and rows:
+            say("\nwritten: " + ", ".join(map(str, tables.save(machine, rows, out))))
+
+
+def measure_generation(config, isas):
+    """Shows generation with each type of weights, from the file that is named or a new one."""
+    chosen = CHOICES if config.weights == ("all",) else split(config.weights) or ["stored"]
+    if unknown := set(chosen) - set(CHOICES):
+        raise UsageError(f"--weights: expected {', '.join(CHOICES)} or all, found {', '.join(sorted(unknown))}")
+    python = os.environ.get("GPT2C_JUDGE") or sys.executable
+    with tempfile.TemporaryDirectory() as folder:
+        path = config.checkpoint
+        if not path:
+            path = Path(folder) / "gpt2-124M"
+            create("gpt2").save(path)
+        works = generation.fitting(path, config.filter)
+        machine, version = benchmarks.machine(isas), generation.llama_cpp(python)
+        if version:
+            machine["llama.cpp"] = version
+        how = (config.seconds, version and python, folder)
+        show((row for isa in isas for weights in chosen
+              for row in generation.measure(path, weights, works, isa, machine, *how)), machine, config.out)  # fmt: skip
 
 
 def measure_ranks(config):
@@ -196,7 +238,7 @@ def measured(config, isas, kernels, models, machine, with_numpy, torch_modes, py
             yield benchmarks.measure_kernel(case, isa, machine, config.seconds, with_numpy)
     for isa in isas:
         for case in models:
-            for precision in ("fp32", "bf16") if case.work == "train" else ("fp32",):
+            for precision in ("fp32", "bf16"):
                 yield benchmarks.measure_model(case, isa, machine, config.seconds, precision)
             for mode in benchmarks.torch_modes(case, torch_modes):
                 try:

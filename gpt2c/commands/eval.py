@@ -1,11 +1,13 @@
 """Evaluate a model on a file: python -m gpt2c eval CKPT --data FILE, or gpt2c eval.
 
-Text and token files: loss per token, perplexity and bits per byte. Multiple-choice files (HellaSwag, MMLU): accuracy.
+Text and token files: loss per token, perplexity and bits per byte. Multiple-choice files (HellaSwag, MMLU): accuracy. With
+--compare-weights: what each type of weights costs, in loss and in memory.
 """
 
 import math
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +21,9 @@ from gpt2c.generation.loss import DecodedLoss
 from gpt2c.generation.slots import CacheConfig
 from gpt2c.models.family import max_seq_len
 from gpt2c.models.files import load
-from gpt2c.models.frozen import weights_flag
+from gpt2c.models.frozen import CHOICES, weights_flag
 from gpt2c.support.fields import flag, require_at_least
+from gpt2c.support.streams import say
 from gpt2c.tokenizers.finding import tokenizer_of_model
 from gpt2c.tokenizers.tokenizer import Tokenizer
 
@@ -55,6 +58,9 @@ class EvalConfig:
         default_text="gpt2_tokenizer.bin here or in data/",
     )
     weights: str = weights_flag()
+    compare_weights: bool = flag(
+        False, "measure every type of --weights, one after the other: loss, perplexity, difference to float32, memory"
+    )
     threads: int = flag(0, "CPU threads to use", default_text="one per core")
 
     def __post_init__(self):
@@ -72,18 +78,30 @@ def main(argv):
         raise UsageError("--kv is given without --decode, which it goes with; add --decode")
     if config.threads:
         settings.set_num_threads(config.threads)
+    if config.compare_weights and "weights" in given:
+        raise UsageError("--weights is given with --compare-weights, which measures all of them; leave one of them out")
     model = load(config.checkpoint, config.weights)
+    T = sequence_length(model, config)
+    if os.path.isfile(config.data) and is_choice_file(config.data):
+        for name in ("decode", "compare_weights"):
+            if getattr(config, name):
+                raise UsageError(f"--{name.replace('_', '-')} is for the loss of a text; leave it out for a multiple-choice file")
+        print(score_choices(model, read_choices(config.data), config, T))
+        return
+    paths, tokenizer = token_files(model, config, reading)
+    if config.compare_weights:
+        del model  # there is one at a time
+        print("\n".join(compared(config, paths, T, cache.kv)))
+    else:
+        print(measure(model, paths, tokenizer, config, T, cache.kv))
+
+
+def sequence_length(model, config):
+    """Tokens per sequence."""
     longest = max_seq_len(model.config)
     if config.seq_len > longest:
         raise UsageError(f"--seq-len {config.seq_len} is more than the model's max_seq_len of {longest}")
-    T = config.seq_len or min(longest, 1024)
-    if os.path.isfile(config.data) and is_choice_file(config.data):
-        if config.decode:
-            raise UsageError("--decode is for the loss of a text; leave it out for a multiple-choice file")
-        print(score_choices(model, read_choices(config.data), config, T))
-    else:
-        paths, tokenizer = token_files(model, config, reading)
-        print(measure(model, paths, tokenizer, config, T, cache.kv))
+    return config.seq_len or min(longest, 1024)
 
 
 def token_files(model, config, reading):
@@ -97,8 +115,31 @@ def token_files(model, config, reading):
     return expand(config.data), tokenizer
 
 
+class Measured(NamedTuple):
+    loss: float  # the sum over the tokens
+    tokens: int
+    size: int  # bytes of their text; 0 if there is no tokenizer to tell
+
+    @property
+    def mean(self):
+        return self.loss / self.tokens
+
+    @property
+    def perplexity(self):
+        return math.exp(self.mean) if self.mean < 700 else math.inf
+
+
 def measure(model, paths, tokenizer: Tokenizer | None, config, T, kv=""):
     """The line with loss and perplexity over every token but the first of each file, and bits per byte of its text."""
+    found = summed(model, paths, tokenizer, config, T, kv)
+    line = f"loss {found.mean:.6f} ppl {found.perplexity:.4f}"
+    if found.size:
+        line += f" bpb {found.loss / math.log(2) / found.size:.4f}"
+    return f"{line} ({found.tokens:,} tokens)"
+
+
+def summed(model, paths, tokenizer, config, T, kv):
+    """Measured, of every token but the first of each file."""
     loss = tokens = size = 0
     carries = model.definition.state is not None
     B, T = (1, config.batch_size * T) if carries else (config.batch_size, T)
@@ -113,12 +154,23 @@ def measure(model, paths, tokenizer: Tokenizer | None, config, T, kv=""):
             size += len(tokenizer.decode_bytes(targets))
     if not tokens:
         raise InputError(f"{config.data} has too few tokens, expected at least 2")
-    mean = loss / tokens
-    perplexity = math.exp(mean) if mean < 700 else math.inf
-    line = f"loss {mean:.6f} ppl {perplexity:.4f}"
-    if size:
-        line += f" bpb {loss / math.log(2) / size:.4f}"
-    return f"{line} ({tokens:,} tokens)"
+    return Measured(loss, tokens, size)
+
+
+def compared(config, paths, T, kv):
+    """The lines of a table with each type of weights. The difference is to the file's own numbers in float32."""
+    found, nbytes = {}, {}
+    for number, weights in enumerate(CHOICES, 1):
+        say(f"{weights}, {number} of {len(CHOICES)}", "stderr")
+        model = load(config.checkpoint, weights)
+        found[weights] = summed(model, paths, None, config, T, kv)
+        nbytes[weights] = sum(tensor.nbytes for tensor in model.base.values())
+    exact = found["f32"].mean
+    yield f"{'weights':<8} {'bytes':>15} {'loss':>10} {'ppl':>12} {'loss - f32':>11}  ({found['f32'].tokens:,} tokens)"
+    for weights, one in found.items():
+        more = one.mean - exact
+        share = f" {more / exact:+.3%}" if exact else ""
+        yield f"{weights:<8} {nbytes[weights]:>15,} {one.mean:>10.6f} {one.perplexity:>12.4f} {more:>+11.6f}{share}"
 
 
 def batches(paths, B, T, vocab_size):

@@ -11,6 +11,7 @@ from gpt2c.engine.arena import aligned
 RUNS = 20
 ROWS, STEPS = 4096, 2000  # of the peak kernel: many rows, for any number of threads to share evenly
 FLOATS = 70_000_000  # more than caches hold; a power of two would make the arrays contend for cache sets
+READING = 2**30  # bytes that a Reading reads
 PRECISIONS = "fp32", "bf16"
 FMA = "fp32 FMA"
 PRODUCTS = (512, 768, 512), (2048, 768, 2048), (1024, 3072, 1024)  # (R, C, N): which is fastest depends on the caches
@@ -49,6 +50,23 @@ def measured_read_bandwidth():
     norm, a = aligned(1), aligned(FLOATS)
     a.fill(1)  # untouched zeros all share one page, which the caches do hold
     return a.nbytes / _fastest("global_norm", norm, a) / 1e9
+
+
+class Reading:
+    """Reads READING bytes, more than any cache holds, each time it is called, and returns the seconds; the fewest are `best`."""
+
+    def __init__(self):
+        self._arrays = norm, a = aligned(1), aligned(READING // 4)
+        a.fill(1)
+        stream = Stream("record")
+        stream.global_norm(norm, a)
+        self._program, self.best = stream.program(), np.inf
+
+    def __call__(self):
+        seconds = np.empty(1)
+        self._program.run(seconds)
+        self.best = min(self.best, float(seconds[0]))
+        return float(seconds[0])
 
 
 def measured_bandwidth():

@@ -19,7 +19,7 @@ from gpt2c.errors import Gpt2cError, UsageError
 SIZES = {"B": 2, "lengths": (3, 5), "C": 24, "H": 3, "V": 97, "P": 128, "parameters": 1009}
 CASES = {case.name: case for case in kernel_cases.gpt2_cases(**SIZES)}
 SHAPE = {"max_seq_len": 8, "vocab_size": 65, "num_layers": 2, "num_heads": 2, "channels": 32}
-TINY = benchmarks.ModelCase("train", "tiny", 2, 8, SHAPE)
+TINY = benchmarks.ModelCase("tiny", 2, 8, SHAPE)
 MACHINE = {"peak": {"avx2": 200.0}, "bandwidth": 50.0, "read_bandwidth": 40.0, "threads": 1}
 
 
@@ -223,14 +223,14 @@ SMALL = {"mingru": {"dim": 8}, "hybrid": {"hidden": 8}, "trm": {"vocab_size": 20
     ids=lambda case: case.name,
 )
 def test_steps_run_again_and_again(case):
-    step = benchmarks.STEPS[case.work](case)
+    step = benchmarks.training_step(case)
     step()
     step()
     assert benchmarks.model_flops(case) > 0
 
 
 @pytest.mark.parametrize("words, message", [
-    (["kernles"], "expected one of kernels, models, found 'kernles'"),
+    (["kernles"], "expected one of kernels, models, generate, found 'kernles'"),
     (["kernels", "--filter", "softmax"], "nothing to measure has 'softmax' in its name"),
     (["--isa", "sse9"], "instruction set 'sse9' is not usable here"),
     (["--compare", "torch,jax"], "--compare: expected torch or numpy, found jax"),

@@ -14,6 +14,7 @@ from gpt2c.commands.eval import EvalConfig, answer_losses, batches, measure
 from gpt2c.data import write_choices, write_shard
 from gpt2c.data.choices import Example, read_choices
 from gpt2c.errors import InputError
+from gpt2c.models.frozen import CHOICES
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +102,37 @@ def test_the_loss_token_by_token_is_that_of_whole_sequences(family, tmp_path):
     for B in 1, 3:
         whole, decoded = (measure(m, paths, None, EvalConfig(batch_size=B, decode=way), 16).split() for way in (False, True))
         assert float(decoded[1]) == pytest.approx(float(whole[1]), rel=1e-5) and decoded[4:] == whole[4:] == ["(111", "tokens)"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("decode", [[], ["--decode"]])
+def test_types_of_weights_are_compared(family, decode, tmp_path):
+    """Each row is what eval says of that type alone, with the bytes of such a model."""
+    m = model_of(family, seed=3)
+    m.params.flat[...] *= 2
+    m.save(tmp_path / "m.safetensors")
+    write_shard(tmp_path / "a.bin", np.random.default_rng(1).integers(0, 27, 40))
+    words = ["m.safetensors", "--data", "a.bin", "--seq-len", 16, *decode]
+    done = evaluate(tmp_path, *words, "--compare-weights")
+    title, *rows = done.stdout.splitlines()
+    table = {name: values for name, *values in map(str.split, rows)}
+    assert "(39 tokens)" in title and list(table) == [line.split(",")[0] for line in done.stderr.splitlines()] == list(CHOICES)
+    exact = float(table["f32"][1])
+    for weights, (size, loss, ppl, more, share) in table.items():
+        alone = evaluate(tmp_path, *words, "--weights", weights).stdout.split()
+        assert [loss, ppl] == alone[1:4:2]
+        assert int(size.replace(",", "")) == sum(t.nbytes for t in gpt2c.load(tmp_path / "m.safetensors", weights).base.values())
+        assert float(more) == pytest.approx(float(loss) - exact, abs=2e-6)
+        assert float(share.rstrip("%")) == pytest.approx(100 * float(more) / exact, abs=1e-3)
+    assert table["stored"] == table["f32"] and float(table["f32"][3]) == 0 != float(table["bf16"][3])
+
+
+def test_all_types_are_compared_or_one_is_chosen(model, tmp_path):
+    said = evaluate(tmp_path, "m.safetensors", "--data", "x", "--compare-weights", "--weights", "f16", code=2).stderr
+    assert "--weights is given with --compare-weights, which measures all of them" in said
+    write_choices(tmp_path / "c.bin", PAIR)
+    said = evaluate(tmp_path, "m.safetensors", "--data", "c.bin", "--compare-weights", code=2).stderr
+    assert "--compare-weights is for the loss of a text; leave it out for a multiple-choice file" in said
 
 
 def test_answers_are_scored_as_each_by_itself(model):
