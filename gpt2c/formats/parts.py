@@ -13,6 +13,8 @@ from gpt2c.formats import blocks
 from gpt2c.formats.weights import Part, Unread, loaded
 from gpt2c.support.files import open_input
 
+READ = 2**20  # elements that are read at a time: a matrix of a small model, which threads then lay out in one go
+
 
 def stamp(file):
     """By which an open file is known again."""
@@ -31,7 +33,7 @@ def in_file(path, known, at, kind, shape):
                 raise SerializationError(f"{path} is another file than when its header was read: load it again")
             file.seek(at)
             while left:
-                piece = np.empty(min(left, blocks.PIECE // elements * nbytes), np.uint8)
+                piece = np.empty(min(left, READ // elements * nbytes), np.uint8)
                 if file.readinto(piece) != piece.nbytes:
                     raise SerializationError(f"{path} became shorter while it was read: get the file again")
                 left -= piece.nbytes

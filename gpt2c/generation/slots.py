@@ -2,8 +2,8 @@
 its own.
 
 A prompt is read in pieces that begin at multiples of a fixed size, what follows it token by token. Pieces take the kernels for
-many rows, tokens and pieces of less than FEW those for a few, however many rows there are. So the bits of a sequence's logits
-depend on the sequence alone: not on those beside it, nor on what its slot had read before.
+many rows, tokens those for a few, however many rows there are. So the bits of a sequence's logits depend on the sequence alone:
+not on those beside it, nor on what its slot had read before.
 """
 
 from collections.abc import Mapping, Sequence
@@ -140,7 +140,7 @@ class Slots:
                 most = max(1, self.piece // length)
                 for some in (slots[first : first + most] for first in range(0, len(slots), most)):
                     pieces = [texts[slot][at[slot] : at[slot] + length] for slot in some]
-                    found = self._piece(some, [at[slot] for slot in some], pieces)
+                    found = self._run(some, [at[slot] for slot in some], pieces)
                     for slot, piece, row in zip(some, pieces, found):
                         self._texts[slot] += () if self.is_recurrent else piece
                         self._prompts[slot] = at[slot] = at[slot] + length
@@ -154,14 +154,6 @@ class Slots:
         most = min(self._prompts[slot], len(ids) - 1, len(self._texts[slot]))
         same = next((n for n in range(most) if ids[n] != self._texts[slot][n]), most)
         return same // self.piece * self.piece
-
-    def _piece(self, slots, positions, pieces):
-        """Logits (B, known_ids) after these pieces (B, T) of prompts."""
-        T = len(pieces[0])
-        if T >= (2 if self.is_recurrent else FEW):
-            return self._run(slots, positions, pieces)
-        rows = [(slot, at + n, [id]) for slot, at, ids in zip(slots, positions, pieces) for n, id in enumerate(ids)]
-        return self._run(*zip(*rows), decoding=True)[T - 1 :: T]
 
     def _run(self, slots, positions, ids, decoding=False):
         """Logits (B, known_ids) after the ids (B, T). Rows that fill them up do what the first does."""

@@ -356,7 +356,7 @@ class Tokenizer:
         if not isinstance(model, models.BPE) or model.unk_token is not None:
             return None
         if self._byte_level:
-            return None if set(BYTES) <= set(self.tokens) else {token for token in self.tokens if len(token) == 1}
+            return None if not set(BYTES).difference(self.tokens) else {token for token in self.tokens if len(token) == 1}
         return {s for s in self.tokens if len(s.decode(errors="replace")) == 1} if is_split_by(self._library, LINES) else None
 
     def _lacking(self, text):
